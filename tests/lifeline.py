@@ -25,8 +25,9 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
-#: How long a program may take to be gone, or to stand still, once it was asked to.
-SIGNAL_SECONDS_MAX = 30.0
+#: How long a program may take to be gone, or to stand still, once it was asked to: as
+#: ``limits.HANG_SECONDS``, which is not to be had where this is a program.
+SIGNAL_SECONDS_MAX = 300.0
 POLL_SECONDS = 0.002
 
 

@@ -35,6 +35,7 @@ PR_SET_CHILD_SUBREAPER = 36
 TRIED_AGAIN_MAX = 20
 FLAKY = Path("build/flaky")
 END_SECONDS = 60.0
+CONTAINERS = Path(__file__).parent / "podman" / "podman_left.py"
 
 
 def main(arguments: list[str]) -> int:
@@ -128,7 +129,10 @@ def _kill_children() -> None:
 
 
 def _release(place: Path) -> None:
-    """What is mounted below ``place``, and loop devices whose files are there."""
+    """Containers whose files are below ``place``, what is mounted there, and loop devices of files
+    there."""
+    if next(place.rglob("containers.conf"), None):
+        subprocess.run([sys.executable, str(CONTAINERS), str(place)], check=False)
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split()[4].encode().decode("unicode_escape") for line in lines]
     for point in reversed([each for each in points if place in Path(each).parents]):

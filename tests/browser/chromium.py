@@ -33,8 +33,6 @@ from lifeline import Lifeline
 from limits import HANG_SECONDS
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-#: Of anything that is sure to come.
-SECONDS = 60.0
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 FLAGS = (
     "--headless",
@@ -154,11 +152,12 @@ class Page:
             "new Promise((done) => { const look = () =>"
             f" ({condition}) ? done() : requestAnimationFrame(look); look(); }})"
         )
-        with trio.move_on_after(SECONDS - 5) as scope:
+        try:
             await self.evaluate(wait)
-        if scope.cancelled_caught:
+        except trio.TooSlowError:
             text = await self.evaluate("document.body.innerText")
-            raise AssertionError(f"never: {condition}; {self.complaints}; the page shows:\n{text}")
+            said = f"never: {condition}; {self.complaints}; the page shows:\n{text}"
+            raise AssertionError(said) from None
 
     async def type(self, text: str) -> None:
         """Press the key of each character, whatever has the focus."""
@@ -299,7 +298,7 @@ def _processes(profile: Path) -> list[int]:
 async def connected(address: str, network: Network) -> AsyncIterator[Chromium]:
     parts = urlsplit(address)
     to = (parts.hostname or "", parts.port or 0)
-    made = network.socket(lambda: socket.create_connection(to, SECONDS))
+    made = network.socket(lambda: socket.create_connection(to, HANG_SECONDS))
     made.setblocking(False)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(made))
     try:

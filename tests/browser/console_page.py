@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import browser_files
-import trio
 from chromium import Chromium, Page
 
 from control.console.module import BUILT, PAGE
@@ -57,15 +56,8 @@ class Console:
     async def go(self, place: str) -> None:
         await self.page.evaluate(f"location.hash = {json.dumps(place)}")
 
-    async def until(self, condition: str, seconds: float = 0) -> None:
-        """As that of the page, which waits for a minute; or longer."""
-        deadline = trio.current_time() + seconds
-        while True:
-            try:
-                return await self.page.until(condition)
-            except AssertionError:
-                if trio.current_time() > deadline:
-                    raise
+    async def until(self, condition: str) -> None:
+        await self.page.until(condition)
 
     async def evaluate(self, expression: str) -> Any:
         return await self.page.evaluate(expression)

@@ -450,8 +450,9 @@ async def test_one_leaves_and_is_told_so_while_the_server_hangs(
     token = await console.evaluate(f"{session}.token")
     name = await console.evaluate(f"{session}.username")
     await console.evaluate(
-        "((timeout) => AbortSignal.timeout = (ms) =>"
-        " timeout.call(AbortSignal, ms === 15000 ? 500 : ms))(AbortSignal.timeout)"
+        "((timeout) => { AbortSignal.timeout = (ms) =>"
+        " timeout.call(AbortSignal, ms === 15000 ? 500 : ms);"
+        " window.usual = () => { AbortSignal.timeout = timeout; }; })(AbortSignal.timeout)"
     )
     pid = cloud.cluster.pid("control")
     send(pid, signal.SIGSTOP)
@@ -465,6 +466,7 @@ async def test_one_leaves_and_is_told_so_while_the_server_hangs(
         await console.sees("The server does not answer. Try again in a moment.")
     finally:
         send(pid, signal.SIGCONT)
+    await console.evaluate("window.usual()")
     await console.login(name, PASSWORD)
     await console.sees("default")
     assert await console.evaluate(f"{session}.token") != token

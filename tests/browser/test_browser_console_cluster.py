@@ -53,7 +53,7 @@ def elected(tmp_path: Path) -> Iterator[tuple[Cloud, EtcdServer]]:
         *("--masters", "3", "--elect", etcd.elect),
         chunkservers=1,
         # So long is there a master while etcd does not answer.
-        environment={"GFS_MASTER_HOLD_SECONDS": "60"},
+        environment={"GFS_MASTER_HOLD_SECONDS": "600"},
     )
     try:
         yield made.start(), etcd
@@ -86,9 +86,9 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
     console = await Console.open(browser, cloud.url, "#/cluster")
     await console.login("admin", PASSWORD)
     await console.until(f"({TILE.format('Chunkservers')}) === '4 of 4 live'")
-    assert await console.evaluate(TILE.format("Files")) == "12"
-    assert await console.evaluate(TILE.format("Below goal")) == "0"
-    await console.until("document.querySelectorAll('.plots canvas').length === 4", 60)
+    await console.until(f"({TILE.format('Files')}) === '12'")
+    await console.until(f"({TILE.format('Below goal')}) === '0'")
+    await console.until("document.querySelectorAll('.plots canvas').length === 4")
     await console.picture("cluster")
 
     await console.press("Pause repair")
@@ -99,7 +99,7 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
         await console.until(f"({TILE.format('Chunkservers')}) === '3 of 4 live'")
         # What to do next is named, with the command.
         await console.until("document.querySelector('.warnings .copyable code')")
-        await console.until(f"Number({TILE.format('Below goal')}) > 0", 60)
+        await console.until(f"Number({TILE.format('Below goal')}) > 0")
         await console.picture("cluster-repair")
         limit_repair(cloud, bytes_per_second=1 << 20, clones_total=1)
         async with trio.open_nursery() as nursery:
@@ -110,7 +110,7 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
             await console.picture("cluster-repair-rate")
             nursery.cancel_scope.cancel()
         limit_repair(cloud, bytes_per_second=-1, clones_total=-1)
-        await console.until(f"({TILE.format('Below goal')}) === '0'", 120)
+        await console.until(f"({TILE.format('Below goal')}) === '0'")
         await console.sees("Every chunk has its replicas.")
         await console.go("#/servers")
         await console.until(
@@ -131,12 +131,12 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
 
     await console.go("#/servers")
     live = "[...document.querySelectorAll('.server > header .good')]"
-    await console.until(f"{live}.filter((each) => each.innerText === 'live').length === 4", 60)
+    await console.until(f"{live}.filter((each) => each.innerText === 'live').length === 4")
     first = await console.evaluate("document.querySelector('.server h2').innerText")
     await console.press(f"Actions: {first}")
     await console.press("Drain…", "[role=menu]")
     await console.press("Drain", "dialog")
-    await console.until("document.querySelector('.server').innerText.includes('drained')", 60)
+    await console.until("document.querySelector('.server').innerText.includes('drained')")
     await console.press(f"Actions: {first}")
     await console.press("Stop draining", "[role=menu]")
     await console.until("!document.querySelector('.server').innerText.includes('drain')")
@@ -173,7 +173,7 @@ async def test_a_server_is_maintained_has_other_disks_and_is_forgotten(
         await console.go("#/servers")
 
     await act(server, "Maintenance for an hour")
-    await console.until(f"({state}).includes('maintenance for 60 min')")
+    await console.until(f"/maintenance for (60|5\\d) min/.test({state})")
     await told(f"{name} is under maintenance")
     await act(server, "End the maintenance")
     await console.until(f"!({state}).includes('maintenance')")
@@ -208,7 +208,7 @@ async def test_a_server_is_maintained_has_other_disks_and_is_forgotten(
     try:
         await console.until(f"({state}).includes('dead')")
         await console.go("#/cluster")
-        await console.until(f"({TILE.format('Below goal')}) === '0'", 60)
+        await console.until(f"({TILE.format('Below goal')}) === '0'")
         await console.go("#/servers")
         await act(server, "Forget…")
         await console.press("Forget", "dialog")

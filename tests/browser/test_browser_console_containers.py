@@ -49,7 +49,8 @@ async def test_a_container_is_made_used_and_deleted(browser: Chromium, user: Use
     await console.page.type("echo $((6*7))\r")
     await console.until(f"{SCREEN}.includes('42')")
     across = await console.evaluate("document.querySelector('.xterm-rows').children.length")
-    await console.page.type("stty size\r")
+    # Its size comes another way than what is typed.
+    await console.page.type(f"until stty size | grep '^{across} '; do sleep 0.1; done\r")
     await console.until(f"{SCREEN}.some((line) => line.startsWith('{across} '))")
     await console.picture("terminal")
 
@@ -89,7 +90,7 @@ async def test_ssh_is_switched_and_a_mount_path_keeps_what_it_gets(
         return user.try_ssh(container, "true").returncode == 0
 
     async def shell(command: str) -> str:
-        await trio.to_thread.run_sync(wait_for, lets_in, 30, "SSH")
+        await trio.to_thread.run_sync(wait_for, lets_in, "SSH")
         return await trio.to_thread.run_sync(user.ssh, container, command)
 
     await console.sees("SSH is off")

@@ -18,6 +18,7 @@ from checks import get, wait_for
 from chromium import Chromium, Page
 from cloud import PASSWORD, Cloud
 from console_page import Console, missing
+from limits import HANG_SECONDS
 from needs import need
 from signals import send
 
@@ -153,9 +154,10 @@ async def downloaded(there: Path, data: bytes) -> None:
 
 
 def anybody(address: str) -> httpx.Response:
-    return httpx.get(address)
+    return httpx.get(address, timeout=HANG_SECONDS)
 
 
+@pytest.mark.smoke
 async def test_files_and_folders_are_uploaded_and_downloaded(
     console: Console, owner: httpx.Client, tmp_path: Path
 ) -> None:
@@ -396,7 +398,9 @@ async def test_the_address_of_a_pdf_has_no_token(console: Console, owner: httpx.
         await console.key("Escape")
         await console.until("!document.querySelector('dialog')")
         # The link ends with the dialog.
-        wait_for(lambda url=address: anybody(url).status_code == 404, "the link's end")
+        await trio.to_thread.run_sync(
+            lambda url=address: wait_for(lambda: anybody(url).status_code == 404, "the link's end")
+        )
 
 
 async def test_the_page_goes_on_when_the_server_is_back(console: Console, cloud: Cloud) -> None:
@@ -466,7 +470,7 @@ async def test_a_large_upload_goes_on_after_the_connection_was_cut(
     # It goes on where it was.
     await console.until("document.querySelector('[data-state=running]')")
     assert await console.evaluate(sent) >= LARGE // 8
-    await console.until("document.querySelector('[data-state=done]')", 300)
+    await console.until("document.querySelector('[data-state=done]')")
     console.page.complaints.clear()  # the browser's own of what could not be sent
 
     def digest() -> str:
@@ -496,7 +500,7 @@ async def test_an_upload_shows_its_speed_is_cancelled_and_tried_again(
         "/^[4-8]\\d\\.\\d MiB.s, < 1 s left$/.test(document.querySelector('.rate').innerText)"
     )
     await console.picture("upload-speed")
-    await throttle(console, MIB // 4)
+    await throttle(console, MIB // 64)
     await console.evaluate("window.go()")
     await console.evaluate("window.usual()")
     await console.press("Cancel: big.bin")
@@ -516,7 +520,7 @@ async def test_uploads_are_cancelled_under_way_waiting_and_interrupted(
     for name in names_:
         (tmp_path / name).write_bytes(bytes(MIB))
     files = [tmp_path / name for name in names_]
-    await throttle(console, MIB // 32)
+    await throttle(console, MIB // 256)
     await console.choose_files(files)
     states = "[...document.querySelectorAll('.uploads li')].map((li) => li.dataset.state).join()"
     await console.until(f"{states} === 'running,running,running,waiting'")
@@ -676,7 +680,7 @@ async def test_parts_of_an_upload_whose_name_was_taken_are_deleted(
     await console.evaluate("window.go()")
     await console.sees("There is a file of this name")
     await console.press(f"{choice}: big.bin")
-    await console.until("!document.querySelector('.uploads li:not([data-state=done])')", 60)
+    await console.until("!document.querySelector('.uploads li:not([data-state=done])')")
     console.page.complaints.clear()  # the browser's own of the 409
     await wait_files(owner, files)
     assert len(names(owner)) == files
@@ -961,7 +965,7 @@ async def test_a_list_keeps_its_rows_and_what_is_selected_when_it_is_read_again(
     await console.evaluate("window.release()")
     await console.until(f"({scroll} = 1e9, {ROWS}.includes('2699'))")
     await console.sees(f"{count + 2:,}")
-    assert len(console.page.asked) - asked < 20
+    assert len([each for each in console.page.asked[asked:] if "/entries?" in each]) < 20
 
     # All of them stay selected, and the column header keeps the focus.
     await console.evaluate(f"{scroll} = 0")

@@ -67,7 +67,7 @@ async def test_it_is_in_the_dress_of_the_console_and_can_be_read(
         for theme, color in (("dark", "rgb(20, 23, 27)"), ("light", "rgb(246, 247, 249)")):
             await page.evaluate(f"localStorage.setItem('gfs-theme', '{theme}')")
             await page.evaluate("dispatchEvent(new Event('storage'))")
-            assert await page.evaluate(ground) == color
+            await page.until(f"{ground} === {color!r}")
         check_manners(page, base)
 
 
@@ -91,7 +91,7 @@ async def test_a_route_is_linked_to_and_tried_with_a_token(
         await page.evaluate("document.querySelector('.opblock.is-open .execute').click()")
         await page.until("document.querySelector('.live-responses-table .response')")
         answer = "document.querySelector('.live-responses-table').innerText"
-        assert '"username": "admin"' in await page.evaluate(answer)
+        await page.until(f"""{answer}.includes('"username": "admin"')""")
 
         # What is to be copied holds no secret.
         command = await page.evaluate("document.querySelector('.curl-command').innerText")

@@ -26,7 +26,8 @@ async def test_a_terminal_shows_what_the_shell_prints(
     await until_shown(page, "42")
 
     await page.evaluate("terminal.resize(101, 37)")
-    await page.type("stty size\r")
+    # It comes another way than what is typed.
+    await page.type("until stty size | grep '37 101'; do sleep 0.1; done\r")
     await until_shown(page, "37 101")
 
     await page.type("exit\r")

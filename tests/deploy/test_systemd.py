@@ -169,14 +169,14 @@ class Machine:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             for child in children:
                 send(int(child), signal.SIGTERM)
-        try:
-            for process in self.processes:
-                assert process.wait(HANG_SECONDS) == 0, self.logs()
-        finally:
-            for process in self.processes:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        for process in self.processes:
+            assert process.wait(HANG_SECONDS) == 0, self.logs()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def logs(self) -> str:
         """The last lines of all."""
@@ -192,8 +192,9 @@ def machine(directory: Path) -> Iterator[Machine]:
     made = Machine(directory)
     try:
         yield made
-    finally:
         made.stop()
+    finally:
+        made.kill()
 
 
 def test_what_they_start_serves_a_cluster_within_its_bounds(tmp_path: Path) -> None:
@@ -243,7 +244,8 @@ def test_what_they_start_serves_a_cluster_within_its_bounds(tmp_path: Path) -> N
 
         def answers() -> bool:
             with suppress(OSError):
-                return urllib.request.urlopen(f"http://{control}/readyz").status == 200
+                url = f"http://{control}/readyz"
+                return bool(urllib.request.urlopen(url, timeout=HANG_SECONDS).status == 200)
             return False
 
         wait_for(answers, "REST API")

@@ -19,7 +19,8 @@ import secrets
 import shutil
 import socket
 import ssl
-import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,13 @@ import binaries
 import httpx
 from authority import Authority, write_private
 from lifeline import Lifeline
-from limits import HANG_SECONDS
+from limits import HANG_SECONDS, wait_for
 
-#: How long the API server may take until it is ready. Seconds are normal.
-READY_SECONDS_MAX = 120.0
-READY_POLL_SECONDS = 0.05
 START_ATTEMPTS_MAX = 5
-REQUEST_SECONDS_MAX = 30.0
 
 PORTS = range(20_000, 32_000)
 
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 #: Where the tests' own ServiceAccounts live.
 IDENTITY_NAMESPACE = "identities"
 
@@ -223,15 +221,29 @@ class Server:
         with self.admin.client() as client:
             for path, body in made:
                 client.post(path, json=body).raise_for_status()
-        return self.account(IDENTITY_NAMESPACE, name)
+        return self.account(IDENTITY_NAMESPACE, name, rules)
 
-    def account(self, namespace: str, name: str) -> Identity:
-        """A ServiceAccount that there is, with a token for the time of the tests."""
+    def account(
+        self, namespace: str, name: str, rules: Sequence[Mapping[str, Any]] = ()
+    ) -> Identity:
+        """A ServiceAccount that there is, with a token for the time of the tests. The API server
+        knows that it may do what ``rules`` say: it takes note a little later than it answers."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         with self.admin.client() as client:
             body = {"spec": {"expirationSeconds": 24 * 3600}}
             answer = client.post(path, json=body).raise_for_status()
-        return self._identity(name, answer.json()["status"]["token"])
+        found = self._identity(name, answer.json()["status"]["token"])
+        if rules:
+            keys = ("apiGroups", "resources", "verbs")
+            group, resource, verb = (rules[0][each][0] for each in keys)
+            asked = {"group": group, "resource": resource, "verb": verb}
+            review = {"spec": {"resourceAttributes": asked}}
+            with found.client() as client:
+                wait_for(
+                    lambda: client.post(REVIEWS, json=review).json()["status"]["allowed"],
+                    f"rights of {name}",
+                )
+        return found
 
     def apply(self, manifest: dict[str, Any]) -> None:
         """As ``kubectl apply --server-side`` does it."""
@@ -311,6 +323,8 @@ class Server:
                 str(self._bin / "kube-controller-manager"),
                 f"--kubeconfig={config}",
                 f"--controllers={CONTROLLERS}",
+                # What keeps a node's heart beating may have to wait for a processor.
+                "--node-monitor-grace-period=1h",
                 f"--service-account-private-key-file={self.directory}/accounts.key",
                 f"--root-ca-file={self.certificate}",
                 *common,
@@ -337,18 +351,17 @@ class Server:
         return Lifeline(list(command), log=log, directory=self.directory)
 
     def _wait_until_ready(self, program: Lifeline) -> None:
-        deadline = time.monotonic() + READY_SECONDS_MAX
+        log = f"{self.directory}/kube-apiserver.log"
         with self.admin.client() as client:
-            while time.monotonic() < deadline:
+
+            def is_ready() -> bool:
                 if program.ended:
-                    break
-                try:
-                    if client.get("/readyz", timeout=HANG_SECONDS).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass
-                time.sleep(READY_POLL_SECONDS)
-        raise Unavailable(f"the API server did not start: see {self.directory}/kube-apiserver.log")
+                    raise Unavailable(f"the API server did not start: see {log}")
+                with suppress(httpx.TransportError):
+                    return client.get("/readyz").status_code == 200
+                return False
+
+            wait_for(is_ready, f"API server that is ready, see {log}")
 
     def _prepare(self) -> None:
         with self.admin.client() as client:

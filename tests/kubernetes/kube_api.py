@@ -12,13 +12,11 @@ from typing import Any
 
 import httpx
 import trio
-from apiserver import REQUEST_SECONDS_MAX, Identity
+from apiserver import Identity
 from limits import HANG_SECONDS
 
 Object = dict[str, Any]
 
-#: How long a test waits for something that is sure to come.
-WAIT_SECONDS_MAX = 60.0
 RETRY_SECONDS = 0.1
 CONFLICTS_MAX = 3
 
@@ -84,7 +82,7 @@ class Api:
 
     async def lines(self, path: str, **params: str) -> AsyncIterator[str]:
         """Of a text that grows, such as a log that is followed."""
-        timeout = httpx.Timeout(REQUEST_SECONDS_MAX, read=None)
+        timeout = httpx.Timeout(HANG_SECONDS, read=None)
         async with self._client.stream("GET", path, params=params, timeout=timeout) as answer:
             async for line in answer.aiter_lines():
                 yield line
@@ -106,7 +104,7 @@ class Api:
             httpx.TransportError: the connection broke.
         """
         asked = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "1", **params}
-        timeout = httpx.Timeout(REQUEST_SECONDS_MAX, read=None)
+        timeout = httpx.Timeout(HANG_SECONDS, read=None)
         failure: Refused | None = None
         # httpx reads through generators within generators, which only an exception from
         # the innermost ends in good order: so the loop is cancelled and not left.
@@ -164,7 +162,7 @@ class Api:
         path: str,
         condition: Callable[[list[Object]], object],
         *,
-        seconds: float = WAIT_SECONDS_MAX,
+        seconds: float = HANG_SECONDS,
         **params: str,
     ) -> list[Object]:
         """The objects of a collection as soon as ``condition`` is true of them.
@@ -185,7 +183,7 @@ class Api:
         raise TimeoutError(f"{path} is still {json.dumps([_brief(item) for item in last])}")
 
     async def wait_one(
-        self, path: str, condition: Callable[[Object], object], *, seconds: float = WAIT_SECONDS_MAX
+        self, path: str, condition: Callable[[Object], object], *, seconds: float = HANG_SECONDS
     ) -> Object:
         """The object at ``path`` as soon as it exists and ``condition`` is true of it."""
         collection, _, name = path.rpartition("/")
@@ -197,7 +195,7 @@ class Api:
         )
         return found[0]
 
-    async def wait_gone(self, path: str, *, seconds: float = WAIT_SECONDS_MAX) -> None:
+    async def wait_gone(self, path: str, *, seconds: float = HANG_SECONDS) -> None:
         """Until there is no object at ``path``."""
         collection, _, name = path.rpartition("/")
         await self.wait(

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 from apiserver import Identity
-from kube_api import WAIT_SECONDS_MAX, Api
+from kube_api import Api
 from limits import HANG_SECONDS
 
 from control.compute.backend import Installation, Port, Sighting, Spec
@@ -98,11 +98,11 @@ class Seen:
         return [phase for phase, _ in itertools.groupby(came)]
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        with trio.move_on_after(WAIT_SECONDS_MAX):
+        with trio.move_on_after(HANG_SECONDS):
             while not condition():
                 await self._changed.wait()
             return
-        raise TimeoutError(f"after {WAIT_SECONDS_MAX:g} s what is seen is still {self.now}")
+        raise TimeoutError(f"after {HANG_SECONDS:g} s what is seen is still {self.now}")
 
     async def phase(self, of: Spec, phase: str, reason: str = "") -> Sighting:
         """The sighting, once it is of this generation, in ``phase``, and says ``reason``."""

@@ -25,6 +25,7 @@ from pathlib import Path
 import trio
 from kube_api import Object
 from lifeline import Lifeline
+from limits import HANG_SECONDS
 from signals import send
 
 REPOSITORY = Path(__file__).parents[2]
@@ -116,7 +117,7 @@ class Container:
             finally:
                 os.close(descriptor)
 
-    def run(self, command: Sequence[str], seconds: float) -> tuple[int, str]:
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run another command in it, as probes do: its exit code, and what it printed."""
         try:
             done = subprocess.run(
@@ -130,17 +131,17 @@ class Container:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=seconds,
+                timeout=HANG_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return -1, f"{shlex.join(command)}: no end within {seconds:g} s"
+            return -1, f"{shlex.join(command)}: no end"
         return done.returncode, done.stdout.decode()
 
-    def stop(self, seconds: float) -> bool:
-        """SIGTERM, and SIGKILL after so many seconds; whether the first was enough."""
+    def stop(self) -> bool:
+        """SIGTERM, and SIGKILL if it does not end; whether the first was enough."""
         self.terminate()
-        until = time.monotonic() + seconds
+        until = time.monotonic() + HANG_SECONDS
         while not self.ended and time.monotonic() < until:
             time.sleep(0.02)
         in_time = self.ended

@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 
 import trio
 from apiserver import Identity
-from kube_api import WAIT_SECONDS_MAX, Object
+from kube_api import Object
 from kubelet_exec import CLOSE, RESIZE, STATUS, STDIN, STDOUT
 from limits import HANG_SECONDS
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
@@ -55,7 +55,7 @@ class Exec:
 
     async def until(self, text: str) -> None:
         """Until it has printed this, after what was waited for before."""
-        with trio.move_on_after(WAIT_SECONDS_MAX) as scope:
+        with trio.move_on_after(HANG_SECONDS) as scope:
             while (at := self.output.find(text, self._looked_at)) < 0:
                 assert await self._receive(), f"it ended: {self.output!r} {self.status}"
             self._looked_at = at + len(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-import time
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -20,13 +20,13 @@ import policies
 import yaml
 from apiserver import Server
 from lifeline import Lifeline
+from limits import wait_for
 
 from control.compute import kubernetes as package
 
 FILE = Path(package.__file__).with_name("admission.yaml")
 NAME = "policies"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
-START_SECONDS = 120.0
 #: What an operator has in the settings, and in admission.yaml as well.
 OPEN_NETWORK = ip_network("10.1.2.0/24")
 STORAGE_CLASS = "fast"
@@ -77,13 +77,13 @@ def documents() -> list[dict[str, Any]]:
 
 
 def _port(engine: Lifeline, log: Path) -> int:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and not engine.ended:
-        for line in log.read_text().splitlines():
-            if line.startswith("port "):
-                return int(line.split()[1])
-        time.sleep(0.05)
-    raise RuntimeError(f"the policies are not served: {log.read_text()[-2000:]}")
+    def look() -> re.Match[str] | None:
+        assert not engine.ended, log.read_text()[-2000:]
+        return re.search(r"^port (\d+)\n", log.read_text(), re.M)
+
+    found = wait_for(look, "port of the policies")
+    assert found is not None
+    return int(found[1])
 
 
 def _hook(server: Server, port: int) -> dict[str, Any]:
@@ -110,12 +110,11 @@ def _hook(server: Server, port: int) -> dict[str, Any]:
 def _wait(client: Any) -> None:
     """Until the API server asks: it learns of the hook a little later."""
     body = {"metadata": {"name": "refused"}}
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+
+    def is_asked() -> bool:
         answer = client.post(
             "/api/v1/namespaces", params={"dryRun": "All"}, headers=ALMIGHTY, json=body
         )
-        if answer.status_code in (403, 422) and "ValidatingAdmissionPolicy" in answer.text:
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"the policies are not asked: {answer.text}")
+        return answer.status_code in (403, 422) and "ValidatingAdmissionPolicy" in answer.text
+
+    wait_for(is_asked, "question to the policies")

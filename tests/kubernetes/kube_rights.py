@@ -27,7 +27,8 @@ def account_of_file(server: Server) -> Identity:
     for document in _documents():
         server.apply(document)
     (account,) = (each for each in _documents() if each["kind"] == "ServiceAccount")
-    return server.account(account["metadata"]["namespace"], account["metadata"]["name"])
+    about = account["metadata"]
+    return server.account(about["namespace"], about["name"], rules_of_file())
 
 
 def _documents() -> list[dict[str, Any]]:

@@ -80,7 +80,6 @@ class Kubelet:
             self._token.run_sync_soon(self._scope.cancel)
         self._thread.join(HANG_SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
-        self.check()
 
     def check(self) -> None:
         """Raises RuntimeError if it failed: then no pod will ever change again."""
@@ -134,9 +133,9 @@ class Kubelet:
         """How many commands run for exec now."""
         return self._serving.executing
 
-    def wait_until_idle(self, seconds: float) -> None:
+    def wait_until_idle(self) -> None:
         """Until no command runs for exec. Raises TimeoutError."""
-        if not self._serving.idle.wait(seconds):
+        if not self._serving.idle.wait(HANG_SECONDS):
             raise TimeoutError(f"{self.executing} commands still run")
 
     # Inside.

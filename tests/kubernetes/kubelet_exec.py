@@ -26,6 +26,7 @@ from pathlib import Path
 import h11
 import trio
 from kube_api import Object
+from limits import HANG_SECONDS
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -45,8 +46,6 @@ PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 KIB = 1024
 READ_BYTES = 32 * KIB
 MESSAGE_BYTES_MAX = 1024 * KIB
-#: What a command's children may still print after it ended.
-DRAIN_SECONDS_MAX = 1.0
 
 
 class Socket:
@@ -153,7 +152,8 @@ class Command:
                     for channel, output in outputs.items():
                         pumps.start_soon(self._pump, channel, output)
                     await process.wait()
-                    pumps.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS_MAX
+                    # What its children still print; and the client may read slowly.
+                    pumps.cancel_scope.deadline = trio.current_time() + HANG_SECONDS
                 code = process.returncode or 0
                 await self._end(_failure(code) if code else {"status": "Success", "metadata": {}})
                 nursery.cancel_scope.cancel()

@@ -9,7 +9,6 @@ from contextlib import aclosing
 
 import pytest
 import trio
-from kube_api import WAIT_SECONDS_MAX
 from kube_backend import SHELL, made, name_of, running, spec
 from kube_here import Kubernetes
 from limits import HANG_SECONDS
@@ -81,7 +80,7 @@ async def settled(count: Callable[[], int]) -> int:
 
 
 async def until_idle(kubernetes: Kubernetes) -> None:
-    await trio.to_thread.run_sync(kubernetes.kubelet.wait_until_idle, WAIT_SECONDS_MAX)
+    await trio.to_thread.run_sync(kubernetes.kubelet.wait_until_idle)
 
 
 @pytest.mark.parametrize("protocols", [(V4,), (V5, V4)])

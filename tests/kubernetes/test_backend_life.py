@@ -35,6 +35,7 @@ KINDS = (
 )
 
 
+@pytest.mark.smoke
 async def test_a_container_comes_up_step_by_step_and_leaves_nothing(
     kubernetes: Kubernetes, kube: Api
 ) -> None:

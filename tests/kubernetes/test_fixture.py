@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import kube_acts as acts
@@ -23,10 +23,8 @@ from kube_api import Api, Object, Refused, condition, is_ready, owned
 from kube_here import Kubernetes
 from kube_pods import pod_body, pods_in, start
 from kubelet import in_namespace
-from limits import HANG_SECONDS
+from limits import HANG_SECONDS, wait_for
 from signals import send
-
-SESSION_SECONDS_MAX = 120.0
 
 
 def reason(pod: Object) -> str:
@@ -344,7 +342,7 @@ def test_nothing_runs_on_after_a_session_that_was_interrupted(
         text=True,
     )
     assert session.stdout is not None
-    with session, _killed_after(session, SESSION_SECONDS_MAX):
+    with session, _killed_after(session):
         said = ""
         for line in session.stdout:
             said += line
@@ -358,13 +356,14 @@ def test_nothing_runs_on_after_a_session_that_was_interrupted(
         session.send_signal(signal.SIGINT)
         session.stdout.read()
         session.wait()
-    _wait_for_none(base)
+    wait_for(lambda: not _programs(base), "end of all")
     assert not [*base.glob("*/etcd"), *base.glob("*/nodes")]
 
 
 KEEPS = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from lifeline import Lifeline
 
 here = Path(sys.argv[1])
@@ -384,30 +383,23 @@ def test_nothing_runs_on_after_a_session_or_a_keeper_that_was_killed(
         stdout=subprocess.PIPE,
     )
     assert session.stdout is not None
-    with session, _killed_after(session, SESSION_SECONDS_MAX):
+    with session, _killed_after(session):
         pid = int(session.stdout.readline())
         assert _programs(tmp_path) == {"tail": pid}
         send(session.pid if who == "session" else _parent(pid), signal.SIGKILL)
-        _wait_for_none(tmp_path)
+        wait_for(lambda: not _programs(tmp_path), "end of all")
 
 
 @contextmanager
-def _killed_after(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+def _killed_after(process: subprocess.Popen[Any]) -> Iterator[None]:
     """However the block ends, and if it hangs."""
-    timer = threading.Timer(seconds, process.kill)
+    timer = threading.Timer(HANG_SECONDS, process.kill)
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
         process.kill()
-
-
-def _wait_for_none(directory: Path) -> None:
-    deadline = time.monotonic() + SESSION_SECONDS_MAX
-    while programs := _programs(directory):
-        assert time.monotonic() < deadline, f"left behind: {programs}"
-        time.sleep(0.01)
 
 
 def _programs(directory: Path) -> dict[str, int]:

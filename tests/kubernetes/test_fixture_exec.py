@@ -6,7 +6,7 @@ import re
 
 import pytest
 import trio
-from kube_api import WAIT_SECONDS_MAX, Api
+from kube_api import Api
 from kube_exec import V4, V5, executing
 from kube_here import Kubernetes
 from kube_pods import pods_in, start
@@ -17,7 +17,7 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
 
 
 async def until_idle(kubernetes: Kubernetes) -> None:
-    await trio.to_thread.run_sync(kubernetes.kubelet.wait_until_idle, WAIT_SECONDS_MAX)
+    await trio.to_thread.run_sync(kubernetes.kubelet.wait_until_idle)
 
 
 async def test_a_terminal(kubernetes: Kubernetes, kube: Api, namespace: str) -> None:
@@ -82,7 +82,7 @@ async def test_a_command_ends_with_its_connection(
     pod = await start(kube, namespace)
     async with executing(kubernetes.admin, pod, "sh", "-c", "echo on; sleep 600") as command:
         await command.until("on")
-        assert kubernetes.kubelet.executing == 1
+        assert kubernetes.kubelet.executing
     await until_idle(kubernetes)
 
 

@@ -15,8 +15,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 import podman_here
 import podman_image
 from alone import Alone
+from limits import HANG_SECONDS
 from needs import need
 from podman_here import Here, User
+
+from control.compute.podman import terminal, watching
+from control.compute.podman.engine import service
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given up after some seconds takes longer on a busy machine."""
+    for module, names in (
+        (service, ("START_SECONDS", "PING_SECONDS")),
+        (terminal, ("TURN_SECONDS", "START_SECONDS", "PID_SECONDS", "END_SECONDS")),
+        (watching, ("ANSWER_SECONDS",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, HANG_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +44,7 @@ def containers_work() -> None:
 def here(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     """A cloud that all tests of a process share. Each has users of its own, and deletes
     what they create; whoever kills processes takes ``alone``."""
-    with podman_here.running(tmp_path_factory.mktemp("podman") / "here") as made:
+    with podman_here.running(tmp_path_factory.mktemp("podman"), shared=True) as made:
         yield made
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from limits import HANG_SECONDS
+
 #: This machine's own addresses: one of the internet, one of a private network.
 HERE = ("1.2.3.1/24", "10.50.0.1/24", "2a00:1::1/64")
 #: Where another installation opens its containers' ports.
@@ -37,9 +39,9 @@ class Escape(NamedTuple):
     command: str
 
 
-def page(address: str, port: int = 80) -> str:
+def page(address: str, port: int = 80, seconds: float = 1) -> str:
     host = f"[{address}]" if ":" in address or "@LINK@" in address else address
-    return f"curl -sS -g --connect-timeout 1 -m 5 http://{host}:{port}/"
+    return f"curl -sS -g --connect-timeout {seconds:g} -m {5 * seconds:g} http://{host}:{port}/"
 
 
 def syscall(*words: object) -> str:
@@ -183,9 +185,9 @@ MANY_CONNECTIONS = (
 )
 #: What a tenant can do all the same, in the same words.
 PERMITTED = [
-    Escape("the internet", page(INTERNET)),
-    Escape("the internet by IPv6", page(INTERNET_6)),
-    Escape("names", page(RESOLVER, 53)),
+    Escape("the internet", page(INTERNET, seconds=HANG_SECONDS)),
+    Escape("the internet by IPv6", page(INTERNET_6, seconds=HANG_SECONDS)),
+    Escape("names", page(RESOLVER, 53, HANG_SECONDS)),
     Escape("its own users", "touch /tmp/u && chown 33:33 /tmp/u && chmod 4755 /tmp/u"),
     Escape("its own name", "getent hosts $(hostname) && echo 127.0.0.9 other >> /etc/hosts"),
     Escape("another of its users", "su -s /bin/sh www-data -c 'test $(id -u) = 33'"),

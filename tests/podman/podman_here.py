@@ -15,15 +15,11 @@ from cloud import Cloud
 from limits import HANG_SECONDS
 from neighbours import place
 from podman_image import RUNTIME, image, podman
+from podman_left import left_of, remove, remove_fence
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
-from control.compute.podman.network.fence import table_name
 from control.compute.rows import COMPUTE, containers, facts
 from control.records import Records
-
-#: Of a start, a stop, a deletion; with others on the machine.
-SECONDS = 60.0
-KINDS = ("container", "volume", "network")
 
 
 class Here:
@@ -170,7 +166,7 @@ class User:
         assert program == "ssh", arguments
         options = {
             "BatchMode": "yes",
-            "ConnectTimeout": "20",
+            "ConnectTimeout": f"{HANG_SECONDS:.0f}",
             "IdentitiesOnly": "yes",
             "StrictHostKeyChecking": "accept-new",
             "UserKnownHostsFile": str(self.known_hosts),
@@ -198,7 +194,7 @@ def make_key(path: Path) -> None:
 def fetch(address: str, port: int) -> subprocess.CompletedProcess[str]:
     """A page, as a user of the service in a container gets it."""
     return subprocess.run(
-        ["curl", "-sS", "--noproxy", "*", "--max-time", "20", f"http://{address}:{port}/"],
+        ["curl", "-sS", "--noproxy", "*", f"http://{address}:{port}/"],
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
@@ -207,38 +203,6 @@ def fetch(address: str, port: int) -> subprocess.CompletedProcess[str]:
 
 
 # --- what the machine has ---------------------------------------------------------------
-
-
-def left_of(label: str, value: str) -> list[str]:
-    """Everything of Podman's with this label, as "kind name"."""
-    found = []
-    for kind in KINDS:
-        names = "{{.Names}}" if kind == "container" else "{{.Name}}"
-        every = ["--all"] if kind == "container" else []
-        listed = podman(
-            kind, "ls", *every, "--filter", f"label={label}={value}", "--format", names
-        ).stdout
-        found += [f"{kind} {name}" for name in listed.split()]
-    return found
-
-
-def remove(things: list[str]) -> None:
-    """As well as it can be done."""
-    # Containers come first, and one that is in disorder is removed the second time.
-    for thing in [each for each in things if each.startswith("container ")] + things:
-        kind, _, name = thing.partition(" ")
-        at_once = ["--time=0"] if kind == "container" else []
-        podman(kind, "rm", "--force", *at_once, name, check=False)
-
-
-def remove_fence(cluster: str) -> None:
-    """It stays, since containers do."""
-    subprocess.run(
-        ["nft", "delete", "table", "inet", table_name(cluster)],
-        stderr=subprocess.DEVNULL,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
 
 
 def unmount_disks(directory: Path) -> list[str]:
@@ -290,8 +254,14 @@ def service_in(directory: Path) -> int:
             and settings in (entry / "environ").read_bytes().split(b"\0")
         )
     )
+    # Its children look like it until they have become what they are to be.
+    found = processes(lambda entry: int(entry.name) in found and _parent(entry) not in found)
     assert len(found) <= 1, found
     return found[0] if found else 0
+
+
+def _parent(process: Path) -> int:
+    return int((process / "stat").read_bytes().rpartition(b")")[2].split()[1])
 
 
 def processes_naming(text: str) -> list[int]:
@@ -312,36 +282,32 @@ def runs_in(container: str, command: str) -> list[int]:
 
 
 @contextmanager
-def nothing_left(here: Here) -> Iterator[None]:
-    """Whatever happens within, nothing of the cloud's is left; it must have stopped after.
-
-    What it would have left is removed, and is an error, unless there was one already.
-    """
+def running(
+    directory: Path, made: type[Cloud] = Cloud, *, shared: bool = False, **environment: str
+) -> Iterator[Here]:
+    """A cloud from its start to its end. Nothing of it is left: what would be is removed, and is
+    an error of a test that has the cloud for itself."""
+    directory.mkdir(exist_ok=True)
+    here = Here(directory, made, **environment)
     try:
-        yield
-    except BaseException:
-        here.cloud.stop()
-        remove(left_of(LABEL_CLUSTER, here.installation()))
-        remove_fence(here.installation())
-        unmount_disks(here.directory)
-        raise
+        here.cloud.start()
+        yield here
+    finally:
+        try:
+            here.cloud.stop()
+        finally:
+            left = _clear(here)
+    assert shared or not left, f"left behind: {left}"
+
+
+def _clear(here: Here) -> list[str]:
+    """What was left."""
     installation = here.installation()
     remove_fence(installation)
     left = left_of(LABEL_CLUSTER, installation)
     remove(left)
     left += unmount_disks(here.directory)
-    assert not left, f"left behind: {left}"
     wait_for(lambda: not here.service(), "end of Podman's service")
     prefix = f"gfs-{installation[:12]}"
     wait_for(lambda: not processes_naming(prefix), "end of what ran containers")
-
-
-@contextmanager
-def running(directory: Path, made: type[Cloud] = Cloud, **environment: str) -> Iterator[Here]:
-    """A cloud from its start to its end."""
-    directory.mkdir(exist_ok=True)
-    here = Here(directory, made, **environment)
-    with nothing_left(here):
-        here.cloud.start()
-        yield here
-        here.cloud.stop()
+    return left

@@ -63,16 +63,19 @@ class Reports:
 
     def __init__(self, client: sockets.Client) -> None:
         self._client = client
+        self._last: dict[str, str] = {}
         self.external_ips: dict[str, str] = {}
 
     async def statuses(self, container: str, last: str) -> list[str]:
-        """The next ones of a container, up to ``last``."""
+        """The next ones of a container, up to ``last``; each once, although more is said of it."""
         found: list[str] = []
         with trio.fail_after(HANG_SECONDS):
             while last not in found:
                 data = await self._next("container_status")
                 if data["container_id"] == container:
-                    found.append(data["status"])
+                    if self._last.get(container) != data["status"]:
+                        found.append(data["status"])
+                    self._last[container] = data["status"]
                     if "external_ip" in data:
                         self.external_ips[container] = data["external_ip"]
         return found

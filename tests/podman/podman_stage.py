@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
-from limits import HANG_SECONDS, wait_until
-from podman_here import SECONDS, left_of, remove, remove_fence, service_in, unmount_disks
+from limits import HANG_SECONDS, wait_for, wait_until
+from podman_here import left_of, remove, remove_fence, service_in, unmount_disks
 from podman_image import RUNTIME, image
 
 from control.compute.backend import (
@@ -26,6 +25,7 @@ from control.compute.settings import ComputeSettings
 from control.identity.secretfiles import make_private_directory
 
 USER = "aZ09bY"
+T = TypeVar("T")
 
 
 class Seen:
@@ -59,11 +59,11 @@ class Seen:
         self._changed = trio.Event()
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
-        with trio.move_on_after(SECONDS):
+        with trio.move_on_after(HANG_SECONDS):
             while not condition():
                 await self._changed.wait()
             return
-        raise AssertionError(f"not within {SECONDS:g} s: {what}; seen: {self.story[-10:]}")
+        raise AssertionError(f"never: {what}; seen: {self.story[-10:]}")
 
     async def phase(self, spec: Spec, phase: str) -> Sighting:
         """Until the run that ``spec`` wishes is seen in this phase."""
@@ -131,23 +131,30 @@ class Stage:
 
     async def service(self) -> int:
         """The process id of Podman's service, which may just be started again."""
-        found: list[int] = []
-
-        async def runs() -> bool:
-            found[:] = [service_in(self.directory)]
-            return found != [0]
-
-        await wait_until(runs, "service of Podman's")
-        return found[0]
+        return await until(lambda: service_in(self.directory), "service of Podman's")
 
 
-async def _delete(backend: Podman, container_id: str) -> None:
-    """As the driver does: what looks after a run cleans up as well, and one is too late."""
+async def until(condition: Callable[[], T], what: str) -> T:
+    """As :func:`limits.wait_for`, while the backend goes on."""
+
+    async def look() -> T:
+        return condition()
+
+    return await wait_until(look, what)
+
+
+async def until_done(call: Callable[..., Awaitable[object]], *arguments: object) -> set[str]:
+    """Call, as the driver does, until it is done: what looks after a run cleans up as well, and
+    one is too late. What was said meanwhile."""
+    said: set[str] = set()
     with trio.fail_after(HANG_SECONDS):
         while True:
-            with contextlib.suppress(BackendUnavailable):
-                return await backend.delete(container_id, USER)
-            await trio.sleep(0.1)
+            try:
+                await call(*arguments)
+                return said
+            except BackendUnavailable as error:
+                said.add(str(error))
+            await trio.sleep(0.05)
 
 
 @asynccontextmanager
@@ -173,7 +180,7 @@ async def stage(
             try:
                 yield made
                 for container_id in made.given | set(seen.sightings):
-                    await _delete(backend, container_id)
+                    await until_done(backend.delete, container_id, USER)
             finally:
                 nursery.cancel_scope.cancel()
     except BaseException:
@@ -186,4 +193,4 @@ async def stage(
     remove_fence(cluster)
     left += unmount_disks(directory)
     assert not left, f"left behind: {left}"
-    assert not service_in(directory), "Podman's service still runs"
+    wait_for(lambda: not service_in(directory), "end of Podman's service")

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from limits import HANG_SECONDS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
@@ -37,6 +36,7 @@ from escapes import (
     PUBLIC,
     RESOLVER,
 )
+from limits import HANG_SECONDS
 from podman_here import inspect
 from podman_stage import Stage, stage
 
@@ -106,7 +106,7 @@ def add(address: str, device: str, *options: str) -> None:
 
 async def reached(address: str, port: int) -> bool:
     """Whether this machine itself gets the page: then a container could."""
-    with trio.move_on_after(5):
+    with trio.move_on_after(HANG_SECONDS):
         while True:
             with contextlib.suppress(OSError):
                 async with await trio.open_tcp_stream(address, port) as stream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import stat
 import subprocess
@@ -41,6 +42,8 @@ pytestmark = pytest.mark.usefixtures("containers_work")
 
 #: How curl says that nobody listens there, that nobody answers, that there is no way.
 NOBODY = ("7", "28")
+#: This and the next one are those of other services of this machine, too, in some tests.
+PORT = 8200 + 2 * place(900)
 
 
 @contextmanager
@@ -54,7 +57,8 @@ def page_on(host: str) -> Iterator[int]:
                     stream, _ = listener.accept()
                 except OSError:
                     return
-                with stream:
+                # Whoever asked may have gone.
+                with stream, contextlib.suppress(OSError):
                     stream.recv(4096)
                     stream.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\nsecret\n")
 
@@ -67,26 +71,19 @@ def page_on(host: str) -> Iterator[int]:
             server.join(HANG_SECONDS)
 
 
-async def fetched(here: Stage, spec: Spec, *urls: str) -> list[str]:
-    """For each what curl printed in the container, or the code it ended with."""
+async def fetched(here: Stage, spec: Spec, *urls: str, seconds: float = 1) -> list[str]:
+    """For each what curl printed in the container, or the code it ended with. It gives up after
+    some time, which is short for who is not to be reached."""
     found = []
     for url in urls:
-        command = [
-            "curl",
-            "-sS",
-            "--connect-timeout",
-            "1",
-            "-m",
-            "20",
-            "-o",
-            "-",
-            "--stderr",
-            "/dev/null",
-            url,
-        ]
+        command = ["curl", "-s", "--connect-timeout", str(seconds), url]
         output, code = await here.execute(spec, command)
         found.append(output.strip() if code == 0 else str(code))
     return found
+
+
+async def reached(here: Stage, spec: Spec, *urls: str) -> list[str]:
+    return await fetched(here, spec, *urls, seconds=HANG_SECONDS)
 
 
 def gateway_of(spec: Spec) -> str:
@@ -120,7 +117,7 @@ async def test_containers_do_not_reach_one_another(tmp_path: Path) -> None:
         networks = inspect(second.id)["NetworkSettings"]["Networks"]
         (address,) = (network["IPAddress"] for network in networks.values())
         page = f"http://{address}/page"
-        assert await fetched(here, second, page) == ["mine"]
+        assert await reached(here, second, page) == ["mine"]
         assert (await fetched(here, first, page))[0] in NOBODY
         assert (await fetched(here, first, f"http://{address}:22/"))[0] in NOBODY
         # Nor others of Podman's on this machine, whatever their networks say of themselves.
@@ -160,12 +157,12 @@ def link_local_server() -> Iterator[str]:
 
 
 SERVES = """
-import socket, sys
+import contextlib, socket, sys
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("serves", flush=True)
 while True:
     stream = listener.accept()[0]
-    with stream:
+    with stream, contextlib.suppress(OSError):
         stream.recv(4096)
         stream.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: 7\\r\\n\\r\\nsecret\\n")
 """
@@ -182,7 +179,7 @@ async def test_secrets_that_a_cloud_gives_this_machine_do_not_reach_containers(
     monkeypatch.setattr(fence, "RESOLVERS", (resolv_conf, tmp_path / "none"))
     with link_local_server() as host:
         # Others on this machine are none of our concern, and show that there is a way.
-        curl = ("curl", "-sS", "-m", "20", f"http://{host}/")
+        curl = ("curl", "-sS", f"http://{host}/")
         assert podman("run", "--rm", "--network", "podman", image(), *curl).stdout == "secret\n"
         own = f"{host.rpartition('.')[0]}.1"
         with page_on(own) as port:
@@ -193,11 +190,12 @@ async def test_secrets_that_a_cloud_gives_this_machine_do_not_reach_containers(
                 # Names are asked for where this machine asks, and nothing else there.
                 resolv_conf.write_text(f"nameserver 127.0.0.53\nnameserver {host}\n")
                 await here.backend._fence.ensure()
-                assert await fetched(here, spec, *urls) == ["28", "28", "secret"]
+                assert await fetched(here, spec, *urls[:2]) == ["28", "28"]
+                assert await reached(here, spec, urls[2]) == ["secret"]
             # An operator may open networks.
             async with stage(tmp_path / "open", open_networks=f"{host}/32, {own}/32") as here:
                 spec = await here.run()
-                assert await fetched(here, spec, *urls) == ["secret"] * 3
+                assert await reached(here, spec, *urls) == ["secret"] * 3
 
 
 @pytest.mark.parametrize("stands_again", [False, True])
@@ -209,11 +207,12 @@ async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_l
         async with stage(tmp_path / "stage") as here:
             spec = await here.run()
             run("nft", "delete", "table", "inet", fence.table_name(here.cluster))
+            seconds = 5 if stands_again else int(HANG_SECONDS)
             talk = (
                 f"exec 3<>/dev/tcp/{host}/80; touch /tmp/open; "
                 "until [ -e /tmp/go ]; do sleep 0.1; done; "
-                # In one piece: what comes after the server's end would reset the connection.
-                "printf x >&3; timeout 5 cat <&3 | tail -n 1"
+                # The server ends when it has answered, and may reset the connection.
+                f"printf x >&3; timeout {seconds} cat <&3 2>/dev/null | tail -n 1"
             )
             heard: list[str] = []
 
@@ -291,11 +290,12 @@ CAPABILITIES = {
 def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(here: Here) -> None:
     directory = here.control / "compute"
     wait_for((directory / "podman.sock").exists, "service of Podman's")
+    service = wait_for(here.service, "its process")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_ISSOCK((directory / "podman.sock").stat().st_mode)
     names = {
         entry.partition(b"=")[0]
-        for entry in Path(f"/proc/{here.service()}/environ").read_bytes().split(b"\0")
+        for entry in Path(f"/proc/{service}/environ").read_bytes().split(b"\0")
     }
     assert not [name for name in names if name.startswith(b"GFS_")]
 
@@ -358,13 +358,14 @@ def make_things(cluster: str, container: str, name: str) -> list[str]:
 
 def test_only_what_is_ours_and_in_no_record_is_removed(here: Here, user: User) -> None:
     made = user.run()
-    ours, foreign = here.installation(), "feedfacefeedface"
+    ours, foreign = here.installation(), secrets.token_hex(8)
     try:
         # Another installation may have a container of the same id.
         kept = make_things(foreign, made, f"gfs-{foreign[:12]}-{made}")
-        make_things(ours, "0badcafe", f"gfs-{ours[:12]}-0badcafe")
-        make_things(ours, "0badf00d", "by-another-name")
-        for orphan in ("0badcafe", "0badf00d"):
+        orphans = [secrets.token_hex(4) for _ in range(2)]
+        make_things(ours, orphans[0], f"gfs-{ours[:12]}-{orphans[0]}")
+        make_things(ours, orphans[1], unique("by-another-name"))
+        for orphan in orphans:
             wait_for(lambda orphan=orphan: not left_of(LABEL_CONTAINER, orphan), "end of it")
         user.act(made, "stop")
         user.delete(made)
@@ -378,9 +379,10 @@ async def test_a_disk_that_podman_knows_nothing_of_is_seen_and_can_be_deleted(
 ) -> None:
     monkeypatch.setattr(watching, "LIST_SECONDS", 0.5)
     disks = tmp_path / "stage" / "disks"
-    async with stage(tmp_path / "stage", cluster="a" * 16) as here:
+    async with stage(tmp_path / "stage") as here:
         disks.mkdir(exist_ok=True)
-        for name, label in (("0badcafe", "gfs-aaaaaaaaaaaa"), ("0badf00d", "gfs-bbbbbbbbbbbb")):
+        ours = f"gfs-{here.cluster[:12]}"
+        for name, label in (("0badcafe", ours), ("0badf00d", f"gfs-{secrets.token_hex(6)}")):
             run("mkfs.ext4", "-q", "-L", label, str(disks / f"{name}.1.ext4"), "2M")
         await here.seen.until(lambda: "0badcafe" in here.seen.sightings, "a disk")
         assert here.seen.sightings["0badcafe"].phase == "stopped"
@@ -415,7 +417,7 @@ async def test_several_containers_have_the_same_port_each_on_its_own_address(
     tmp_path: Path,
 ) -> None:
     async with stage(tmp_path / "stage") as here:
-        specs = [await here.run(ports=(Port(8765, 80),)) for _ in range(2)]
+        specs = [await here.run(ports=(Port(PORT, 80),)) for _ in range(2)]
         addresses = []
         for number, spec in enumerate(specs):
             await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
@@ -425,25 +427,25 @@ async def test_several_containers_have_the_same_port_each_on_its_own_address(
             addresses.append(sighting.external_ip)
         assert len(set(addresses)) == 2
         for number, host in enumerate(addresses):
-            assert await page_of(host, 8765) == f"{number}\n"
+            assert await page_of(host, PORT) == f"{number}\n"
         # Other services' address is none of theirs.
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", 8765))
+            socket.create_connection(("127.0.0.1", PORT))
 
 
 async def test_two_installations_on_one_machine_have_addresses_of_their_own(tmp_path: Path) -> None:
     async with (
-        stage(tmp_path / "one", cluster="0" * 16) as one,
-        stage(tmp_path / "two", cluster="1" * 16) as two,
+        stage(tmp_path / "one", cluster=f"0{secrets.token_hex(8)[1:]}") as one,
+        stage(tmp_path / "two", cluster=f"1{secrets.token_hex(8)[1:]}") as two,
     ):
         for number, here in enumerate((one, two)):
-            spec = await here.run(ports=(Port(8766, 80),))
+            spec = await here.run(ports=(Port(PORT, 80),))
             await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
             await here.shell(spec, "busybox httpd -p 80 -h /web")
         for number, here in enumerate((one, two)):
             (seen,) = here.seen.sightings.values()
             assert (seen.phase, seen.reason) == ("running", "")
-            assert await page_of(seen.external_ip, 8766) == f"{number}\n"
+            assert await page_of(seen.external_ip, PORT) == f"{number}\n"
 
 
 async def page_of(host: str, port: int) -> str:
@@ -460,28 +462,29 @@ async def test_a_container_never_gets_the_port_of_another_service_also_after_its
     tmp_path: Path,
 ) -> None:
     """What a tenant would receive there are others' logins."""
-    wanted = (Port(8767, 80), Port(8768, 80))
+    taken, partly = PORT, PORT + 1
+    wanted = (Port(taken, 80), Port(partly, 80))
     async with contextlib.AsyncExitStack() as stack:
-        with socket.create_server(("0.0.0.0", 8767)), socket.create_server(("127.0.0.1", 8768)):
+        with socket.create_server(("0.0.0.0", taken)), socket.create_server(("127.0.0.1", partly)):
             here = await stack.enter_async_context(stage(tmp_path / "stage"))
             spec = await here.run(ports=wanted)
             seen = await here.seen.phase(spec, "running")
-            assert "port 8767" in seen.reason
+            assert f"port {taken}" in seen.reason
             assert "another service of this machine has it" in seen.reason
-            assert "another service" in here.backend.port_refusal(8767)
-            assert here.backend.port_refusal(8768) == ""
+            assert "another service" in here.backend.port_refusal(taken)
+            assert here.backend.port_refusal(partly) == ""
         # Both are down for a moment, and the tenant asks again.
         await here.backend.expose(spec_with(spec, ports=()))
         await here.backend.expose(spec)
-        for port in (8767, 8768):
+        for port in (taken, partly):
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port))
-        with socket.create_server(("0.0.0.0", 8767)), socket.create_server(("127.0.0.1", 8768)):
+        with socket.create_server(("0.0.0.0", taken)), socket.create_server(("127.0.0.1", partly)):
             pass
         # The other of the two is only on one address, and the container has its own.
         await here.shell(spec, "mkdir /web; echo mine > /web/index.html")
         await here.shell(spec, "busybox httpd -p 80 -h /web")
-        assert await page_of(seen.external_ip, 8768) == "mine\n"
+        assert await page_of(seen.external_ip, partly) == "mine\n"
 
 
 async def test_a_container_whose_ssh_port_another_service_took_gets_another(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 from alone import Alone
 from checks import ok, refused, wait_for
-from limits import HANG_SECONDS
 from podman_here import (
     Here,
     inspect,
@@ -25,10 +23,10 @@ from podman_here import (
 )
 from podman_image import podman
 from podman_shell import shell
-from podman_stage import stage
+from podman_stage import stage, until_done
 from signals import send
 
-from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER, BackendUnavailable
+from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
 
 #: After a call began: each of its steps takes some of this.
 DELAYS = (0.0, 0.15, 0.4)
@@ -78,6 +76,7 @@ async def test_a_shell_does_not_outlive_the_process_that_its_terminal_was_open_i
         async with shell(alone, user, made) as terminal:
             await terminal.run("(setsid sleep 6543 &)")
             assert runs_in(made, "bash")
+            wait_for(lambda: runs_in(made, "sleep\0006543"), "command in the background")
             die(alone, 0.0)
     wait_for(lambda: not runs_in(made, "bash"), "end of the shell")
     # What its user has put into the background is the container's.
@@ -97,7 +96,7 @@ def test_what_runs_outlives_the_control_plane_and_what_was_removed_meanwhile_run
     user.ssh(made, "echo kept > /data/file")
     pid = inspect(made)["State"]["Pid"]
     alone.cloud.stop()
-    assert not alone.service()
+    wait_for(lambda: not alone.service(), "end of Podman's service")
 
     alone.cloud.start()
     assert user.again().get(made)["status"] == "running"
@@ -152,18 +151,8 @@ async def test_calls_may_be_cut_off_anywhere_and_made_again(tmp_path: Path) -> N
             for _ in range(3):
                 with trio.move_on_after(seconds):
                     await here.backend.delete(spec.id, spec.user_id)
-            await until_done(lambda each: here.backend.delete(each.id, each.user_id), spec)
+            await until_done(here.backend.delete, spec.id, spec.user_id)
             assert left_of(LABEL_CONTAINER, spec.id) == []
-
-
-async def until_done(call: Callable[..., object], spec: object) -> None:
-    with trio.fail_after(HANG_SECONDS):
-        while True:
-            try:
-                await call(spec)  # type: ignore[misc]
-                return
-            except BackendUnavailable:
-                await trio.sleep(0.05)
 
 
 @pytest.mark.usefixtures("containers_work")
@@ -186,8 +175,7 @@ async def test_a_service_that_is_killed_is_started_again(tmp_path: Path) -> None
 
 
 def test_one_that_a_killed_process_left_is_taken_over_and_ended(alone: Here) -> None:
-    wait_for(alone.service, "service of Podman's")
-    left = alone.service()
+    left = wait_for(alone.service, "service of Podman's")
     user = alone.user()
     made = user.run()
     die(alone, 0.0)
@@ -198,7 +186,7 @@ def test_one_that_a_killed_process_left_is_taken_over_and_ended(alone: Here) -> 
     assert alone.service() == left
     user.delete(made)
     alone.cloud.stop()
-    assert not alone.service()
+    wait_for(lambda: not alone.service(), "end of the service")
 
 
 @pytest.mark.usefixtures("containers_work")

@@ -14,9 +14,9 @@ import pytest
 import trio
 from checks import unique
 from limits import HANG_SECONDS
-from podman_here import SECONDS, inspect, name_of, processes_naming
+from podman_here import inspect, name_of, processes_naming
 from podman_image import RUNTIME, build_image, image, podman
-from podman_stage import Stage, stage
+from podman_stage import Stage, stage, until
 from signals import send
 
 from control.compute.backend import BackendUnavailable, Spec
@@ -84,8 +84,10 @@ async def test_what_a_container_uses_is_counted(tmp_path: Path) -> None:
         # It holds the line that does not end, and waits for more.
         holds = ["/bin/sh", "-c", "(head -c 60M /dev/zero; echo >&2 all; sleep 999) | tail -n 1"]
         async with here.backend.exec(busy, holds) as terminal:
+            printed = b""
             with trio.fail_after(HANG_SECONDS):
-                assert b"all" in await terminal.receive()
+                while b"all" not in printed:
+                    printed += await terminal.receive()
             idle_usage = await here.backend.usage(idle)
             busy_usage = await here.backend.usage(busy)
         assert idle_usage.memory_mb is not None
@@ -114,8 +116,9 @@ async def test_the_log_of_podman_has_a_bound_and_goes_on(
             while log.stat().st_size > 10_000:  # noqa: ASYNC110
                 await trio.sleep(0.02)
         assert set(log.read_bytes().splitlines()) == {b"old line"}
-        assert appends(here.service(), 1)
-        assert appends(here.service(), 2)
+        pid = await here.service()
+        assert appends(pid, 1)
+        assert appends(pid, 2)
 
 
 def appends(pid: int, descriptor: int) -> bool:
@@ -150,7 +153,7 @@ async def test_news_of_one_do_not_wait_for_podman_to_be_done_with_another(tmp_pa
     async def hold(name: str) -> None:
         with pytest.raises(Refused):
             await here.backend._api._client.ask(
-                "POST", f"/containers/{name}/pause", seconds=SECONDS
+                "POST", f"/containers/{name}/pause", seconds=HANG_SECONDS
             )
 
     try:
@@ -158,7 +161,7 @@ async def test_news_of_one_do_not_wait_for_podman_to_be_done_with_another(tmp_pa
             held = await here.run()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(hold, name_of(held.id))
-                with trio.fail_after(watching.LOOK_SECONDS * 4):
+                with trio.fail_after(HANG_SECONDS):
                     while "flag.entered" not in os.listdir(tmp_path):  # noqa: ASYNC110
                         await trio.sleep(0.02)
                     here.backend._touch(held.id)
@@ -194,6 +197,9 @@ async def test_what_a_container_prints_is_reported_from_any_line_on(tmp_path: Pa
                 assert all(STAMP.match(line) for line in found), found
                 return [STAMP.sub("", line) for line in found]
 
+            with trio.fail_after(HANG_SECONDS):
+                while await lines(1) != ["300"]:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
             assert await lines(1000) == [str(number) for number in range(1, 301)]
             assert await lines(2) == ["299", "300"]
             assert await lines(0) == []
@@ -274,7 +280,7 @@ async def test_what_a_container_of_an_older_version_kept_is_taken_over(
         monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", 0.0)
         with pytest.raises(BackendUnavailable, match="being copied to a disk"):
             await here.backend.start(spec)
-        monkeypatch.undo()
+        monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", HANG_SECONDS)
         await here.backend.start(spec)
         await here.seen.phase(spec, "running")
         look = "cd /srv/data && stat -c '%n %a %u %g' * && cat *"
@@ -300,15 +306,11 @@ async def test_a_container_whose_first_process_dies_runs_again(tmp_path: Path) -
         await here.shell(spec, "echo kept > /root/file")
         for _ in range(2):
             pid = inspect(spec.id)["State"]["Pid"]
-            reported = len(here.seen.story)
             send(pid, signal.SIGKILL)
-            await here.seen.until(
-                lambda reported=reported: (
-                    [each.phase for each in here.seen.story[reported:]][-1:] == ["running"]
-                ),
-                "it runs again",
+            await until(
+                lambda pid=pid: inspect(spec.id)["State"]["Pid"] not in (0, pid), "another run"
             )
-            assert inspect(spec.id)["State"]["Pid"] != pid
+            await here.seen.phase(spec, "running")
         assert await here.shell(spec, "cat /root/file") == "kept\n"
 
 
@@ -347,7 +349,9 @@ async def test_one_that_nobody_looks_after_any_more_is_seen_to_end(
     async with stage(tmp_path / "stage") as here:
         spec = await here.run()
         pid = inspect(spec.id)["State"]["Pid"]
-        (conmon,) = processes_naming(f"-n\0{name_of(spec.id)}\0")
+        name = f"-n\0{name_of(spec.id)}\0"
+        # Others look like it until they have become what they are to be.
+        (conmon,) = await until(lambda: len(found := processes_naming(name)) == 1 and found, "it")
         send(conmon, signal.SIGKILL)
         send(pid, signal.SIGKILL)
         await here.seen.until(

@@ -15,6 +15,7 @@ from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
 SERVE = "mkdir -p /tmp/web; echo 'a page' > /tmp/web/index.html; busybox httpd -p 3000 -h /tmp/web"
 
 
+@pytest.mark.smoke
 async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
     async with listening(here, user) as reported:
         made = user.create(
@@ -25,8 +26,10 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         )
         assert await reported.statuses(made, "running") == ["pending", "initializing", "running"]
         info = user.get(made)
-        assert info["memory_used_mb"] >= 1
-        assert 0 <= info["storage_used_gb"] < 1
+        used = wait_for(
+            lambda: (found := user.get(made)).get("memory_used_mb") and found, "what it uses"
+        )
+        assert 0 <= used["storage_used_gb"] < 1
 
         async with shell(here, user, made) as terminal:
             await terminal.run("echo kept > /srv/data/file; echo gone > /opt/file")
@@ -67,7 +70,7 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         refused(user.client.get(f"/compute/containers/{made}"), 404)
         wait_for(lambda: made not in here.recorded(), "end of the record")
         assert left_of(LABEL_CONTAINER, made) == []
-        assert not listens(ssh_port)
+        wait_for(lambda: not listens(ssh_port), "closed SSH port")
         wait_for(lambda: not processes_naming(made), "end of its processes")
 
 
