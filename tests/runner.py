@@ -97,12 +97,21 @@ def _pytest(arguments: list[str], place: Path, name: str, environment: dict[str,
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = process.wait()
+        code = process.returncode = _wait(process.pid)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _kill_children()
     return code if code >= 0 else 128 - code
+
+
+def _wait(child: int) -> int:
+    """For its end, and that of those which became ours: who looks for one must not find a zombie
+    for as long as the tests run."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _children() -> list[int]:

@@ -236,7 +236,7 @@ class Server:
         if rules:
             keys = ("apiGroups", "resources", "verbs")
             group, resource, verb = (rules[0][each][0] for each in keys)
-            asked = {"group": group, "resource": resource, "verb": verb}
+            asked = {"namespace": namespace, "group": group, "resource": resource, "verb": verb}
             review = {"spec": {"resourceAttributes": asked}}
             with found.client() as client:
                 wait_for(

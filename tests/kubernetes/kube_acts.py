@@ -42,12 +42,7 @@ class CrashLoops:
     restarts: int = 3
 
 
-@dataclass(frozen=True)
-class Lingers:
-    """It runs, and once deleted stays in Terminating until the act is over."""
-
-
-Act = Runs | Held | PullFails | CrashLoops | Lingers
+Act = Runs | Held | PullFails | CrashLoops
 
 
 @dataclass
@@ -180,19 +175,18 @@ def node(name: str, architecture: str) -> Object:
     }
 
 
-def node_status(name: str, architecture: str, port: int, *, ready: bool) -> Object:
+def node_status(name: str, architecture: str, port: int) -> Object:
     """Of a machine with room for everything that a test may ask for."""
     room = {"cpu": "4000", "memory": "16Ti", "ephemeral-storage": "16Ti", "pods": "20000"}
-    word = "KubeletReady" if ready else "KubeletNotReady"
     return {
         "capacity": room,
         "allocatable": room,
         "conditions": [
             {
                 "type": "Ready",
-                "status": "True" if ready else "False",
-                "reason": word,
-                "message": word,
+                "status": "True",
+                "reason": "KubeletReady",
+                "message": "KubeletReady",
                 "lastHeartbeatTime": now(),
             }
         ],

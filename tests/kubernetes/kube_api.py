@@ -6,7 +6,7 @@ It shares no code with what is tested. Objects are plain dicts, as JSON has them
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +21,6 @@ RETRY_SECONDS = 0.1
 CONFLICTS_MAX = 3
 
 STRATEGIC = "application/strategic-merge-patch+json"
-MERGE = "application/merge-patch+json"
 
 
 class Refused(Exception):
@@ -74,18 +73,6 @@ class Api:
 
     async def delete(self, path: str, options: Object | None = None) -> Object:
         return await self._call("DELETE", path, json=options or {})
-
-    async def text(self, path: str, **params: str) -> str:
-        answer = await self._client.get(path, params=params)
-        _check(answer)
-        return answer.text
-
-    async def lines(self, path: str, **params: str) -> AsyncIterator[str]:
-        """Of a text that grows, such as a log that is followed."""
-        timeout = httpx.Timeout(HANG_SECONDS, read=None)
-        async with self._client.stream("GET", path, params=params, timeout=timeout) as answer:
-            async for line in answer.aiter_lines():
-                yield line
 
     async def _call(self, method: str, path: str, **arguments: Any) -> Object:
         answer = await self._client.request(method, path, **arguments)
@@ -236,15 +223,6 @@ def condition(item: Object, kind: str) -> str:
 
 def is_ready(item: Object) -> bool:
     return condition(item, "Ready") == "True"
-
-
-def owned(items: Iterable[Object], uid: str) -> list[Object]:
-    """Those that belong to the object with ``uid``."""
-    return [
-        item
-        for item in items
-        if any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences") or ())
-    ]
 
 
 def _brief(item: Object) -> Object:

@@ -91,7 +91,7 @@ class Nodes:
     async def _beat(self) -> None:
         while True:
             for name in self.zones:
-                status = acts.node_status(name, "amd64", 1, ready=True)
+                status = acts.node_status(name, "amd64", 1)
                 await insist(
                     lambda name=name, status=status: self._api.patch(  # type: ignore[misc]
                         f"/api/v1/nodes/{name}/status", {"status": status}

@@ -60,7 +60,6 @@ class Kubelet:
         self._acts: list[tuple[Act, Where]] = []
         self._changed = trio.Event()  # An act was added or taken back.
         self._pods: dict[str, Pod] = {}
-        self._ready = dict.fromkeys(NODES, True)
         self._addresses = (f"10.244.{i // 250 % 250}.{i % 250 + 1}" for i in itertools.count())
         self._started = threading.Event()
         self._failure: BaseException | None = None
@@ -103,18 +102,6 @@ class Kubelet:
         ``reason="OOMKilled", exit_code=137`` is what too little memory looks like.
         """
         self._order(namespace, pod, lambda found: found.run.ends(exit_code, reason))
-
-    def set_ready(self, namespace: str, pod: str, ready: bool) -> None:
-        """As its readiness probe would find."""
-
-        def order(found: Pod) -> None:
-            found.run.ready = ready
-
-        self._order(namespace, pod, order)
-
-    def set_node_ready(self, architecture: str, ready: bool) -> None:
-        self._ready[architecture] = ready
-        self._do(lambda: None)
 
     def write_log(self, namespace: str, pod: str, line: str) -> None:
         """One more line of what its container prints."""
@@ -211,15 +198,11 @@ class Kubelet:
     ) -> None:
         name = NODES[architecture]
         while True:
-            changed, ready = self._changed, self._ready[architecture]
-            status = acts.node_status(name, architecture, port, ready=ready)
+            status = acts.node_status(name, architecture, port)
             await self._patch(f"/api/v1/nodes/{name}/status", status)
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
-            with trio.move_on_after(HEARTBEAT_SECONDS):
-                while ready == self._ready[architecture]:
-                    await changed.wait()
-                    changed = self._changed
+            await trio.sleep(HEARTBEAT_SECONDS)
 
     def _look(self, present: dict[str, Object]) -> bool:
         """Compare what there is with what we know. Never done."""
@@ -246,8 +229,6 @@ class Kubelet:
                 living.start_soon(self._until_deleted, pod, living.cancel_scope)
                 await self._live(pod)
             pod.end_run()
-            while isinstance(self._act(pod), acts.Lingers):
-                await self._changed.wait()
             await self._remove(pod)
             await trio.sleep_forever()
         pod.end_run()

@@ -13,7 +13,8 @@ import functools
 import ssl
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -240,15 +241,16 @@ async def _send_logs(
     await _send(stream, connection, h11.Response(status_code=200, headers=headers))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_until_closed, stream, nursery.cancel_scope)
-        async for lines in _follow(pod, tail, follow=follow):
-            reported = [line if stamped else line.partition(" ")[2] for line in lines]
-            text = "".join(f"{line}\n" for line in reported)
-            await _send(stream, connection, h11.Data(data=text.encode()))
+        async with aclosing(_follow(pod, tail, follow=follow)) as pieces:
+            async for lines in pieces:
+                reported = [line if stamped else line.partition(" ")[2] for line in lines]
+                text = "".join(f"{line}\n" for line in reported)
+                await _send(stream, connection, h11.Data(data=text.encode()))
         await _send(stream, connection, h11.EndOfMessage())
         nursery.cancel_scope.cancel()
 
 
-async def _follow(pod: Pod, tail: int, *, follow: bool) -> AsyncIterator[list[str]]:
+async def _follow(pod: Pod, tail: int, *, follow: bool) -> AsyncGenerator[list[str], None]:
     """A reader who falls behind what is kept misses what is gone."""
     reported = max(0, pod.log_count - tail)
     while True:

@@ -40,7 +40,8 @@ async def test_masters_may_do_what_they_do_and_nothing_else(
             await apply(kube, manifest)
     lease = {"metadata": {"name": "gfs-masters"}, "spec": {"holderIdentity": "a"}}
     other = {"metadata": {"name": "other"}, "spec": {"holderIdentity": "a"}}
-    async with Api(kubernetes.server.account(NAMESPACE, "gfs-master")) as master:
+    (role,) = of_kind("Role", manifests).values()
+    async with Api(kubernetes.server.account(NAMESPACE, "gfs-master", role["rules"][1:])) as master:
         for made in (lease, other):
             await master.create(LEASES, made)
         found = await master.get(f"{LEASES}/gfs-masters")

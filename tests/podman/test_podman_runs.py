@@ -16,7 +16,7 @@ from checks import unique
 from limits import HANG_SECONDS
 from podman_here import inspect, name_of, processes_naming
 from podman_image import RUNTIME, build_image, image, podman
-from podman_stage import Stage, stage, until
+from podman_stage import Stage, stage, until, until_done
 from signals import send
 
 from control.compute.backend import BackendUnavailable, Spec
@@ -292,7 +292,7 @@ async def test_what_a_container_of_an_older_version_kept_is_taken_over(
 
 async def restarted(here: Stage, spec: Spec, **changes: object) -> Spec:
     after = here.spec(id=spec.id, generation=spec.generation + 1, **changes)
-    await here.backend.start(after)
+    await until_done(here.backend.start, after)
     await here.seen.phase(after, "running")
     return after
 

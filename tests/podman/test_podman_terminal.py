@@ -307,18 +307,6 @@ async def test_a_terminal_whose_container_is_stopped_says_so(here: Here, user: U
         assert "the container was stopped" in (client.close_reason or "")
 
 
-async def test_a_shell_that_ends_by_itself_is_closed_as_usual(here: Here, user: User) -> None:
-    made = user.run()
-    path = f"/compute/containers/{made}/terminal"
-    async with sockets.websocket(here.port, path, user.token) as client:
-        await Shell(client).run("true")
-        await client.send("exit 3\n")
-        with trio.fail_after(HANG_SECONDS):
-            while await client.receive() is not None:
-                pass
-        assert client.close_code == 1000
-
-
 #: A second server with the image's settings, and its keys in such a directory.
 SECOND_SERVER = """\
 set -e
