@@ -8,16 +8,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import trio
+from trio.testing import MockClock
 
 # The harness of real processes is shared with the tests of the file system, and certificates.
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from checks import unique
-from cloud import Cloud, repeated
+from cloud import HELD, Cloud
 from compute_cloud import ComputeCloud
 from http_served import make_certificate
 from postgresql import PostgreSQL, running
@@ -27,30 +30,37 @@ from s3_client import S3Client, client_of, new_key
 # looks for a cluster or for Podman when it starts.
 os.environ.setdefault("GFS_COMPUTE_BACKEND", "none")
 
+#: How long the kernel has in virtual time to bring what was sent to the other end.
+IDLE_SECONDS = 0.05
+
+
+# What keeps the event loop of a request in the tests' own process to itself is kept, and fails
+# nobody: it is told by CPU time, and may be of another test.
+logging.getLogger("control.app.loop").addHandler(logging.FileHandler(HELD, delay=True))
+
 
 @pytest.fixture(autouse=True)
-def held(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test fails if a request that was served in its own process kept the event loop to
-    itself. (Tests' own code runs on that loop, too, in tasks that are no requests. What
-    they leave is not collected meanwhile: that can take as long, and is nobody's request.)
-    Once is nothing, on a machine that has too much to do."""
-    reported: list[str] = []
-
-    def note(record: logging.LogRecord) -> bool:
-        reported.append(record.getMessage())
-        return True
-
-    logger = logging.getLogger("control.app.loop")
-    logger.addFilter(note)
+def garbage_stays() -> Iterator[None]:
+    """What a test leaves is not collected while a test runs: Trio warns of the asynchronous
+    generators in it, and so would fail the test that happens to run then."""
     gc.disable()
     yield
     gc.enable()
-    logger.removeFilter(note)
-    if request.node.get_closest_marker("holds_the_loop") is None:
-        ours = [
-            line for line in reported if not line.startswith("the task ") or "task control." in line
-        ]
-        assert repeated(ours) == []
+
+
+def _run_in_virtual_time(*arguments: Any, **options: Any) -> Any:
+    options["clock"] = MockClock(autojump_threshold=IDLE_SECONDS)
+    return trio.run(*arguments, **options)
+
+
+@pytest.fixture
+def virtual_time(request: pytest.FixtureRequest) -> None:
+    """For tests of sockets in one process: the clock stands while anybody has something to do,
+    and jumps to the next deadline when all wait. So limits have the length that users get, and
+    :data:`~limits.HANG_SECONDS` ends a test as soon as nothing is left that could."""
+    if request.node.get_closest_marker("trio") is not None:
+        mark = pytest.mark.trio(run=_run_in_virtual_time)
+        request.node.add_marker(mark, append=False)
 
 
 @pytest.fixture(scope="session")

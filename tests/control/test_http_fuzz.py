@@ -24,7 +24,7 @@ from limits import HANG_SECONDS
 from control.http import HttpLimits, listen, serve
 from control.http.heads import Refusal, read_head, refuse_loose_lines
 
-LIMITS = HttpLimits(graceful_seconds=0)
+LIMITS = HttpLimits(graceful_seconds=0, header_seconds=HANG_SECONDS)
 UNREAD = "/unread"
 """The path for which the application answers without reading the body."""
 

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import select
 import socket
 import ssl
@@ -55,6 +54,15 @@ from control.http import (
 from control.http.heads import UNREAD
 from control.http.websocket import WebSocket
 from gfs.errors import StartupError
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
+
+LIMITS = HttpLimits(graceful_seconds=0)
+
+
+def seconds() -> int:
+    """Since the test began, by its own clock."""
+    return round(trio.current_time())
 
 
 async def test_a_connection_serves_many_requests() -> None:
@@ -191,8 +199,7 @@ async def test_h2c_upgrades_are_ignored() -> None:
 
 
 async def test_a_slow_head_ends_while_others_are_served() -> None:
-    limits = HttpLimits(header_seconds=0.3, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as slow, connected(port) as other:
+    async with running() as (port, _), connected(port) as slow, connected(port) as other:
         await slow.send(b"GET /hello HTTP/1.1\r\n")
         assert (await other.ask(get("/hello"))).status == 200
 
@@ -200,24 +207,25 @@ async def test_a_slow_head_ends_while_others_are_served() -> None:
             task_status.started()
             while True:
                 await slow.send(b"X: y\r\n")
-                await trio.sleep(0.05)
+                await trio.sleep(0.7)
 
         async with trio.open_nursery() as nursery:
             await nursery.start(drip)
             answer = await slow.answer()
             nursery.cancel_scope.cancel()
-        assert answer.status == 408
+        assert (answer.status, seconds()) == (408, LIMITS.header_seconds)
         assert answer.error
         assert (await other.ask(get("/hello"))).status == 200
 
 
 async def test_an_idle_connection_ends() -> None:
-    limits = HttpLimits(keep_alive_seconds=0.1, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         assert (await client.ask(get("/hello"))).status == 200
         assert await client.rest() == b""
-    async with running(limits) as (port, _), connected(port) as client:
+        assert seconds() == LIMITS.keep_alive_seconds
+    async with running() as (port, _), connected(port) as client:
         assert await client.rest() == b"", "it has never asked for anything"
+    assert seconds() == LIMITS.keep_alive_seconds + LIMITS.header_seconds
 
 
 async def test_http_1_0_and_connection_close_end_after_the_answer() -> None:
@@ -422,29 +430,26 @@ async def test_a_cancelled_read_takes_nothing() -> None:
 
 
 async def test_an_unread_body_is_drained_within_limits() -> None:
-    limits = HttpLimits(linger_seconds=0.1, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         answer = await client.ask(post("/refused", f"Content-Length: {20 * MIB}"))
         assert answer.status == 403
         assert await client.rest() == b""  # though the body never came
 
 
 async def test_a_stalled_body_is_answered_408() -> None:
-    limits = HttpLimits(body_stall_seconds=0.1, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         answer = await client.ask(post("/count", "Content-Length: 100") + b"some")
-        assert answer.status == 408
+        assert (answer.status, seconds()) == (408, LIMITS.body_stall_seconds)
         assert answer.error
         assert await client.rest() == b""
 
 
 async def test_a_slow_body_that_moves_is_taken() -> None:
     """The limit is for a stall, not for the whole."""
-    limits = HttpLimits(body_stall_seconds=2.0, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         await client.send(post("/count", "Content-Length: 5"))
         for _ in range(5):
-            await trio.sleep(0.5)
+            await trio.sleep(LIMITS.body_stall_seconds - 1)
             await client.send(b"x")
         assert json.loads((await client.answer()).body)["bytes"] == 5
 
@@ -503,8 +508,7 @@ async def test_a_client_that_only_ended_its_side_is_answered() -> None:
 
 
 async def test_a_client_that_ended_its_side_is_not_waited_for_without_end() -> None:
-    limits = HttpLimits(header_seconds=0.1, graceful_seconds=0)
-    async with running(limits) as (port, notes):
+    async with running() as (port, notes):
         with socket.socket() as raw:
             raw.connect(("127.0.0.1", port))
             raw.sendall(get("/wait"))
@@ -513,10 +517,9 @@ async def test_a_client_that_ended_its_side_is_not_waited_for_without_end() -> N
 
 
 async def test_a_head_in_pieces_after_a_long_idle_time_is_taken() -> None:
-    limits = HttpLimits(header_seconds=3.0, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         assert (await client.ask(get("/hello"))).status == 200
-        await trio.sleep(3.1)  # longer than a head may take
+        await trio.sleep(LIMITS.header_seconds + 1)
         await client.send(get("/hello")[:10])
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert (await client.ask(get("/hello")[10:])).status == 200
@@ -573,10 +576,10 @@ async def test_an_answer_that_cannot_be_finished_is_cut(path: str) -> None:
 
 
 async def test_a_client_that_takes_nothing_is_dropped() -> None:
-    limits = HttpLimits(send_stall_seconds=0.2, graceful_seconds=0)
-    async with running(limits) as (port, notes), connected(port) as client:
+    async with running() as (port, notes), connected(port) as client:
         await client.send(get("/endless"))
         await notes.cancelled.wait()
+        assert seconds() == LIMITS.send_stall_seconds
 
 
 async def test_half_an_answer_that_lasts_until_the_end_ends_with_a_reset() -> None:
@@ -663,25 +666,26 @@ async def test_a_new_connection_waits_while_all_are_busy() -> None:
 
 
 async def test_clients_wait_while_there_are_no_descriptors(
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running() as (port, _):
-        with socket.socket() as raw:
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            lowest_free = os.dup(raw.fileno())
-            os.close(lowest_free)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-            try:
-                raw.connect(("127.0.0.1", port))
-                while not caplog.records:
-                    await trio.lowlevel.checkpoint()
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert "ulimit" in caplog.text
-            raw.sendall(get("/hello"))
-            raw.setblocking(False)
-            client = Client(trio.SocketStream(trio.socket.from_stdlib_socket(raw)))
-            assert (await client.answer()).body == b"hello"
+    none_left = True
+
+    class Listener(socket.socket):
+        def accept(self) -> Any:
+            if none_left:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
+
+    def listening(address: str) -> list[Listener]:
+        return [Listener(fileno=sock.detach()) for sock in listen(address)]
+
+    monkeypatch.setattr("http_served.listen", listening)
+    async with running() as (port, _), connected(port) as client:
+        await trio.sleep(1)
+        [record] = caplog.records
+        assert "ulimit" in record.getMessage()
+        none_left = False
+        assert (await client.ask(get("/hello"))).body == b"hello"
 
 
 async def test_a_connection_that_cannot_be_watched_is_refused_alone(
@@ -756,16 +760,16 @@ async def test_stopping_lets_requests_under_way_end() -> None:
 
 
 async def test_stopping_cancels_what_does_not_end() -> None:
-    limits = HttpLimits(graceful_seconds=0.1)
     notes, stop = Notes(), trio.Event()
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
-            port = await nursery.start(_serving, make_app(notes), limits, stop)
+            port = await nursery.start(_serving, make_app(notes), HttpLimits(), stop)
             async with connected(port) as client:
                 await client.send(get("/wait"))
                 await notes.entered.wait()
                 stop.set()
                 await notes.cancelled.wait()
+                assert seconds() == HttpLimits().graceful_seconds
 
 
 async def test_stopping_is_announced_to_websockets() -> None:
@@ -897,8 +901,7 @@ async def test_listen_names_what_is_wrong() -> None:
 
 
 async def test_tls_carries_requests_bodies_and_refusals(certificate: Path) -> None:
-    limits = HttpLimits(graceful_seconds=0)
-    async with running_tls(certificate, limits) as (_, _, secured), secured() as client:
+    async with running_tls(certificate, LIMITS) as (_, _, secured), secured() as client:
         assert (await client.ask(get("/hello"))).body == b"hello"
         await client.send(post("/count", f"Content-Length: {2 * MIB}") + bytes(2 * MIB))
         assert json.loads((await client.answer()).body)["bytes"] == 2 * MIB
@@ -911,8 +914,7 @@ async def test_tls_carries_requests_bodies_and_refusals(certificate: Path) -> No
 
 
 async def test_tls_notices_a_client_that_leaves_and_one_that_stalls(certificate: Path) -> None:
-    limits = HttpLimits(graceful_seconds=0, send_stall_seconds=0.2)
-    async with running_tls(certificate, limits) as (_, notes, secured):
+    async with running_tls(certificate, LIMITS) as (_, notes, secured):
         async with secured() as client:
             await client.send(get("/wait"))
             await notes.entered.wait()
@@ -924,8 +926,7 @@ async def test_tls_notices_a_client_that_leaves_and_one_that_stalls(certificate:
 
 
 async def test_tls_sends_close_notify_after_whole_answers_only(certificate: Path) -> None:
-    limits = HttpLimits(graceful_seconds=0)
-    async with running_tls(certificate, limits, strict=True) as (_, notes, secured):
+    async with running_tls(certificate, LIMITS, strict=True) as (_, notes, secured):
         async with secured() as client:
             assert (await client.ask(get("/hello", "Connection: close"))).body == b"hello"
             assert await client.rest() == b""
@@ -954,8 +955,7 @@ async def test_tls_sends_close_notify_after_whole_answers_only(certificate: Path
 async def test_a_body_cut_over_tls_is_never_taken_for_whole(
     certificate: Path, sent: bytes, notified: bool
 ) -> None:
-    limits = HttpLimits(graceful_seconds=0)
-    async with running_tls(certificate, limits) as (port, notes, _):
+    async with running_tls(certificate, LIMITS) as (port, notes, _):
         trust = ssl.create_default_context(cafile=certificate)
         raw = await trio.open_tcp_stream("127.0.0.1", port)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -987,8 +987,7 @@ async def test_a_body_cut_over_tls_is_never_taken_for_whole(
 
 
 async def test_tls_carries_chunks_and_continue(certificate: Path) -> None:
-    limits = HttpLimits(graceful_seconds=0)
-    async with running_tls(certificate, limits) as (_, _, secured), secured() as client:
+    async with running_tls(certificate, LIMITS) as (_, _, secured), secured() as client:
         await client.send(post("/count", "Transfer-Encoding: chunked", "Expect: 100-continue"))
         assert (await client.head()).status == 100
         await client.send(b"5\r\nhello\r\n100000\r\n" + bytes(MIB) + b"\r\n0\r\n\r\n")
@@ -997,9 +996,9 @@ async def test_tls_carries_chunks_and_continue(certificate: Path) -> None:
 
 
 async def test_a_tls_handshake_must_end_in_time(certificate: Path) -> None:
-    limits = HttpLimits(graceful_seconds=0, header_seconds=0.1)
-    async with running_tls(certificate, limits) as (port, _, _), connected(port) as client:
+    async with running_tls(certificate, LIMITS) as (port, _, _), connected(port) as client:
         assert await client.rest() == b""
+        assert seconds() == LIMITS.header_seconds
 
 
 # -- WebSocket -------------------------------------------------------------------------------
@@ -1078,8 +1077,7 @@ async def test_a_bad_websocket_handshake_is_refused_in_json() -> None:
 
 
 async def test_a_websocket_whose_client_takes_nothing_is_dropped() -> None:
-    limits = HttpLimits(send_stall_seconds=0.2, graceful_seconds=0)
-    async with running(limits) as (port, notes), connected(port) as client:
+    async with running() as (port, notes), connected(port) as client:
         peer = WebSocketClient(client, "/flood")
         await peer.upgrade()
         await notes.cancelled.wait()
@@ -1087,14 +1085,13 @@ async def test_a_websocket_whose_client_takes_nothing_is_dropped() -> None:
 
 async def test_a_websocket_whose_client_reads_slowly_goes_on() -> None:
     """Pings wait behind what it has not read yet, for longer than a dead one is given."""
-    limits = HttpLimits(websocket_ping_seconds=1, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         peer = WebSocketClient(client, "/much")
         await peer.upgrade()
         digest = hashlib.sha256()
         received = 0
         while received < MUCH_PIECES * PIECE:
-            peer.protocol.receive_data(bytes(await client.stream.receive_some(PIECE)) or None)
+            peer.protocol.receive_data(bytes(await client.stream.receive_some(4 * PIECE)) or None)
             for event in peer.protocol.events():
                 if isinstance(event, Ping):
                     await peer.say(event.response())
@@ -1102,7 +1099,8 @@ async def test_a_websocket_whose_client_reads_slowly_goes_on() -> None:
                     assert isinstance(event, BytesMessage), event
                     received += len(event.data)
                     digest.update(event.data)
-            await trio.sleep(0.05)  # what makes it slow
+            await trio.sleep(4)  # what makes it slow
+        assert seconds() > 3 * LIMITS.websocket_ping_seconds
         expected = b"".join(bytes([number]) * PIECE for number in range(MUCH_PIECES))
         assert digest.digest() == hashlib.sha256(expected).digest()
         await peer.say(TextMessage("that was all"))
@@ -1122,11 +1120,11 @@ async def test_a_websocket_is_accepted_or_refused_not_both(
 
 
 async def test_a_websocket_whose_client_says_nothing_is_dropped() -> None:
-    limits = HttpLimits(websocket_ping_seconds=0.05, graceful_seconds=0)
-    async with running(limits) as (port, _), connected(port) as client:
+    async with running() as (port, _), connected(port) as client:
         peer = WebSocketClient(client, "/echo")
         await peer.upgrade()
         await client.rest()  # with pings in it, and an end
+        assert seconds() == 3 * LIMITS.websocket_ping_seconds
 
 
 async def test_a_websocket_message_that_is_too_large_ends_it() -> None:
