@@ -24,7 +24,7 @@ from control.settings import ControlSettings
 
 __all__ = ["Cloud", "make_app", "served", "serving"]
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 class CheapAuth(Auth):

@@ -21,7 +21,7 @@ from needs import FOLDERS
 
 REAL_FOLDERS = {"cluster"}
 REAL_FIXTURES = {
-    *("cloud", "cluster", "computing", "make_cloud", "make_cluster", "make_server"),
+    *("cloud", "cluster", "computing", "installed", "make_cloud", "make_cluster", "make_server"),
     "postgresql",
 }
 #: Where the controlling process leaves what failed, and where it finds what failed before

@@ -274,6 +274,7 @@ async def test_a_stale_password_does_not_outlive_a_given_one(
     records.close()
 
 
+@pytest.mark.real
 def test_processes_that_start_at_once_make_one_administrator(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

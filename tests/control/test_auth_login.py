@@ -204,6 +204,7 @@ async def test_other_records_of_users_displace_no_failed_logins(
         assert answer.status_code == 429
 
 
+@pytest.mark.real
 async def test_workers_count_failures_together(tmp_path: Path) -> None:
     async with running(tmp_path, login_failures=4) as server:
         place = str(server.control / "logins")
@@ -295,6 +296,7 @@ async def test_names_that_are_made_up_delay_their_address(
         assert waited == [0]
 
 
+@pytest.mark.real
 async def test_a_new_password_clears_the_counts(tmp_path: Path, waited: list[float]) -> None:
     async with running(tmp_path, login_failures=1) as server:
         ada = await server.new_user("ada")

@@ -27,7 +27,6 @@ from control.identity.rows import accounts, sessions, tokens, users
 from control.quota import overrides
 from control.records import Txn
 
-SECONDS = 30
 SLOW = "the slow one"
 
 
@@ -83,7 +82,7 @@ async def test_a_right_guess_among_too_many_wrong_ones_learns_nothing(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guess, SLOW)
-            await trio.to_thread.run_sync(gated.entered.wait, SECONDS)
+            await trio.to_thread.run_sync(gated.entered.wait, HANG_SECONDS)
             await guess("no")
             await guess("no")
             gated.gate.set()
@@ -209,7 +208,7 @@ async def test_a_session_that_ends_before_its_change_is_written_changes_nothing(
         records = c.server.app.control.records
         async with trio.open_nursery() as nursery:
             nursery.start_soon(records.write, end)
-            await trio.to_thread.run_sync(held.wait, SECONDS)
+            await trio.to_thread.run_sync(held.wait, HANG_SECONDS)
             before = await kept(c)
             for key, (path, body) in requests.all.items():
                 nursery.start_soon(ask, key, path, body)
@@ -280,7 +279,7 @@ async def test_an_administrator_who_is_deleted_meanwhile_makes_nobody(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(make)
-            await trio.to_thread.run_sync(gated.entered.wait, SECONDS)
+            await trio.to_thread.run_sync(gated.entered.wait, HANG_SECONDS)
             gone = await server.call("DELETE", f"/admin/users?id={eve['user_id']}", server.admin)
             assert gone.status_code == 200
             gated.gate.set()

@@ -407,6 +407,7 @@ async def test_neither_tokens_nor_passwords_are_stored(house: House) -> None:
     assert text.rpartition(".")[2].encode() not in stored
 
 
+@pytest.mark.real
 async def test_another_process_sees_everything_with_its_next_look(tmp_path: Path) -> None:
     house = House(tmp_path)
     # The other process has the real clock.

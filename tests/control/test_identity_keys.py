@@ -41,6 +41,7 @@ def test_the_keys_are_made_once_and_are_their_owners_alone(tmp_path: Path) -> No
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in directory.iterdir())
 
 
+@pytest.mark.real
 def test_processes_that_start_at_once_get_the_same_keys(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(

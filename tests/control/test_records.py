@@ -50,8 +50,6 @@ from control.records import writer as writer_module
 from control.records.store import PIECE_ROWS, READERS_MAX
 from gfs.errors import DiskFull, InvalidArgument, StartupError
 
-WAIT_SECONDS = 60.0
-
 
 class Person(msgspec.Struct, array_like=True, frozen=True):
     name: str
@@ -311,6 +309,7 @@ async def test_misuse_is_reported(records: Records) -> None:
 # Transactions
 
 
+@pytest.mark.real
 async def test_writes_that_wait_share_a_transaction_and_fail_alone(
     records: Records, tmp_path: Path
 ) -> None:
@@ -342,6 +341,7 @@ async def test_writes_that_wait_share_a_transaction_and_fail_alone(
         check_indexes(txn)
 
 
+@pytest.mark.real
 async def test_a_write_that_cannot_begin_is_given_up_and_never_happens(
     records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +497,7 @@ async def test_a_new_index_finds_old_rows(tmp_path: Path, place: str) -> None:
         open_records(tmp_path, SCHEMA)
 
 
+@pytest.mark.real
 async def test_an_old_process_does_not_write_what_another_upgraded(
     records: Records, tmp_path: Path
 ) -> None:
@@ -548,7 +549,7 @@ def start(directory: Path, *what: str) -> subprocess.Popen[str]:
         text=True,
     )
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], WAIT_SECONDS)
+    ready, _, _ = select.select([process.stdout], [], [], HANG_SECONDS)
     assert ready
     assert process.stdout.readline() == "ready\n"
     return process
@@ -561,6 +562,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
+@pytest.mark.real
 def test_processes_share_a_counter_and_a_unique_index(tmp_path: Path, place: str) -> None:
     rounds = 150
     processes = [start(tmp_path, "hammer", str(rounds)) for _ in range(2)]
@@ -582,6 +584,7 @@ def test_processes_share_a_counter_and_a_unique_index(tmp_path: Path, place: str
     records.close()
 
 
+@pytest.mark.real
 def test_kill_9_of_writers_loses_nothing_acknowledged(tmp_path: Path, place: str) -> None:
     """With a reader here all the time, as the other workers of a server are."""
     records = open_records(tmp_path / "records", SCHEMA)
@@ -612,6 +615,7 @@ def test_kill_9_of_writers_loses_nothing_acknowledged(tmp_path: Path, place: str
     assert acknowledged >= 8
 
 
+@pytest.mark.real
 async def test_the_lock_of_a_killed_process_is_freed(tmp_path: Path, place: str) -> None:
     records = open_records(tmp_path / "records", SCHEMA)
     try:

@@ -325,7 +325,7 @@ async def test_a_writer_that_is_stopped_lets_others_go_on(
     with psycopg.connect(postgresql.url, options="-c idle_in_transaction_session_timeout=5s") as db:
         db.execute("SELECT FROM gfs.stores WHERE store = 'stopped' FOR UPDATE")
         with trio.fail_after(HANG_SECONDS):
-            await records.write(add("a"), seconds=30)
+            await records.write(add("a"), seconds=HANG_SECONDS)
         with pytest.raises(psycopg.Error):
             db.execute("SELECT 1")
     assert names(records) == ["a"]

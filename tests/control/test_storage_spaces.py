@@ -308,6 +308,13 @@ async def test_what_is_unfinished_is_swept_without_s3(
 ) -> None:
     """An upload in parts that nobody goes on with, one whose end was broken off, and a copy that
     never got its path."""
+    all_there, sweep = trio.Event(), Sweeper.sweep
+
+    async def sweep_late(self: Sweeper, before_ns: int) -> None:
+        await all_there.wait()
+        await sweep(self, before_ns)
+
+    monkeypatch.setattr(Sweeper, "sweep", sweep_late)
     monkeypatch.setenv("GFS_STORAGE_UPLOAD_SECONDS", "1")
     async with serving(cluster) as (server, storage, fs):
         user = await user_of(server)
@@ -322,6 +329,7 @@ async def test_what_is_unfinished_is_swept_without_s3(
         monkeypatch.setattr(control.storage.unfinished, "LEFT_SECONDS", 0.0)
         left = f"/storage-copies/{secrets.token_hex(16)}"
         await fs.put(b"x", left, parents=True)
+        all_there.set()
         with trio.fail_after(HANG_SECONDS):
             for path in (uploads, left):
                 while await fs.exists(path):  # noqa: ASYNC110
