@@ -5,52 +5,35 @@ from __future__ import annotations
 import pytest
 import trio
 
-from gfs.chunkserver.node.pulse import PACE_SECONDS, STUCK_SECONDS_MAX, STUCK_SECONDS_MIN, Pace
+from gfs.chunkserver.node.pulse import STUCK_SECONDS, Calls
 from gfs.errors import DeadlineExceeded
 from gfs.protocol.deadline import deadline
 from gfs.protocol.patience import PULSE_SECONDS, WORK_SECONDS, Patience, Pulses
 from gfs.testing import Universe, run_simulated
 
 
-def pace_after(calls: list[tuple[float, float]]) -> Pace:
-    """Of a disk that was called so: (when a call began, how long it took)."""
-    pace = Pace()
-    for number, (began, took) in enumerate(calls):
-        pace.begin(number, began)
-        pace.end(number, began + took)
-    return pace
-
-
-@pytest.mark.parametrize(
-    ("calls", "patience"),
-    [
-        ([], STUCK_SECONDS_MIN),
-        ([(0, 0.001)] * 9, STUCK_SECONDS_MIN),
-        ([(0, 1.0), (0, 0.01)], 4.0),
-        ([(0, 3.0)], STUCK_SECONDS_MAX),
-        ([(-2 * PACE_SECONDS, 0.0), (-PACE_SECONDS / 2, 1.0), (0, 0.0)], 4.0),
-        ([(-3 * PACE_SECONDS, 0.0), (-2.9 * PACE_SECONDS, 1.0), (0, 0.0)], STUCK_SECONDS_MIN),
-    ],
-)
-def test_a_disk_is_stuck_when_it_gets_on_much_slower_than_lately(
-    calls: list[tuple[float, float]], patience: float
-) -> None:
-    pace = pace_after(calls)
-    now = 10.0
-    assert not pace.is_stuck(now + 99), "nobody waits for it"
-    pace.begin("call", now)
-    assert not pace.is_stuck(now + patience - 0.01)
-    assert pace.is_stuck(now + patience + 0.01)
+@pytest.mark.parametrize("before", [0.0, 1.9, 60.0])
+def test_a_disk_is_stuck_when_no_call_has_ended_for_so_long(before: float) -> None:
+    """However long calls took before."""
+    calls = Calls()
+    calls.begin("before", -before)
+    calls.end("before", 0.0)
+    assert not calls.is_stuck(99.0), "nobody waits for it"
+    calls.begin("call", 100.0)
+    assert not calls.is_stuck(100.0 + STUCK_SECONDS)
+    assert calls.is_stuck(100.01 + STUCK_SECONDS)
+    calls.give_up("call")
+    assert not calls.is_stuck(999.0)
 
 
 def test_a_disk_that_gets_anything_done_is_not_stuck() -> None:
-    pace = Pace()
-    pace.begin("long", 0.0)
+    calls = Calls()
+    calls.begin("long", 0.0)
     for number in range(20):
-        pace.begin(number, number / 2)
-        pace.end(number, number / 2 + 0.4)
-        assert not pace.is_stuck(number / 2 + 0.9)
-    assert pace.is_stuck(9.9 + 4 * 0.4 + 0.01)
+        calls.begin(number, number)
+        calls.end(number, number + 0.9)
+        assert not calls.is_stuck(number + 1.0)
+    assert calls.is_stuck(19.91 + STUCK_SECONDS)
 
 
 def test_a_server_may_not_work_on_one_answer_forever() -> None:

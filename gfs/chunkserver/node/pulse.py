@@ -1,10 +1,9 @@
 """Pulses: a server sends them while it works on a write or append (:mod:`gfs.protocol.patience`).
 
 It sends none while its disk is stuck: for a client, a hanging disk is the same as a hanging
-server. A disk is *stuck* when no exchange's call to it has ended for four times as long as the
-longest call of the last half minute took, at least ``STUCK_SECONDS_MIN`` and at most
-``STUCK_SECONDS_MAX``. So a loaded disk, on which calls take a second, has four seconds; an idle
-one that hangs is given up after one, plus the two seconds of silence.
+server. A disk is *stuck* when calls to it are under way and none has ended for
+``STUCK_SECONDS``. With the silence after which a server is left out, that is less than the five
+seconds that a call takes at most when one disk hangs, whatever that disk did before.
 """
 
 from __future__ import annotations
@@ -25,47 +24,29 @@ from gfs.protocol.patience import PULSE_SECONDS, SILENT_SECONDS
 if TYPE_CHECKING:
     from gfs.chunkserver.disks import Disk
 
-STUCK_SECONDS_MIN, STUCK_SECONDS_MAX = 1.0, 6.0
-#: How long a call's duration counts for the limit, and by which factor.
-PACE_SECONDS = 30.0
-PACE_FACTOR = 4
+STUCK_SECONDS = 1.0
 
 
-class Pace:
-    """The calls under way to one disk, and how long such calls take."""
+class Calls:
+    """The calls under way to one disk, and when one ended last."""
 
     def __init__(self) -> None:
         self._began: dict[object, float] = {}
-        self._moved = float("-inf")
-        #: The longest call of this half minute and of the one before, and since when.
-        self._longest = self._before = 0.0
-        self._since = float("-inf")
+        self._ended = float("-inf")
 
     def begin(self, call: object, now: float) -> None:
         self._began[call] = now
 
     def end(self, call: object, now: float) -> None:
-        took = now - self._began.pop(call)
-        self._moved = now
-        self._turn(now)
-        self._longest = max(self._longest, took)
+        del self._began[call]
+        self._ended = now
 
     def give_up(self, call: object) -> None:
         del self._began[call]
 
-    def _turn(self, now: float) -> None:
-        passed = now - self._since
-        if passed >= PACE_SECONDS:
-            self._before = self._longest if passed < 2 * PACE_SECONDS else 0.0
-            self._longest, self._since = 0.0, now
-
     def is_stuck(self, now: float) -> bool:
-        if not self._began:
-            return False
-        self._turn(now)
-        usual = PACE_FACTOR * max(self._longest, self._before)
-        patience = min(max(usual, STUCK_SECONDS_MIN), STUCK_SECONDS_MAX)
-        return now - max(self._moved, min(self._began.values())) > patience
+        since = min(self._began.values(), default=now)
+        return now - max(self._ended, since) > STUCK_SECONDS
 
 
 class Answering:
@@ -103,7 +84,7 @@ class Pulse:
         self._clock = clock
         self._answering: dict[Answering, int] = {}
         #: Weak: entries go with disks that are no longer used.
-        self._paces: WeakKeyDictionary[Disk, Pace] = WeakKeyDictionary()
+        self._calls: WeakKeyDictionary[Disk, Calls] = WeakKeyDictionary()
         self._some = trio.Event()
 
     @contextmanager
@@ -120,19 +101,19 @@ class Pulse:
     @contextmanager
     def on_disk(self, disk: Disk) -> Iterator[None]:
         """Count an exchange that waits for the disk within this block."""
-        pace = self._paces.setdefault(disk, Pace())
+        calls = self._calls.setdefault(disk, Calls())
         call = object()
-        pace.begin(call, self._clock.monotonic())
+        calls.begin(call, self._clock.monotonic())
         try:
             yield
         except BaseException:
-            pace.give_up(call)  # an abandoned call has not ended
+            calls.give_up(call)  # an abandoned call has not ended
             raise
-        pace.end(call, self._clock.monotonic())
+        calls.end(call, self._clock.monotonic())
 
     def _is_stuck(self, disk: Disk | None) -> bool:
-        pace = None if disk is None else self._paces.get(disk)
-        return pace is not None and pace.is_stuck(self._clock.monotonic())
+        calls = None if disk is None else self._calls.get(disk)
+        return calls is not None and calls.is_stuck(self._clock.monotonic())
 
     async def run(self) -> None:
         """Send the pulses. Runs as long as the server."""
