@@ -221,6 +221,7 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=12, d
 
 
 @pytest.mark.extra
+@pytest.mark.smoke
 def test_postgresql_against_a_model(
     postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
