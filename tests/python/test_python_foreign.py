@@ -46,6 +46,7 @@ def table() -> Any:
     )
 
 
+@pytest.mark.smoke
 def test_pandas(url: str, options: dict[str, str], table: Any) -> None:
     import pandas
 
