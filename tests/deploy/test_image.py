@@ -43,7 +43,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shell=True,
         capture_output=True,
         text=True,
-        timeout=HANG_SECONDS,
+        # Of a minute's work.
+        timeout=2 * HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -25,8 +25,9 @@ def story(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> di
     """What became of the prisoner."""
     directory = tmp_path_factory.mktemp("prison")
     command = [sys.executable, str(PRISON), str(directory)]
+    # More than a hundred tries, one after the other.
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+        command, capture_output=True, text=True, timeout=2 * HANG_SECONDS, check=False
     )
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr[-5000:]}"
     reported: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
