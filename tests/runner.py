@@ -125,7 +125,7 @@ def _kill_children() -> None:
     while children := _children():
         for pid in children:
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()[:200].replace(b"\0", b" ")
                 if command:
                     print(f"left by a test, and killed: {pid} {command.decode(errors='replace')}")
                 send(pid, signal.SIGKILL)
