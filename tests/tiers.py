@@ -36,6 +36,9 @@ def mark(item: pytest.Item) -> None:
     if folder in FOLDERS:
         item.add_marker("extra")
     fixtures = REAL_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    if item.get_closest_marker("extra"):
+        # What is imported from another file is thin there.
+        item.own_markers = [each for each in item.own_markers if each.name != "thin"]
     if folder in REAL_FOLDERS or fixtures or item.get_closest_marker("extra"):
         item.add_marker("real")
 

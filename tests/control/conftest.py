@@ -75,28 +75,24 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """Three chunkservers and the REST API, shared by all tests that one process runs.
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
+    """Three chunkservers, the REST API, and containers that do what its ``world`` says, shared
+    by all tests that one process runs.
 
     Users and namespaces are the tests' own: :meth:`Cloud.make_user` gives names
     that nobody else has. Whoever kills processes makes a cloud of his own.
     """
-    made = Cloud(tmp_path_factory.mktemp("cloud"))
-    try:
-        yield made.start()
-    finally:
-        made.stop()
-
-
-@pytest.fixture(scope="session")
-def computing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
-    """A cloud with containers that do what its ``world`` says, shared as the one above."""
-    made = ComputeCloud(tmp_path_factory.mktemp("computing"))
+    made = ComputeCloud(tmp_path_factory.mktemp("cloud"), chunkservers=3)
     try:
         made.start()
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture(scope="session")
+def computing(cloud: ComputeCloud) -> ComputeCloud:
+    return cloud
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-SECONDS = 60.0
+from limits import HANG_SECONDS
+
 LINE_BYTES_MAX = 64 * 1024
 
 
@@ -53,7 +54,7 @@ class Connection:
         self,
         url: str,
         *,
-        seconds: float = SECONDS,
+        seconds: float = HANG_SECONDS,
         receive_bytes: int | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
@@ -221,7 +222,7 @@ def head(
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def send_bytes(url: str, data: bytes, *, seconds: float = SECONDS) -> Answer | None:
+def send_bytes(url: str, data: bytes, *, seconds: float = HANG_SECONDS) -> Answer | None:
     """Send ``data`` on a new connection; the first answer, or None if it was just closed.
 
     The connection is always at its end after that which the server holds for broken:

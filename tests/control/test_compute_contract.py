@@ -295,6 +295,7 @@ def test_what_runs_containers_is_down(computing: ComputeCloud, user: httpx.Clien
 # --- its life ---------------------------------------------------------------------------
 
 
+@pytest.mark.thin
 def test_from_its_creation_to_its_end(computing: ComputeCloud, user: httpx.Client) -> None:
     made = computing.running(user)
     path = f"/compute/containers/{made['id']}"

@@ -20,7 +20,7 @@ import httpx
 import jwt
 import pytest
 from certificates import Authority
-from checks import PLAIN, children
+from checks import PLAIN, children, get, put
 from cloud import PASSWORD, Cloud
 from harness import environment, runs
 from limits import HANG_SECONDS, wait_for
@@ -391,10 +391,12 @@ def test_the_ready_file_says_where_it_is(cloud: Cloud) -> None:
     assert (cloud.cluster.state / "log" / "control.log").exists()
 
 
+@pytest.mark.thin
 def test_a_killed_one_comes_back_where_it_was(make_cloud: MakeCloud) -> None:
     cloud = small(make_cloud, "--control-workers", "2").start()
     url = cloud.url
     admin = cloud.admin.get("/api/session").json()
+    put(cloud.admin, "default", "acknowledged", b"kept")
     workers = children(cloud.cluster.pid("control"))
     assert len(workers) == 2
     old = cloud.cluster.kill("control")
@@ -409,6 +411,7 @@ def test_a_killed_one_comes_back_where_it_was(make_cloud: MakeCloud) -> None:
         **PLAIN,
     )
     assert again.json() == admin
+    assert get(cloud.login("admin"), "default", "acknowledged") == b"kept"
 
 
 def test_after_kill_9_of_everything_it_starts_on_the_same_port(make_cloud: MakeCloud) -> None:

@@ -42,8 +42,6 @@ MIB = 1024 * 1024
 PIECES = 80
 #: More than a chunk of it.
 MOST = 70
-#: A transfer waits for a process that is gone no longer than this.
-TRANSFER_SECONDS = 120.0
 
 SERVERS = ["chunkserver-1", "chunkserver-2", "chunkserver-3"]
 KINDS = ["form", "raw"]
@@ -57,8 +55,8 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         tmp_path_factory.mktemp("mortal"),
         environment={
             "GFS_MASTER_GARBAGE_GRACE_SECONDS": "2",
-            # A living client is heard from every 10 s.
-            "GFS_MASTER_CLIENT_SILENCE_SECONDS": "15",
+            # A living client is heard from every 10 s, and more seldom on a busy machine.
+            "GFS_MASTER_CLIENT_SILENCE_SECONDS": "40",
             "GFS_MASTER_DEAD_SECONDS": "5",
         },
     )
@@ -79,7 +77,6 @@ def account(mortal: Cloud) -> tuple[str, str]:
 def user(mortal: Cloud, account: tuple[str, str]) -> Iterator[httpx.Client]:
     settle(mortal)
     with with_token(mortal.url, account[0]) as client:
-        client.timeout = httpx.Timeout(TRANSFER_SECONDS)
         yield client
 
 
@@ -143,7 +140,7 @@ class Upload:
     """An upload that is sent piece by piece."""
 
     def __init__(self, cloud: Cloud, user: httpx.Client, space: str, kind: str, query: str) -> None:
-        self.connection = Connection(cloud.url, seconds=TRANSFER_SECONDS)
+        self.connection = Connection(cloud.url)
         headers = {"Authorization": f"Bearer {bearer(user)}"}
         before, self.after = b"", b""
         if kind == "form":
@@ -222,7 +219,7 @@ def test_a_download_outlives_chunkservers(
     """Each of the three is hit once, so whichever serves is, too."""
     ok(Upload(mortal, user, space, "raw", "").finish())
     settle(mortal)
-    with Connection(mortal.url, seconds=TRANSFER_SECONDS, receive_bytes=256 * 1024) as connection:
+    with Connection(mortal.url, receive_bytes=256 * 1024) as connection:
         connection.request(
             "GET", f"/storage/{space}/f", {"Authorization": f"Bearer {bearer(user)}"}
         )
@@ -257,7 +254,7 @@ def test_a_download_with_no_replica_left_is_short(
 ) -> None:
     """Closed short of ``Content-Length``: never padded, never wrong, never for ever."""
     ok(Upload(mortal, user, space, "raw", "").finish())
-    with Connection(mortal.url, seconds=TRANSFER_SECONDS, receive_bytes=256 * 1024) as connection:
+    with Connection(mortal.url, receive_bytes=256 * 1024) as connection:
         connection.request(
             "GET", f"/storage/{space}/f", {"Authorization": f"Bearer {bearer(user)}"}
         )
@@ -327,7 +324,6 @@ def test_nothing_is_left_of_uploads_whose_server_was_killed(
             assert set(spaces.values()) <= set(names(other))
 
         wait_for_collection(mortal)
-        again.timeout = httpx.Timeout(TRANSFER_SECONDS)
         for (kind, _), space in spaces.items():
             ok(Upload(mortal, again, space, kind, "overwrite=true").finish())
             assert download(again, space) == digest_of()
@@ -386,7 +382,7 @@ def test_a_client_that_leaves_an_upload_leaves_nothing(
     upload = Upload(mortal, user, space, kind, "")
     assert upload.send(MOST)
     wait_for(lambda: surplus(mortal) > 0, "chunks of the upload")
-    assert active(mortal) == 1
+    wait_for(lambda: active(mortal) == 1, "one transfer")
     if reset:
         linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
         upload.connection.socket.setsockopt(1, 13, linger)  # SO_LINGER of 0: a reset
@@ -410,7 +406,7 @@ def test_a_client_that_leaves_a_download_frees_its_place(
         assert connection.answer_head().status == 200
         assert connection.read(MIB) == piece(0)
         opened.append(connection)
-    assert active(mortal) == 5
+    wait_for(lambda: active(mortal) == 5, "five transfers")
     for connection in opened:
         connection.close()
     wait_for(lambda: active(mortal) == 0, "end of the transfers")

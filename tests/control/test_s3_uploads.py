@@ -204,7 +204,7 @@ def test_in_default_an_upload_is_its_users(cloud: Cloud, mine: S3Client) -> None
 
 
 def test_old_uploads_are_aborted(make_cloud: Callable[..., Cloud]) -> None:
-    cloud = make_cloud(chunkservers=1, environment={"GFS_STORAGE_UPLOAD_SECONDS": "3"}).start()
+    cloud = make_cloud(chunkservers=1, environment={"GFS_STORAGE_UPLOAD_SECONDS": "15"}).start()
     user, user_id = cloud.make_user()
     with client_of(cloud, new_key(user, user_id)) as s3:
         s3.put("bucket")

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from checks import PLAIN, unique, wait_for
-from cloud import HTTP_SECONDS, PASSWORD
+from cloud import PASSWORD
 from limits import HANG_SECONDS
 from postgresql import PostgreSQL, running
 from s3_client import S3Client, begin, complete, done, new_key, put_part, switch
@@ -184,7 +184,7 @@ class Load:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(2 * HTTP_SECONDS)
+        self._thread.join(HANG_SECONDS)
 
     def wait_for_more(self) -> None:
         count = len(self.acknowledged)

@@ -13,8 +13,19 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import get, make_namespace, make_token, ok, paths, put, refused, with_token
+from checks import (
+    get,
+    make_namespace,
+    make_token,
+    ok,
+    paths,
+    put,
+    refused,
+    wait_for,
+    with_token,
+)
 from cloud import Cloud
+from limits import HANG_SECONDS
 from msgspec.structs import replace
 from s3_client import client_of, new_key
 
@@ -68,6 +79,7 @@ def snapshots(client: httpx.Client, space: str) -> list[dict[str, Any]]:
 # --- snapshots ----------------------------------------------------------------------------
 
 
+@pytest.mark.thin
 def test_a_snapshot_stays_as_it_was(ada: Who, space: str) -> None:
     client = ada[0]
     before = used(client)
@@ -159,6 +171,7 @@ def test_a_bucket_with_snapshots_is_not_empty(cloud: Cloud) -> None:
     s3.close()
 
 
+@pytest.mark.thin
 def test_a_snapshot_that_the_quota_has_no_room_for(cloud: Cloud) -> None:
     client, user_id = cloud.make_user()
     space = make_namespace(client, "full")
@@ -181,7 +194,7 @@ def test_all_who_have_a_link_see_the_file(cloud: Cloud, ada: Who, space: str) ->
     client, nobody = ada[0], cloud.client()
     put(client, space, "page.html", b"<script>alert(1)</script>")
     made = share(client, space, "page.html", expires_in=3600)
-    assert abs(made["expires_at"] - time.time() - 3600) < 60
+    assert abs(made["expires_at"] - time.time() - 3600) < HANG_SECONDS
     shown = nobody.get(made["url"])
     assert (shown.status_code, shown.content) == (200, b"<script>alert(1)</script>")
     assert shown.headers["Content-Security-Policy"].startswith("sandbox;")
@@ -274,14 +287,20 @@ async def test_a_deleted_users_links_go_with_the_user(tmp_path: Path) -> None:
 def test_where_a_file_is_and_whether_it_is_good(cloud: Cloud, ada: Who, space: str) -> None:
     client = ada[0]
     put(client, space, "big", b"x" * 200_000)
-    found = ok(client.get(at(space, "locate"), params={"path": "big"}))
+
+    def whole() -> dict[str, Any] | None:
+        found: dict[str, Any] = ok(client.get(at(space, "locate"), params={"path": "big"}))
+        states = [each["state"] for each in found["chunks"][0]["replicas"]]
+        return found if states == ["live"] * 3 else None
+
+    found = wait_for(whole, "three replicas")
+    assert found is not None
     assert (found["path"], found["size"], found["goal"]) == ("big", 200_000, 3)
     (chunk,) = found["chunks"]
     assert (chunk["index"], chunk["size"], chunk["leased"]) == (0, 200_000, False)
     assert re.fullmatch("[0-9a-f]+", chunk["handle"])
     replicas = chunk["replicas"]
     assert len({each["server"] for each in replicas}) == 3
-    assert {each["state"] for each in replicas} == {"live"}
     assert {each["address"] for each in replicas} == {None}
     checked = ok(client.post(at(space, "check"), json={"path": "big"}))
     assert (checked["chunks"], checked["replicas"], checked["problems"]) == (1, 3, [])

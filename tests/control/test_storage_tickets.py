@@ -129,7 +129,9 @@ ENDS: dict[str, End] = {
 }
 
 
-@pytest.mark.parametrize("how", [*ENDS, "token"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("logout", marks=pytest.mark.thin), "user", "password", "token"]
+)
 def test_a_ticket_ends_with_what_made_it(cloud: Cloud, how: str) -> None:
     client, user_id = cloud.make_user()
     space = make_namespace(client, "ends")
@@ -146,4 +148,5 @@ def test_a_ticket_ends_with_what_made_it(cloud: Cloud, how: str) -> None:
             ok(client.delete(f"/api/tokens/{made['id']}"))
         else:
             ok(ENDS[how](cloud, client, user_id))
+            refused(client.get("/api/session"), 401)
         refused(anybody.get(f"/storage/{space}/f", params=query), 401, "ticket")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from checks import (
 )
 from cloud import Cloud
 
+from control.errors import Unavailable
 from control.storage.folders import WHOLE_AT_ONCE, EntryPage, EntryQuery, FolderRoutes
 from control.storage.paging import cursor_of
 from control.storage.trees import TREES_AT_ONCE, Trees
@@ -294,15 +295,18 @@ def test_an_empty_folder_can_be_deleted(cloud: Cloud, ada: Who, space: str) -> N
 
 
 def undelete_folder(client: httpx.Client, space: str, path: str, **more: str) -> dict[str, Any]:
-    until = time.monotonic() + 30
-    while True:
+    def tried() -> dict[str, Any] | None:
         answer = client.post(at(space, "undelete"), json={"path": path, **more})
-        if answer.status_code != 503 or time.monotonic() > until:
-            found: dict[str, Any] = ok(answer)
-            return found
-        refused(answer, 503, "counted")
-        assert answer.headers["Retry-After"]
-        time.sleep(0.2)
+        if answer.status_code == 503:
+            refused(answer, 503, "counted")
+            assert answer.headers["Retry-After"]
+            return None
+        found: dict[str, Any] = ok(answer)
+        return found
+
+    found = wait_for(tried, f"undeleted {path}")
+    assert found is not None
+    return found
 
 
 def test_what_another_namespace_of_that_name_had_stays_gone(ada: Who, space: str) -> None:
@@ -350,6 +354,7 @@ def test_a_deletion_says_whether_the_trash_has_it(cloud: Cloud) -> None:
         put(client, space, f"{number}/f", b"x" * 30)
         before = time.time()
         answer = ask(kind, path)
+        took = time.time() - before
         is_kept, until = ok(answer).get("kept"), ok(answer).get("until")
         if kind != "folder":
             is_kept = {"true": True, "false": False}[answer.headers["X-Kept"]]
@@ -357,8 +362,8 @@ def test_a_deletion_says_whether_the_trash_has_it(cloud: Cloud) -> None:
         there = trash(client, space, folder=path)
         assert (is_kept, len(there)) == ((True, 1) if number < 3 else (False, 0))
         if number < 3:
-            assert -1 <= until - before - kept_seconds <= 10
-            assert abs(until - there[0]["until"]) <= 10
+            assert -1 <= until - before - kept_seconds <= took + 1
+            assert abs(until - there[0]["until"]) <= took + 1
         else:
             assert until is None
 
@@ -684,18 +689,23 @@ def test_an_unknown_namespace(ada: Who) -> None:
 # --- a master that is away ----------------------------------------------------------------
 
 
-def test_a_look_does_not_wait_long_for_a_master(cloud: Cloud, ada: Who, space: str) -> None:
-    cloud.cluster.kill("master", signal.SIGSTOP)
-    try:
-        began = time.monotonic()
-        answer = ada[0].get(at(space, "entries"))
-        took = time.monotonic() - began
-    finally:
-        cloud.cluster.kill("master", signal.SIGCONT)
-    refused(answer, 503)
-    assert answer.headers["Retry-After"]
-    assert took < 25, "it is to give up after 10 s"
-    assert entries(ada[0], space) == []
+async def test_a_look_gives_up_after_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
+    none: Any = None
+    spaces: Any = SimpleNamespace(get=lambda name: SimpleNamespace(target="", directory="d"))
+    routes = FolderRoutes(none, none, spaces, none)
+
+    async def page(*_: object) -> EntryPage:
+        await trio.sleep_forever()
+
+    routes._page = page  # type: ignore[method-assign]
+    call: Any = SimpleNamespace(
+        principal=None, params={"namespace": "s"}, query=lambda kind: EntryQuery(),
+        allow=lambda *_, **__: None,
+    )  # fmt: skip
+    began = trio.current_time()
+    with pytest.raises(Unavailable):
+        await routes.entries(call)
+    assert trio.current_time() - began == 10
 
 
 # --- kills --------------------------------------------------------------------------------
@@ -711,16 +721,16 @@ def test_counts_are_right_after_kills_in_the_middle(tmp_path: Path) -> None:
         space = make_namespace(client, "kills")
         for number in range(20):
             put(client, space, f"d/{number}", b"x" * number)
-        stop = threading.Event()
+        stop, made = threading.Event(), Counter[str]()
         workers = [
-            threading.Thread(target=_churn, args=(cloud, bearer(client), space, name, stop))
+            threading.Thread(target=_churn, args=(cloud, bearer(client), space, name, stop, made))
             for name in "abc"
         ]
         for worker in workers:
             worker.start()
         try:
-            for _ in range(4):
-                time.sleep(1.5)
+            for number in range(1, 5):
+                wait_for(lambda number=number: made["snapshots"] >= 3 * number, "snapshots")
                 cloud.cluster.wait_restarted("control", cloud.cluster.kill("control"))
         finally:
             stop.set()
@@ -742,7 +752,9 @@ def test_counts_are_right_after_kills_in_the_middle(tmp_path: Path) -> None:
         cloud.stop()
 
 
-def _churn(cloud: Cloud, token: str, space: str, name: str, stop: threading.Event) -> None:
+def _churn(
+    cloud: Cloud, token: str, space: str, name: str, stop: threading.Event, made: Counter[str]
+) -> None:
     """Copy, move, delete, undelete and snapshot in folders of its own, whatever is answered."""
     with with_token(cloud.url, token) as client:
         while not stop.is_set():
@@ -755,4 +767,5 @@ def _churn(cloud: Cloud, token: str, space: str, name: str, stop: threading.Even
                 ("DELETE", f"folder?path={name}", None),
             ):
                 with contextlib.suppress(httpx.TransportError):
-                    client.request(method, at(space, what), json=body)
+                    answer = client.request(method, at(space, what), json=body)
+                    made[what] += answer.is_success
