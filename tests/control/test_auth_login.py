@@ -148,10 +148,13 @@ async def test_both_failures_cost_a_hash_and_over_the_limit_nothing_does(tmp_pat
         await server.new_user("ada")
         hasher = CountedAuth.hasher
         assert isinstance(hasher, Counting)
+        answers = []
         for username in ("ada", "bob"):
             hasher.count = 0
             answer = await server.call("POST", "/api/login", username=username, password="no")
             assert (answer.status_code, hasher.count) == (401, 1)
+            answers.append((answer.content, set(answer.headers)))
+        assert answers[0] == answers[1]
         hasher.count = 0
         answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
         assert (answer.status_code, hasher.count) == (429, 0)

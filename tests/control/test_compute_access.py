@@ -22,6 +22,7 @@ import httpx
 import pytest
 from checks import anonymous, bearer, make_token, ok, refused, with_token
 from compute_cloud import ED25519, ComputeCloud
+from limits import HANG_SECONDS
 
 COLUMNS = ["owner", "other", "admin", "nobody", "token", "named", "narrow", "stranger"]
 ACTIONS = ["create", "read", "update", "delete", "start", "stop"]
@@ -107,7 +108,9 @@ class Mine:
 
 def upgrade(client: httpx.Client, path: str) -> httpx.Response:
     """The answer to who asks for a WebSocket; 101 has no more to it."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), 30) as sock:
+    with socket.create_connection(
+        (client.base_url.host, client.base_url.port or 80), HANG_SECONDS
+    ) as sock:
         token = client.headers.get("Authorization")
         lines = [
             f"GET {path} HTTP/1.1",
@@ -121,7 +124,9 @@ def upgrade(client: httpx.Client, path: str) -> httpx.Response:
         sock.sendall("\r\n".join([*lines, "", ""]).encode())
         data = b""
         while b"\r\n\r\n" not in data:
-            data += sock.recv(65536)
+            piece = sock.recv(65536)
+            assert piece, data
+            data += piece
         head, _, body = data.partition(b"\r\n\r\n")
         status, *fields = head.decode().split("\r\n")
         headers = dict(field.split(": ", 1) for field in fields)

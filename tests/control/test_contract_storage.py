@@ -127,7 +127,7 @@ def test_a_namespace_is_made_listed_and_deleted(alice: tuple[httpx.Client, str])
 
 @pytest.mark.parametrize(
     "name",
-    ["a", "A.b_c-9", "x" * 64, "...", "..a", "-", "_", "0", "api", "Files", "files.", "defaults"],
+    ["A.b_c-9", "..."],
 )
 def test_names_that_a_namespace_may_have(user: httpx.Client, name: str) -> None:
     assert ok(user.post("/storage/namespaces", json={"name": name}))["name"] == name
@@ -138,9 +138,8 @@ def test_names_that_a_namespace_may_have(user: httpx.Client, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "x" * 65, "a/b", "a b", " a", "a ", "ä", "a\0", "a\n", "a\\b", "a%2fb", "a+b",
-     "files", "upload", "download", "delete", "status", "namespaces", "a:b", "é", "a?b", "\ud83d"],
-)  # fmt: skip
+    ["", "..", "files", "\ud83d"],
+)
 def test_names_that_a_namespace_may_not_have(user: httpx.Client, name: str) -> None:
     body = json.dumps({"name": name}).encode()
     answer = user.post(
@@ -352,26 +351,9 @@ def test_a_listing_is_sorted_by_path(user: httpx.Client, sorted_space: str) -> N
 @pytest.mark.parametrize(
     "query",
     [
-        {"prefix": "a"},
         {"prefix": "a/"},
-        {"prefix": "a/b"},
-        {"prefix": "a/b/"},
-        {"prefix": "z/z"},
-        {"prefix": "nothing"},
-        {"prefix": "ä"},
-        {"prefix": ""},
-        {"limit": "1"},
         {"limit": "4"},
-        {"limit": "1000"},
-        {"after": "a/b/c"},
-        {"after": "a/b/cc"},
-        {"after": "a-b/c"},
-        {"after": "A"},
-        {"after": "€"},
-        {"after": "a", "limit": "2"},
         {"prefix": "a", "after": "a!", "limit": "2"},
-        {"prefix": "b", "after": "a"},
-        {"prefix": "a", "after": "b"},
     ],
     ids=str,
 )
@@ -420,77 +402,15 @@ def test_a_form_with_one_file(user: httpx.Client, fresh: str) -> None:
     assert get(user, fresh, "report.pdf") == DATA
 
 
-def test_other_fields_of_a_form_are_skipped(user: httpx.Client, fresh: str) -> None:
-    body = (
-        form_part("comment", b"hello")
-        + form_part("attachment", b"not this" * 1000, "other.bin")
-        + form_part("file", DATA, "this.bin", "Content-Type: application/x-thing\r\n")
-        + form_part("after", b"more" * 1000)
-        + form_part("again", b"nor this", "third.bin")
-        + FORM_END
-    )
-    assert ok(upload(user, fresh, body))["name"] == "this.bin"
-    assert paths(user, fresh) == ["this.bin"]
-    assert get(user, fresh, "this.bin") == DATA
-
-
-def test_a_form_may_have_a_preamble_and_an_epilogue(user: httpx.Client, fresh: str) -> None:
-    """RFC 2046, 5.1.1."""
-    body = b"preamble\r\n" + form_part("file", DATA, "a") + FORM_END + b"epilogue\r\n"
-    ok(upload(user, fresh, body))
-    assert get(user, fresh, "a") == DATA
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\r\n",
-        b"\r\n--",
-        b"\r\n--boundary-of-the-test",
-        b"--boundary-of-the-tests",
-        b"\r\n\r\n--boundary-of-the-test\r\n" * 5000,
-        b"\r" * 70000,
-        b"\n--boundary-of-the-tests\n",
-        b"-" * 300000,
-    ],
-    ids=range(8),
-)
-def test_what_looks_like_a_boundary_is_data(user: httpx.Client, space: str, data: bytes) -> None:
-    ok(upload(user, space, form_part("file", data, name := unique("near")) + FORM_END))
-    assert get(user, space, name) == data
-
-
-def test_a_boundary_may_be_quoted(user: httpx.Client, fresh: str) -> None:
-    body = form_part("file", DATA, "a") + FORM_END
-    kind = FORM_TYPE.replace("boundary=", 'charset=utf-8; boundary="') + '"'
-    answer = user.post(
-        "/storage/upload",
-        params={"namespace": fresh},
-        content=body,
-        headers={"Content-Type": kind},
-    )
-    ok(answer)
-    assert get(user, fresh, "a") == DATA
-
-
 @pytest.mark.parametrize(
     ("filename", "expected"),
     [
-        ("/etc/passwd", "passwd"),
         ("../../x", "x"),
-        ("C:\\\\Users\\\\me\\\\report.pdf", "report.pdf"),
-        ("a/b\\\\c", "c"),
         ("größe €.txt", "größe €.txt"),
-        ("日本語.txt", "日本語.txt"),
         ('a\\"b.txt', 'a"b.txt'),
         ("a%22b.txt", 'a"b.txt'),
-        ("with space.txt", "with space.txt"),
         (" lead", " lead"),
         ("semi;colon=.txt", "semi;colon=.txt"),
-        ("%41", "%41"),
-        (".hidden", ".hidden"),
-        ("a..b", "a..b"),
-        ("...", "..."),
     ],
 )
 def test_the_filename_of_a_form(
@@ -504,17 +424,11 @@ def test_the_filename_of_a_form(
 
 @pytest.mark.parametrize(
     "filename",
-    ["", ".", "..", "a/", "a/..", "/", "x" * 256, "ü" * 128, "a\0b", "a\x01", "a\x7f", "tab\t"],
+    ["", "a/..", "ü" * 128, "a\0b", "tab\t"],
 )
 def test_filenames_that_a_file_may_not_have(user: httpx.Client, fresh: str, filename: str) -> None:
     refused(upload(user, fresh, form_part("file", b"x", filename) + FORM_END), 400)
     assert paths(user, fresh) == []
-
-
-def test_long_names_are_fine(user: httpx.Client, fresh: str) -> None:
-    for name in ("x" * 255, "ü" * 127):
-        put(user, fresh, name, b"x")
-        assert get(user, fresh, name) == b"x"
 
 
 def test_a_folder_may_be_given_for_a_form(user: httpx.Client, fresh: str) -> None:
@@ -525,7 +439,7 @@ def test_a_folder_may_be_given_for_a_form(user: httpx.Client, fresh: str) -> Non
     assert user.get(url_of(fresh, "a/b/c.txt")).content == DATA
 
 
-@pytest.mark.parametrize("folder", ["..", "a/..", "a//b", ".", "a/./b", "a\\b", "a\0", "/../x"])
+@pytest.mark.parametrize("folder", ["a/..", "a//b", "/../x"])
 def test_a_folder_must_be_one(user: httpx.Client, fresh: str, folder: str) -> None:
     body = form_part("file", DATA, "c.txt") + FORM_END
     refused(upload(user, fresh, body, path=folder), 400)
@@ -934,9 +848,8 @@ def disposition(answer: httpx.Response) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["plain.txt", "größe €.txt", "日本語", 'q"uote.txt', "semi;colon.txt", "a'b.txt", "per%20cent",
-     "a, b.txt", "x" * 255, "émile\u202e.txt", "new=line"],
-)  # fmt: skip
+    ['größe "€";.txt', "x" * 255],
+)
 def test_the_name_of_an_attachment(user: httpx.Client, space: str, name: str) -> None:
     ok(user.put(url_of(space, name), params={"overwrite": "true"}, content=b"x"))
     query = {"namespace": space, "name": name}
@@ -1179,7 +1092,7 @@ def test_a_range_across_chunks_and_blocks(user: httpx.Client, space: str) -> Non
 
 def curl(*arguments: str | Path, stdin: bytes = b"") -> bytes:
     done = subprocess.run(
-        ["curl", "-sS", "--fail-with-body", "--max-time", "60", *arguments],
+        ["curl", "-sS", "--fail-with-body", *arguments],
         env={**os.environ, "no_proxy": "*"},
         input=stdin,
         capture_output=True,

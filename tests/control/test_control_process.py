@@ -278,6 +278,7 @@ def test_any_worker_reports_what_all_have_counted(make_server: MakeServer) -> No
 
     wait_for(everybody_counted, "both workers in one answer")
     send(int(min(pids)), signal.SIGKILL)
+    wait_for(lambda: not runs(int(min(pids))), "its end")
     wait_for(lambda: min(pids) not in server.get("/metrics").text, "end of its counts")
     assert server.stop() == 0
     assert not list(server.state.glob("control/metrics-*"))
@@ -287,6 +288,7 @@ def test_a_killed_worker_is_replaced_while_others_serve(make_server: MakeServer)
     server = make_server("--workers", "2")
     victim, other = server.workers()
     send(victim, signal.SIGKILL)
+    wait_for(lambda: not runs(victim), "its end")
 
     def is_replaced() -> bool:
         # Somebody serves at any time, and nobody is refused.
@@ -424,11 +426,11 @@ def test_after_kill_9_of_everything_it_starts_on_the_same_port(make_cloud: MakeC
     cloud.cluster.kill_all()
     cloud.cluster.ready_file.unlink()  # nobody could
     cloud.start()
-    assert not any(map(runs, workers))
+    wait_for(lambda: not any(map(runs, workers)), "end of the old workers")
     assert cloud.login("admin").get("/api/session").status_code == 200
     now = [*cloud.cluster.pids(), *children(cloud.cluster.pid("control"))]
     cloud.cluster.gfs("down")
-    assert not any(map(runs, now))
+    wait_for(lambda: not any(map(runs, now)), "end of all processes")
 
 
 def test_nothing_outlives_a_killed_supervisor(make_cloud: MakeCloud) -> None:

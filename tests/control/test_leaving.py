@@ -12,6 +12,7 @@ import httpx
 import pytest
 from checks import bearer, ok
 from compute_cloud import ComputeCloud
+from limits import HANG_SECONDS
 
 pytestmark = pytest.mark.real
 
@@ -19,7 +20,6 @@ UPGRADE = (
     "Connection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
 )
-SECONDS = 30.0
 #: How much of the request is sent, and whether something of the answer is awaited.
 PHASES = ("half a head", "no body", "half a body", "whole", "answer")
 FORM = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + b"x" * 500
@@ -54,7 +54,7 @@ def request(method: str, path: str, token: str, upgrade: bool, phase: str) -> by
 
 def leave(cloud: ComputeCloud, data: bytes, phase: str, *, reset: bool) -> None:
     url = httpx.URL(cloud.url)
-    with socket.create_connection((url.host, url.port or 80), SECONDS) as sock:
+    with socket.create_connection((url.host, url.port or 80), HANG_SECONDS) as sock:
         sock.sendall(data)
         if phase == "answer":
             sock.recv(10)

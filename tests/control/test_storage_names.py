@@ -80,7 +80,10 @@ def test_a_folder_is_put_before_a_name(folder: str, path: str) -> None:
     assert last_segment(path) == "x"
 
 
-@given(st.text(alphabet="abZ0._-/ \n", max_size=70))
+@given(st.text(max_size=70) | st.text(alphabet="abZ0._-/ \n%+:?\\\0äé", max_size=70))
+@example("x" * 65)
+@example("files.")
+@example("\ud83d")
 @example("status\n")
 @example("status")
 @example("...")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from checks import bearer, get, make_namespace, make_token, ok, paths, put, refused, with_token
 from cloud import Cloud
+from limits import HANG_SECONDS
 
 Who = tuple[httpx.Client, str]
 MIB = 1 << 20
@@ -68,7 +69,7 @@ def test_it_goes_on_after_a_lost_connection(ada: Who, space: str, cloud: Cloud) 
     upload = begin(client, space, "big", len(data))
     ok(send(client, space, upload, 0, data[:MIB]))
     url = httpx.URL(cloud.url)
-    with socket.create_connection((url.host, url.port or 80), 30) as broken:
+    with socket.create_connection((url.host, url.port or 80), HANG_SECONDS) as broken:
         head = (
             f"PUT {at(space, upload)}?offset={MIB} HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {bearer(client)}\r\nContent-Length: {2 * MIB}\r\n\r\n"
