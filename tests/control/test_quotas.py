@@ -32,7 +32,7 @@ pytestmark = pytest.mark.real
 KIB = 1024
 MIB = 1024 * KIB
 WORKERS = 3
-KILLS = 20
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
