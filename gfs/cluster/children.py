@@ -217,7 +217,7 @@ def how_it_ended(returncode: int | None) -> str:
 
 class Backoff:
     """How long to wait before a process that died is started again: at once if it had served,
-    since whoever kills it from outside must not keep its clients waiting, and longer each time
+    since its clients must not wait longer for being killed from outside, and longer each time
     that it ends before."""
 
     def __init__(self) -> None:

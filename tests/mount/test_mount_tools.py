@@ -35,7 +35,6 @@ def test_what_the_library_stores_is_read_and_the_other_way_round(
     }
 
 
-@pytest.mark.smoke
 def test_files_are_copied_moved_packed_and_removed(here: Path, tmp_path: Path) -> None:
     sh(
         "mkdir -p tree/a/b; seq 100000 >tree/numbers; seq 9 >tree/a/b/few; ln -s a/b tree/link",

@@ -46,7 +46,6 @@ def table() -> Any:
     )
 
 
-@pytest.mark.smoke
 def test_pandas(url: str, options: dict[str, str], table: Any) -> None:
     import pandas
 
