@@ -7,7 +7,6 @@ each ``make test`` runs a part: see ``tests/share.py``.
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import os
 import random
@@ -36,8 +35,6 @@ def over_seeds(count: int) -> Callable[[Callable[..., Awaitable[None]]], Any]:
         @functools.wraps(scenario)
         def test(seed: int, **more: object) -> None:
             run = functools.partial(scenario, seed, random.Random(f"{seed}/test"), **more)
-            # What Python tidies up, and when, is nothing that a seed decides.
-            gc.disable()
             try:
                 run_simulated(seed, run)
             except BaseException as error:
@@ -46,8 +43,6 @@ def over_seeds(count: int) -> Callable[[Callable[..., Awaitable[None]]], Any]:
                     f"tests/simulation -k {scenario.__name__}"
                 )
                 raise
-            finally:
-                gc.enable()
 
         # What pytest is to give: all of the scenario's arguments but the chance.
         signature = inspect.signature(scenario)
