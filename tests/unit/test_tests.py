@@ -228,7 +228,7 @@ ALLOWED: dict[Callable[[ast.AST], Iterator[ast.AST]], dict[str, int]] = {
     cpu_time: {},
     shared_teardown: {},
     bare_kills: {"deploy/test_systemd.py": 1, "kubernetes/kubelet_exec.py": 1},
-    fixed_ports: {"podman/test_podman_apart.py": 4},
+    fixed_ports: {},
 }
 #: Those that start the processes themselves, or stop a whole run.
 KILLERS = ("forks.py", "lifeline.py", "mutation/", "runner.py", "signals.py")
