@@ -191,6 +191,8 @@ async def test_one_that_is_hastened_waits_for_no_child() -> None:
         runner = ChildRunner(lifeline, [], lambda *_: None, lambda *_: None, stop_seconds=math.inf)
         child = await trio.lowlevel.open_process(["sleep", "inf"])
         send(child.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{child.pid}/stat")
+        wait_for(lambda: stat.read_text().split()[2] == "T", "stop of the child")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(runner._stop, child)
             await trio.testing.wait_all_tasks_blocked()
