@@ -579,7 +579,8 @@ async def test_a_client_that_takes_nothing_is_dropped() -> None:
     async with running() as (port, notes), connected(port) as client:
         await client.send(get("/endless"))
         await notes.cancelled.wait()
-        assert seconds() == LIMITS.send_stall_seconds
+        # Its system may still take what its own buffer grows by, and then the time begins anew.
+        assert seconds() in (LIMITS.send_stall_seconds, 2 * LIMITS.send_stall_seconds)
 
 
 async def test_half_an_answer_that_lasts_until_the_end_ends_with_a_reset() -> None:

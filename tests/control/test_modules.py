@@ -224,6 +224,7 @@ def test_where_it_is_not_chosen_it_serves_nothing_and_its_scopes_are_known(
         server.stop()
 
 
+@pytest.mark.real
 def test_without_being_installed_it_is_not_found(tmp_path: Path) -> None:
     done = forks.run(
         ["control", "--state", tmp_path / "state", "--modules", "auth,greetings"],

@@ -548,6 +548,7 @@ def start(directory: Path, *what: str) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], HANG_SECONDS)
