@@ -27,6 +27,9 @@ settings.register_profile(
 )
 settings.load_profile("fixed")
 
+#: From this share of the seeds on the costly tests run, too.
+COSTLY_PERCENT = 25
+
 # A run under nohup ignores SIGHUP, one in the background of a shell SIGINT, and what it starts
 # would do so, too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -48,9 +51,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         tiers.mark(item)
+    if share(100) < COSTLY_PERCENT:
+        left = [item for item in items if item.get_closest_marker("costly")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item.get_closest_marker("costly") is None]
 
 
 def pytest_collection_finish() -> None:

@@ -126,6 +126,7 @@ async def test_keys_whose_tokens_have_ended_leave_room_for_others(
         assert [row.access_key_id for row in access_keys.scan(txn)] == [last.access_key_id]
 
 
+@pytest.mark.costly
 async def test_records_that_are_away_are_reported_as_s3_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def made() -> set[str]:
     return set(json.loads(out))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_is_called(kind: type, made: set[str]) -> None:
     assert every(kind) - made == set()

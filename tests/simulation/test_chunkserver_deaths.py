@@ -243,6 +243,7 @@ async def test_copies_from_a_server_are_no_clients_of_it(seed: int, chance: rand
         assert await copies_of_a_dead_server(cluster, fs) < 5
 
 
+@pytest.mark.costly
 @over_seeds(1)
 async def test_copies_give_way_to_clients(seed: int, chance: random.Random) -> None:
     async with (

@@ -518,6 +518,7 @@ async def test_numbers_that_make_no_sense_cost_one_exchange(
         await assert_sound(fs)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("chunks", [1, 3])
 @over_seeds(1)
 async def test_who_reads_a_file_that_is_replaced_reads_it_to_its_end(

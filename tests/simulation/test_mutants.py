@@ -41,6 +41,7 @@ def test_every_patch_fits(mutant: Mutant, source: Path, tmp_path: Path) -> None:
         compile(changed, path, "exec")
 
 
+@pytest.mark.costly
 def test_what_mutants_run_is_complete(source: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/simulation"]
     done = subprocess.run(
@@ -62,6 +63,7 @@ def changed(source: Path, path: str, old: str, new: str) -> Mutant:
     return Mutant("made here", "".join(difflib.unified_diff(*lines, f"a/{path}", f"b/{path}")))
 
 
+@pytest.mark.costly
 def test_a_mutant_is_caught(tmp_path: Path) -> None:
     verdict = judge(named("keep-the-digest"), tmp_path, seeds=100, jobs=1)
     assert verdict.seed is not None
@@ -75,6 +77,7 @@ def test_an_error_of_the_patch_itself_catches_nothing(source: Path, tmp_path: Pa
         judge(mutant, tmp_path, seeds=20, jobs=1)
 
 
+@pytest.mark.costly
 def test_nothing_is_caught_by_a_seed_that_fails_without_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +90,7 @@ def test_nothing_is_caught_by_a_seed_that_fails_without_it(
         judge(harmless, tmp_path, seeds=100, jobs=1)
 
 
+@pytest.mark.costly
 def test_a_seed_without_end_catches_a_mutant(source: Path, tmp_path: Path) -> None:
     """Where it does not hang without the mutant: that has been tried."""
     path, old = "gfs/client/append.py", "                self._batch = self._take_batch()\n"

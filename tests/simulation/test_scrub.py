@@ -44,6 +44,7 @@ async def keep_busy(fs: Client) -> None:
         await trio.sleep(5)
 
 
+@pytest.mark.costly
 @over_seeds(2)
 async def test_a_pass_outlives_restarts(seed: int, chance: random.Random) -> None:
     """A server that is restarted more often than a pass takes comes to its end; also one of
@@ -79,6 +80,7 @@ async def _restarts(seed: int, chance: random.Random) -> None:
         assert len(shares) >= 2, shares
 
 
+@pytest.mark.costly
 @over_seeds(2)
 async def test_damage_in_a_quiet_file_is_repaired_within_a_period(
     seed: int, chance: random.Random

@@ -64,6 +64,7 @@ def test_in_some_of_the_fixed_seeds_a_server_comes_back_after_an_hour() -> None:
     assert int(count) >= 2
 
 
+@pytest.mark.costly
 def test_a_server_is_away_for_an_hour_and_back_among_clients_at_work() -> None:
     out = simulate("--seed", "1", "--faults", "long absence")
     left = re.search(r"^ *([\d.]+) FAULT (?:kill|power cut) (\w+) for", out, re.MULTILINE)

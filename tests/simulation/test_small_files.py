@@ -763,6 +763,7 @@ async def test_what_waits_at_a_server_is_bounded(
             connection.close()
 
 
+@pytest.mark.costly
 @over_seeds(1)
 async def test_a_batch_waits_once_for_a_master_that_is_gone(
     seed: int, chance: random.Random
