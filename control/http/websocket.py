@@ -110,6 +110,8 @@ class WebSocket:
     async def run(self) -> None:
         """Serve the WebSocket to its end."""
         if self._shake_hands():
+            # The first message, also if the client leaves before the application has begun.
+            self._to_app.send_nowait({"type": "websocket.connect"})
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._run_app)
                 try:
@@ -216,7 +218,6 @@ class WebSocket:
         }
         assert self._nursery is not None
         try:
-            self._to_app.send_nowait({"type": "websocket.connect"})
             try:
                 await self._connection.service.app(scope, self._messages.receive, self._app_send)
             except Exception:

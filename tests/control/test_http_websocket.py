@@ -5,9 +5,10 @@ from __future__ import annotations
 import tracemalloc
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
-from http_served import Client, connected, running
+from http_served import Client, connected, get, running
 from limits import wait_until
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Request, TextMessage
@@ -88,3 +89,17 @@ async def test_of_what_nobody_takes_little_is_kept() -> None:
             tracemalloc.stop()
         nursery.cancel_scope.cancel()
     assert len(text) < peak < 6 * len(text)
+
+
+async def test_a_client_that_leaves_at_once_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be gone before its handler has begun."""
+    app = Deaf(1)
+    handshake = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    async with running(app=app) as (port, _):
+        for _ in range(20):
+            async with connected(port) as client:
+                await client.send(
+                    get("/", *handshake, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+                )
+        await app.end()
+    assert not caplog.records
