@@ -18,7 +18,7 @@ import trio
 
 import gfs
 from bench import bare, cluster, loads, report
-from bench.circumstances import OUT, circumstances
+from bench.circumstances import OUT, add_page_option, circumstances
 from gfs.blocks import MIB
 
 ROUNDS = 3
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--seconds", type=float, default=5.0, help="time per rate")
     parser.add_argument("--dir", help="where the data goes (default: the temporary directory)")
-    parser.add_argument("--page", action="store_true", help="update docs/speed.md")
+    add_page_option(parser, "docs/speed.md")
     arguments = parser.parse_args()
     with cluster.interrupted_cleanly():
         result = measure(arguments.mib * MIB, arguments.seconds, arguments.dir)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bench import cluster, report
-from bench.circumstances import OUT, circumstances
+from bench.circumstances import OUT, add_page_option, circumstances
 from bench.peers import moosefs, ours, picture, seaweedfs
 from bench.peers.table import SYSTEMS, Result, table, turns
 from bench.peers.ways import IN_FLIGHT, Figures, meminfo
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listed", type=int, default=1000, help="files of a listed directory")
     parser.add_argument("--dir", help="where the data goes (default: the temporary directory)")
-    parser.add_argument("--page", action="store_true", help="update README.md")
+    add_page_option(parser, "README.md")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: a minute")
     arguments = parser.parse_args()
     if arguments.quick:

@@ -3,12 +3,15 @@ runs is for ``make bench-peers ARGS=--quick``."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import socket
 from typing import Any
 
 import pytest
 
 from bench import rest
+from bench.circumstances import add_page_option
 from bench.peers import moosefs, seaweedfs
 from bench.peers.table import FIGURES, WAYS, table, turns
 
@@ -24,6 +27,20 @@ FILE_INFO = """/mnt/probe:
 \t\tcopy 2: 10.255.255.1:9512 ; status:VALID
 \t\tcopy 3: 10.255.255.1:9513 ; status:{status}
 """
+
+
+def test_no_page_gets_figures_of_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_page_option(parser, "docs/speed.md")
+    assert not parser.parse_args([]).page
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 9.0, 9.0))
+    assert parser.parse_args(["--page"]).page
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.51, 0.0, 0.0))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--page"])
+    assert "the load average is 0.51" in capsys.readouterr().err
 
 
 def test_a_load_of_weed_with_failures_has_no_figure() -> None:
