@@ -1,8 +1,8 @@
 """One client's connection: its bytes, its slot, and how it ends.
 
-One task serves a connection. Bytes are read only
-when the handler asks for them; the server's watch (see ``hangups.py``) notices a client
-that leaves meanwhile, and calls :meth:`Connection.hang_up`.
+One task serves a connection. Bytes are read only when the handler asks for them; the
+server's watch (see ``hangups.py``) notices a client that leaves meanwhile, and calls
+:meth:`Connection.hang_up`.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ class Connection:
         """Read and drop the bytes that the client still sends, within the limits.
 
         Closing a socket with unread bytes resets the connection, and a reset makes the
-        client's system drop the answer that it has not read yet. Nor may the connection
-        be closed while the client reads the answer: with HTTP/2 it sends window updates.
+        client's system drop the answer that it has not read yet. So the connection stays
+        open while the client reads the answer and may still send.
         """
         if not isinstance(self.stream, trio.SSLStream):
             self.wire.end_sending()

@@ -75,18 +75,14 @@ UNREAD = RequestHead("-", b"", "", "1.1", [], 0, False, False, False)
 """Used instead of a head that could not be read."""
 
 
-def read_head(request: h11.Request, http_version: str | None = None) -> RequestHead:
+def read_head(request: h11.Request) -> RequestHead:
     """Check one request head, and extract what the server needs.
-
-    Args:
-        request: The head in the form of HTTP/1.1.
-        http_version: The version that it came by, if that is another one.
 
     Raises:
         Refusal: The request must not reach the application.
     """
-    http_version = http_version or request.http_version.decode("ascii")
-    if http_version not in ("1.0", "1.1", "2"):
+    http_version = request.http_version.decode("ascii")
+    if http_version not in ("1.0", "1.1"):
         raise Refusal(505, f"HTTP/{http_version} is not supported; use HTTP/1.1")
     if request.method == b"CONNECT":
         raise Refusal(501, "CONNECT is not supported: this server is not a proxy")
