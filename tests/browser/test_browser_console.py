@@ -107,7 +107,7 @@ async def test_a_session_that_was_ended_leads_to_the_login_and_back(
     await console.press("New storage namespace")
     await console.fill("Name", "typed-before", "dialog")
     await end("#/account")
-    assert await console.evaluate("document.querySelector('dialog').checkVisibility()") is False
+    await console.until("!document.querySelector('dialog').checkVisibility()")
     await console.login(name, PASSWORD)
     await console.until("document.querySelector('dialog').open")
     assert await console.evaluate("document.querySelector('dialog input').value") == "typed-before"

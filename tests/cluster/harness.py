@@ -27,7 +27,7 @@ def runs(pid: int) -> bool:
     """Whether ``pid`` is a process that has not ended (a zombie has)."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -43,10 +43,13 @@ class Unkindness:
 class SimEngine:
     """The engine itself: what it has recorded, in true time."""
 
-    def __init__(self, chance: random.Random, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, chance: random.Random, nursery: trio.Nursery, hold_seconds: float = HOLD_SECONDS
+    ) -> None:
         self.chance = chance
         self.nursery = nursery
         self.unkind = Unkindness()
+        self.hold_seconds = hold_seconds
         #: The machines that cannot reach it.
         self.away: set[str] = set()
         self._cluster = ""
@@ -80,7 +83,7 @@ class SimEngine:
         return True
 
     def _extend(self) -> None:
-        self._until = trio.current_time() + HOLD_SECONDS * self.unkind.early
+        self._until = trio.current_time() + self.hold_seconds * self.unkind.early
 
     def offer(self, hold: object, claim: Claim) -> None:
         if self.view().version == hold:
@@ -145,10 +148,12 @@ class SimDoor:
 
 
 class WithEngine(SimCluster):
+    hold_seconds = HOLD_SECONDS
+
     async def __aenter__(self) -> Self:
         self._engine_manager = trio.open_nursery()
         nursery = await self._engine_manager.__aenter__()
-        self.engine = SimEngine(self.universe.generator("engine"), nursery)
+        self.engine = SimEngine(self.universe.generator("engine"), nursery, self.hold_seconds)
         try:
             await super().__aenter__()
         except BaseException as error:
@@ -217,14 +222,15 @@ class ElectedCluster(WithEngine, ShadowedCluster):
     nothing."""
 
     def __init__(self, seed: int, **settings: Any) -> None:
+        settings = {"hold_seconds": HOLD_SECONDS, **settings}
         super().__init__(seed, shadows=2, replicas_before_ack=1, master=settings)
+        self.hold_seconds = settings["hold_seconds"]
 
     def _master_main(self, name: str) -> Callable[..., Awaitable[None]]:
         async def main(world: World, task_status: trio.TaskStatus[Any]) -> None:
             settings = MasterSettings(
                 address=address(name),
                 elect="the engine",
-                hold_seconds=HOLD_SECONDS,
                 **self.settings,
             )
             await run_master(

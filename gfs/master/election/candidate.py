@@ -8,8 +8,9 @@ however wrong the wall clocks are. ``since_ns`` is for people.
 ========  ==================================================================================
 state     what this does
 ========  ==================================================================================
-no hold   looks at the engine every ``hold_seconds / POLLS``; takes the hold when it is free,
-          or was offered to this process, and somebody here waits for it
+no hold   looks at the engine every ``hold_seconds / POLLS``, and more often while another process
+          gives the hold up for this one; takes it when it is free, or was offered to this process,
+          and somebody here waits for it
 a hold    renews it every ``hold_seconds / RENEWALS``. An engine that does not answer is asked
           again until the hold ends by the clock; one that says that it is another's ends it
 ========  ==================================================================================
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 POLLS = 12
 RENEWALS = 4
+#: Between two looks for a hold that is being given up for this process.
+SOON_SECONDS = 0.25
 #: So often it is asked whether anybody can be elected now.
 LOOKS = 2
 #: The share of the hold by which it ends here before it ends at the engine: clocks that differ in
@@ -57,6 +60,9 @@ class Candidate:
         self._hold: object | None = None
         self._until = 0.0
         self._wanted = 0
+        #: How many of them have been promised it.
+        self._awaited = 0
+        self._asked = trio.Event()
         self._taken = trio.Event()
         #: Set while there is no hold.
         self.lost = trio.Event()
@@ -87,9 +93,14 @@ class Candidate:
             reply.reason = self._reason
         return reply
 
-    async def acquire(self) -> None:
-        """Return once this process has the hold. It is kept until it is lost or given up."""
+    async def acquire(self, soon: bool = False) -> None:
+        """Return once this process has the hold. It is kept until it is lost or given up.
+
+        ``soon``: Another process is giving it up for this one."""
         self._wanted += 1
+        self._awaited += soon
+        if soon:
+            self._asked.set()
         try:
             while self._hold is None:
                 await self._taken.wait()
@@ -99,6 +110,7 @@ class Candidate:
             raise
         finally:
             self._wanted -= 1
+            self._awaited -= soon
 
     async def release(self) -> None:
         """Give the hold up, for any other process."""
@@ -125,8 +137,11 @@ class Candidate:
         try:
             while True:
                 if self._hold is None:
+                    self._asked = trio.Event()
                     await self._try()
-                    await self._clock.sleep(self._seconds / POLLS)
+                    pause = self._seconds / POLLS
+                    with trio.move_on_after(min(pause, SOON_SECONDS) if self._awaited else pause):
+                        await self._asked.wait()
                 else:
                     await self._keep(self._hold)
         finally:

@@ -447,7 +447,7 @@ class Shadow:
 async def _wait_for_hold(candidate: Candidate) -> None:
     """Raises Busy if it does not come."""
     with trio.move_on_after(HOLD_SECONDS):
-        await candidate.acquire()
+        await candidate.acquire(soon=True)
     if not candidate.holds:
         claim = candidate.view.claim
         whose = f"{claim.address} has it" if claim else candidate.status().reason
