@@ -49,15 +49,21 @@ async def _show(server: str, disks: Iterable[Disk], as_json: bool) -> None:
 @disk.command()
 @click.argument("server", metavar="SERVER")
 @click.argument("path", metavar="DIR")
+@click.option(
+    "--not-a-mount",
+    is_flag=True,
+    help="Also if another disk was mounted there: DIR is to be on the file system above.",
+)
 @json_option("the server's disks")
 @client_options
-def add(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
+def add(cluster: Cluster, server: str, path: str, not_a_mount: bool, as_json: bool) -> None:
     """Add the directory DIR (absolute, on its machine) to SERVER as a disk.
 
     DIR is created if it does not exist. It may be new or empty, or a disk that was
-    removed from this server. A disk that replaces a failed one may have the same path.
+    removed from this server. A disk that replaces a failed one may have the same path:
+    mount it first, or this is refused (exit code 1).
     """
-    _order(cluster, server, path, "add", as_json)
+    _order(cluster, server, path, "add-unmounted" if not_a_mount else "add", as_json)
 
 
 @disk.command()
@@ -183,10 +189,11 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
         name = f"disk {each.path} of chunkserver {server.id} ({server.address})"
         order = f"{server.id} {each.path}"
         if each.state in DOWN:
+            works = "is mounted again" if each.state == "missing" else "works again"
             yield (
                 f"WARNING: {name} is {each.state}: {each.reason}; its replicas are re-replicated. "
-                f"When it works again: gfs disk retry {order}; a new one in its place: gfs disk "
-                f"add {order}; gone for good: gfs disk remove {order}"
+                f"When it {works}: gfs disk retry {order}; with another disk mounted in its place: "
+                f"gfs disk add {order}; gone for good: gfs disk remove {order}"
             )
         elif each.state == "slow":
             yield f"WARNING: {name} is slow: a disk call has taken seconds: see the kernel's log"

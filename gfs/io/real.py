@@ -400,6 +400,12 @@ class RealFileSystem:
     def make_lock(self) -> Lock:
         return threading.RLock()
 
+    def mount_point(self, path: str) -> str:
+        point = os.path.realpath(path)
+        while not os.path.ismount(point):
+            point = os.path.dirname(point)
+        return point
+
     def device(self, path: str) -> int:
         return os.stat(path).st_dev
 

@@ -154,6 +154,12 @@ class DiskSpace(NamedTuple):
     read_only: bool = False
 
 
+def lost_mount(before: str, now: str) -> bool:
+    """Whether what was on the file system mounted at ``before`` would be on another one, the
+    one at ``now``, which is mounted above that; "": it is not known."""
+    return bool(before and now) and before != now and f"{before}/".startswith(f"{now.rstrip('/')}/")
+
+
 class FileSystem(Protocol):
     """The local disk. All calls block. Errors are ``OSError`` as from the kernel."""
 
@@ -178,6 +184,10 @@ class FileSystem(Protocol):
     def awaits_mount(self, path: str) -> bool:
         """Whether the system is configured to mount something at or above ``path`` and
         has not: files made there would be on another file system than intended."""
+
+    def mount_point(self, path: str) -> str:
+        """Where the file system that ``path`` is on is mounted: at ``path``, or above it; a
+        path without symbolic links. ``path`` need not exist."""
 
     def device(self, path: str) -> int:
         """The number of the device that is visible at ``path`` now (``st_dev``). If it

@@ -151,6 +151,9 @@ class Disk(Part):
     reason: str = ""
     #: Calls that it refused, or that hung, since the server was started.
     errors: int = 0
+    #: Where its file system is mounted, or was when it was last used; "": not known, or it does
+    #: not matter.
+    mount: str = ""
 
 
 class BadReplica(Part):
@@ -803,7 +806,7 @@ class DiskOrder(Message, tag=160):
 
     server: str
     path: str
-    action: str  # "add" | "drain" | "undrain" | "remove" | "retry"
+    action: str  # "add" | "add-unmounted" | "drain" | "undrain" | "remove" | "retry"
 
 
 class DiskOrderReply(Message, tag=161):

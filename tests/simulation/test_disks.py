@@ -19,7 +19,7 @@ from gfs.chunkserver.packs import DATA_NAME, Made
 from gfs.chunkserver.replicas.store import ChunkStore
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.errors import DiskFailed, GfsError, InvalidArgument, ReplicaUnavailable
+from gfs.errors import DiskFailed, GfsError, InvalidArgument, NotFound, ReplicaUnavailable
 from gfs.protocol.messages import Disk
 from gfs.testing import SimCluster
 from gfs.testing.files import SimDisk
@@ -141,7 +141,7 @@ async def test_a_disk_that_works_again_is_used_again_when_it_is_retried(
             return (await disks_of(fs, victim))[DISK].state == "missing"
 
         await cluster.wait_until(is_missing, 15)
-        with pytest.raises(DiskFailed, match="gone"):
+        with pytest.raises(DiskFailed, match="nothing is mounted there"):
             await fs.order_disk(server, DISK, "retry")
         with pytest.raises(InvalidArgument):
             await fs.order_disk(server, cluster.disks[1], "drain")  # the only one
@@ -182,6 +182,131 @@ async def test_a_server_starts_with_the_disks_that_are_well(
         await cluster.crash(victim)
         await cluster.start(victim)
         assert (await disks_of(fs, victim))[DISK].state == "ok"
+
+
+@over_seeds(1)
+async def test_what_was_mounted_is_never_made_below_its_mount(
+    seed: int, chance: random.Random
+) -> None:
+    """By no order, nor after the disk was removed, unless a person says so; and another disk that
+    is mounted there is a new one."""
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "file")
+        victim = chance.choice(cluster.chunkservers)
+        server, machine = cluster.address(victim), cluster.machine(victim).disk
+        machine.unmount(DISK)
+
+        async def is_missing() -> bool:
+            return (await disks_of(fs, victim))[DISK].state == "missing"
+
+        await cluster.wait_until(is_missing, 15)
+        assert (await disks_of(fs, victim))[DISK].reason == f"it was unmounted: mount it at {DISK}"
+        for before in ("", "restart", "remove", "restart"):
+            if before == "restart":
+                await cluster.crash(victim)
+                await cluster.start(victim)
+            elif before:
+                await fs.order_disk(server, DISK, before)
+            for action in ("add", "retry"):
+                with pytest.raises((DiskFailed, NotFound)) as refused:
+                    await fs.order_disk(server, DISK, action)
+                if action == "add":
+                    assert "nothing is mounted there: mount it. To fill" in str(refused.value)
+                    assert "gfs disk add --not-a-mount" in str(refused.value)
+            assert not machine.paths(DISK)
+        machine.mount(DISK, 1 << 40)
+        disks = {disk.path: disk for disk in await fs.order_disk(server, DISK, "add")}
+        assert (disks[DISK].state, disks[DISK].mount) == ("ok", DISK)
+        machine.unmount(DISK)
+        await cluster.wait_until(is_missing, 15)
+        assert not machine.paths(DISK)
+        disks = {disk.path: disk for disk in await fs.order_disk(server, DISK, "add-unmounted")}
+        assert disks[DISK].state == "ok"
+        assert machine.paths(DISK)
+        await cluster.crash(victim)
+        await cluster.start(victim)
+        assert (await disks_of(fs, victim))[DISK].state == "ok"
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_a_server_that_lost_its_only_mount_does_not_begin_as_another(
+    seed: int, chance: random.Random
+) -> None:
+    """It comes back with its replicas when that is mounted again; also if the master was
+    restarted meanwhile. It makes a new one of another disk that is mounted there."""
+    async with SimCluster(seed, supervised=True) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "file")
+        before = {server.id for server in (await fs.status()).servers}
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        for is_another in (False, True):
+            await cluster.crash(victim)
+            volume = machine.unmount(DISK)
+            cluster.begin(victim)
+            await trio.sleep(20)
+            await cluster.restart("master")
+            await trio.sleep(20)
+            assert {server.id for server in (await fs.status()).servers} == before
+            assert not [path for path in machine.paths(DISK) if "server.json" in path]
+            assert not replicas_on(cluster, victim)
+            if is_another:
+                machine.mount(DISK, 1 << 40)
+            else:
+                machine.mount_again(DISK, volume)
+
+            async def is_whole() -> bool:
+                report = await fs.fsck()
+                return not (await fs.status()).totals.under_replicated and not report.problems
+
+            await cluster.wait_until(is_whole, 120, every=1)
+            after = {server.id for server in (await fs.status()).servers}
+            assert len(after - before) == is_another
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_a_server_may_begin_below_a_mount_once_the_former_one_is_forgotten(
+    seed: int, chance: random.Random
+) -> None:
+    master = MasterSettings(map_bytes=1 << 28, dead_seconds=6.0)
+    async with (
+        SimCluster(seed, master=master, supervised=True, chunkservers=4) as cluster,
+        cluster.client() as fs,
+    ):
+        files = await write_files(fs, chance, "file")
+        victim = chance.choice(cluster.chunkservers)
+        (former,) = (s.id for s in (await fs.status()).servers if s.address.startswith(victim))
+        await cluster.crash(victim)
+        cluster.machine(victim).disk.unmount(DISK)
+        cluster.begin(victim)
+
+        async def is_forgotten() -> bool:
+            with contextlib.suppress(GfsError):
+                await fs.forget_server(former)
+                return True
+            return False
+
+        await cluster.wait_until(is_forgotten, 120, every=1)
+        await cluster.ready(victim)
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_a_disk_of_the_table_of_file_systems_is_not_made_before_it_is_mounted(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        victim = chance.choice(cluster.chunkservers)
+        server, machine = cluster.address(victim), cluster.machine(victim).disk
+        machine.mount("/new", 1 << 30, in_table=True)
+        volume = machine.unmount("/new")
+        with pytest.raises(DiskFailed, match="/etc/fstab"):
+            await fs.order_disk(server, "/new/below", "add")
+        assert not machine.paths("/new")
+        machine.mount_again("/new", volume)
+        await fs.order_disk(server, "/new/below", "add")
+        assert (await disks_of(fs, victim))["/new/below"].mount == "/new"
 
 
 @over_seeds(1)

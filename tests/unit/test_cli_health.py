@@ -267,6 +267,7 @@ def test_a_disk_is_an_object_with_its_server() -> None:
         "id": "d1",
         "reason": "it broke",
         "errors": 2,
+        "mount": "",
     }
 
 

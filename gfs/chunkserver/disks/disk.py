@@ -134,6 +134,8 @@ class Disk:
         #: The attributes below exist once the disk was opened.
         self.files: FileSystem
         self.device = 0
+        #: Where its file system is mounted, or was when it was last used.
+        self.mount = ""
         self.lock: File | None = None
         self.journal: Journal
         self.intents: Intents
@@ -234,6 +236,7 @@ class Disk:
             state=self.state,
             reason=reason,
             errors=self.errors,
+            mount=self.mount,
         )
 
     # --- calls ----------------------------------------------------------------------

@@ -97,18 +97,23 @@ class DiskOrders:
         known = ", ".join(each.path for each in self._disks.reports())
         raise NotFound(f"this chunkserver has no disk {path}; it has {known}")
 
-    async def _add(self, path: str) -> None:
+    async def _add(self, path: str, may_be_unmounted: bool = False) -> None:
         if any(disk.path == path for disk in self._disks.used.values()):
             raise AlreadyExists(f"{path} is a disk of this chunkserver already")
-        await self._reopen(path, may_be_new=True)
+        await self._reopen(path, may_be_new=True, may_be_unmounted=may_be_unmounted)
+
+    async def _add_unmounted(self, path: str) -> None:
+        await self._add(path, may_be_unmounted=True)
 
     async def _retry(self, path: str) -> None:
         if path not in self._disks.down:
             self._used(path)  # raises if it is not this server's; else it works
             return
-        await self._reopen(path, may_be_new=False)
+        await self._reopen(path)
 
-    async def _reopen(self, path: str, may_be_new: bool) -> None:
+    async def _reopen(
+        self, path: str, may_be_new: bool = False, may_be_unmounted: bool = False
+    ) -> None:
         old, known = self._disks.down.get(path), self._server.at(path)
         if old is not None:
             with deadline(CLOSE_SECONDS, f"return of all calls to {path}, which hang"):
@@ -116,19 +121,16 @@ class DiskOrders:
         watched = set(self._opening.watched)
         try:
             found = await self._opening.look_at([path])
-            for record in found.values():
-                if may_be_new and known and (record is None or known.state == REMOVED):
-                    self._server.drop(path)
-            await self._opening.use(found)
+            await self._opening.use(found, may_be_new=may_be_new, may_be_unmounted=may_be_unmounted)
         except BaseException:
             for disk in self._opening.watched - watched:
                 disk.fail(FAILED, "the order to use it was cancelled")
             raise
         finally:
-            self._server.keep(path, known)
             failed = self._disks.down.get(path)
             if failed is not None and failed is not old:
-                failed.id = failed.id or (known.id if known is not None else "")
+                if known is not None:
+                    failed.id, failed.mount = failed.id or known.id, failed.mount or known.mount
                 self._watch.close(failed)
                 if old is None:
                     del self._disks.down[path]  # it was never a disk of this server
@@ -194,6 +196,7 @@ class DiskOrders:
 
 _ACTS: dict[str, Callable[[DiskOrders, str], Awaitable[None]]] = {
     "add": DiskOrders._add,
+    "add-unmounted": DiskOrders._add_unmounted,
     "retry": DiskOrders._retry,
     "drain": DiskOrders._drain,
     "undrain": DiskOrders._undrain,
