@@ -152,7 +152,7 @@ class RealFile:
                 try:
                     count = os.preadv(number, [buffer[done:] if done else buffer], offset + done)
                 except OSError as error:
-                    raise ReadFailed(error.errno, error.strerror) from error
+                    raise _read_failed(error, number, offset) from error
                 if not count:
                     break
                 done += count
@@ -191,7 +191,7 @@ class RealFile:
                 except OSError as error:
                     if error.errno == errno.EIO:
                         # Taken for a read error: errors of writes appear at the sync.
-                        raise ReadFailed(errno.EIO, error.strerror) from error
+                        raise _read_failed(error, there, offset) from error
                     if error.errno not in _CANNOT_COPY:
                         raise
                     done = _copy_some(there, here, offset, min(COPY_BYTES, end - offset))
@@ -237,6 +237,11 @@ class RealFile:
 
     def close(self) -> None:
         self.held.close()
+
+
+def _read_failed(error: OSError, number: int, offset: int) -> ReadFailed:
+    """A read of an open file has ended with this error."""
+    return ReadFailed(error.errno, error.strerror).at(os.fstat(number).st_ino, offset)
 
 
 def _copy_some(source: int, target: int, offset: int, count: int) -> int:
@@ -520,7 +525,7 @@ class RealStream:
         except OSError as error:
             if error.errno in _OF_SOCKETS:
                 raise self._map(error) from error
-            raise ReadFailed(error.errno, error.strerror) from error
+            raise _read_failed(error, number, offset) from error
         finally:
             self._in_thread = False
             if self._closed:

@@ -119,8 +119,9 @@ class File(Protocol):
         """Write all data to the disk (fdatasync); it is there when this returns."""
 
     def drop_cached(self) -> None:
-        """What counts as written is read from the disk when it is read again, and not from
-        memory, which shows what a write-back lost as if it were there."""
+        """What counts as written, and all that was synced, is read from the disk when it is read
+        again, and not from memory: that shows what a write-back lost as if it were there, and
+        answers for a disk that cannot be read."""
 
     def close(self) -> None:
         """Blocks, too: some file systems write data out, and free deleted files, when
@@ -145,6 +146,14 @@ class Lock(Protocol):
 class ReadFailed(OSError):
     """A file, or some of its bytes, could not be read (EIO). The cause may be one bad
     sector or the whole disk."""
+
+    #: Which file, and which MiB of it: the same for reads that one bad sector may have failed.
+    place: tuple[int, int] | None = None
+
+    def at(self, file: int, offset: int) -> ReadFailed:
+        """This error, of a read of ``file``, by its number on its disk, at ``offset``."""
+        self.place = file, offset >> 20
+        return self
 
 
 class DiskSpace(NamedTuple):

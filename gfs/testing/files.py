@@ -143,6 +143,12 @@ class SimDisk:
         else:
             self._failing.pop(prefix, None)
 
+    def lose_reads(self, path: str) -> None:
+        """From now on nothing that is on the platter of the disk at ``path`` can be read, and
+        everything can be written; what is written is in the page cache until that is dropped."""
+        self.note(f"{path} cannot be read any more")
+        self.volume(path).is_unreadable = True
+
     def paths(self, below: str = "/") -> list[str]:
         """The paths of all files at and below a directory, sorted."""
         return sorted(path for path, _ in self._walk(below))
