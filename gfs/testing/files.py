@@ -70,7 +70,7 @@ class SimDisk:
 
     def mount(self, path: str, capacity_bytes: int, in_table: bool = False) -> None:
         """Make ``path`` a disk of its own; again: change its capacity. ``in_table``: the
-        machine's table of file systems names it, so that its loss can be told from that."""
+        machine's table of file systems names it, so that a loss of the mount is visible there."""
         parts = tuple(_segments(path))
         volume = self._mounts.get(parts)
         if in_table:

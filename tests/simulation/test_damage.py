@@ -15,10 +15,12 @@ from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.chunkserver.packs import DATA_NAME
 from gfs.chunkserver.upkeep import Scrubber
+from gfs.cli.disks import emptied
 from gfs.cli.drain import is_stuck
+from gfs.cli.progress import Progress
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
-from gfs.errors import GfsError
+from gfs.errors import CorruptReplica, GfsError, InvalidArgument
 from gfs.master.tables import Clone
 from gfs.master.upkeep.copies import Copies
 from gfs.protocol.messages import SMALL_REPLICA_BYTES_MAX, ServerStatus
@@ -516,6 +518,76 @@ async def test_the_remains_of_a_lost_chunk_keep_a_drain_from_ending(
             return (await drained()).drain == "drained"
 
         await cluster.wait_until(ended, 60)
+
+
+@over_seeds(2)
+async def test_a_disk_whose_last_replicas_are_damaged_is_drained_to_an_end(
+    seed: int, chance: random.Random
+) -> None:
+    """Which says what is left, and what can be done. A damaged one of which there is a good one
+    is replaced elsewhere, and keeps nobody waiting."""
+    one = MasterSettings(map_bytes=1 << 28, replication=1, dead_seconds=6)
+    async with (
+        SimCluster(seed, chunkservers=4, disks=2, master=one) as cluster,
+        cluster.client() as fs,
+    ):
+        files = {f"/{n}": content(chance, 200_000) for n in range(24)}
+        for path, data in files.items():
+            await fs.put(data, path)
+        victim = cluster.chunkservers[0]
+        server = next(s.id for s in (await fs.status()).servers if s.address.startswith(victim))
+        there = {
+            int(path.rpartition("/")[2][:16], 16): path for path in cluster.chunk_files(victim)
+        }
+        there = {handle: path for handle, path in there.items() if path.startswith("/disk0/")}
+        names = {(await fs.locate(path)).chunks[0].handle: path for path in files}
+        lost, mended = chance.sample(sorted(there), 2)
+        await fs.set_replication(names[mended], 3)
+        await wait_for_goal(cluster, fs, names[mended], 3)
+        for handle in (lost, mended):
+            cluster.machine(victim).disk.flip_bit(there[handle], 8 * (HEAD_BYTES + 1))
+        await fs.order_disk(server, "/disk0", "drain")
+        progress = Progress()
+        with pytest.raises(CorruptReplica) as ended, trio.fail_after(300):
+            await emptied(fs, server, "/disk0", progress)
+        assert (progress.total, progress.done) == (len(there), len(there) - 1)
+        reason = str(ended.value)
+        assert "1 damaged replica left, and no good one anywhere" in reason
+        assert f"{names[lost]} chunk 0." in reason
+        assert f"gfs disk remove --give-up-damaged {server} /disk0" in reason
+        assert await fs.get(names[mended]) == files[names[mended]]
+        with pytest.raises(InvalidArgument, match="--give-up-damaged"):
+            await fs.order_disk(server, "/disk0", "remove")
+        disks = await fs.order_disk(server, "/disk0", "remove-damaged")
+        assert [disk.path for disk in disks] == ["/disk1"]
+        await cluster.restart(victim)
+        del files[names[lost]]
+        for path, data in files.items():
+            assert await fs.get(path) == data
+        await trio.sleep(60)
+        totals = (await fs.status()).totals
+        assert (totals.lost, totals.corrupt, totals.under_replicated) == (1, 0, 0)
+
+
+@over_seeds(1)
+async def test_a_disk_is_not_removed_with_good_replicas(seed: int, chance: random.Random) -> None:
+    """The other disks have no room for them."""
+    async with (
+        SimCluster(seed, disks=2) as cluster,
+        cluster.client() as fs,
+    ):
+        for n in range(8):
+            await fs.put(content(chance, 200_000), f"/{n}")
+        victim = cluster.chunkservers[0]
+        server, machine = cluster.address(victim), cluster.machine(victim).disk
+        machine.mount("/disk1", 1)
+        await trio.sleep(5)
+        for order in ("remove-damaged", "drain", "remove-damaged"):
+            if order == "drain":
+                await fs.order_disk(server, "/disk0", order)
+                continue
+            with pytest.raises(InvalidArgument, match="run gfs disk drain first"):
+                await fs.order_disk(server, "/disk0", order)
 
 
 async def is_dead(fs: Client, name: str) -> bool:

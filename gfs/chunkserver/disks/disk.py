@@ -128,6 +128,9 @@ class Disk:
         self.is_adopted = True
         #: Replicas of a draining disk for which the other disks had no room.
         self.stuck = 0
+        #: Replicas of a draining disk that are damaged: the master has good ones made elsewhere, if
+        #: there are any.
+        self.damaged = 0
         #: "failed" or "missing", and why; empty while it is used.
         self.down = ""
         self.reason = ""
@@ -248,6 +251,7 @@ class Disk:
             reason=reason,
             errors=self.errors,
             mount=self.mount,
+            damaged=self.damaged * self.draining,
         )
 
     # --- calls ----------------------------------------------------------------------

@@ -159,13 +159,21 @@ class DiskOrders:
         disk.draining = False
         self._server.put(disk)
 
-    async def _remove(self, path: str) -> None:
+    async def _remove(self, path: str, gives_up_damaged: bool = False) -> None:
         down = self._disks.down.get(path)
         if down is None:
             disk = self._used(path)
             others = self._store.duplicates.files
             chunks = disk.chunks + sum(index == disk.index for index, _ in others)
-            if chunks or not disk.draining:
+            damaged = self._store.inventory.damaged_on(disk)
+            if disk.draining and chunks == damaged > 0 and not gives_up_damaged:
+                raise InvalidArgument(
+                    f"all that {path} has left is {plural(damaged, 'damaged replica')}: as long as "
+                    "there is a good one anywhere, wait for the repair (gfs status). What gfs fsck "
+                    "calls lost is on no other disk: remove this one without it by gfs disk remove "
+                    "--give-up-damaged, or delete these files"
+                )
+            if (chunks and not (gives_up_damaged and chunks == damaged)) or not disk.draining:
                 raise InvalidArgument(
                     f"{path} has {plural(chunks, 'replica')} and is {disk.state}: run gfs disk "
                     "drain first; gfs status --disks shows when it is empty"
@@ -174,6 +182,9 @@ class DiskOrders:
             down = disk
         self._disks.down.pop(path, None)
         self._server.put(down, REMOVED)
+
+    async def _remove_damaged(self, path: str) -> None:
+        await self._remove(path, gives_up_damaged=True)
 
     async def _retry_all(self) -> None:
         """Try all disks of a server that has none left again, as a restart would."""
@@ -201,4 +212,5 @@ _ACTS: dict[str, Callable[[DiskOrders, str], Awaitable[None]]] = {
     "drain": DiskOrders._drain,
     "undrain": DiskOrders._undrain,
     "remove": DiskOrders._remove,
+    "remove-damaged": DiskOrders._remove_damaged,
 }
