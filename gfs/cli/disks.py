@@ -7,15 +7,21 @@ from collections.abc import Iterable, Iterator
 import click
 import trio
 
+from gfs.cli import progress
 from gfs.cli.options import Cluster, client_options, json_option
 from gfs.cli.output import Output, human_bytes, table, to_json
+from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
-from gfs.client import Client
-from gfs.errors import DiskFailed, NotFound, ReplicaUnavailable
+from gfs.client import Client, fsck
+from gfs.errors import CorruptReplica, DiskFailed, NotFound, ReplicaUnavailable
 from gfs.failures import plural
 from gfs.protocol.messages import Disk, ServerStatus
 
 LOOK_SECONDS = 0.5
+#: When nothing but damaged replicas is left for so many looks, it is asked which are lost.
+LOOKS_DAMAGED = 20
+#: The most files that an error names.
+NAMED_MAX = 10
 #: After one or two heartbeats the master knows of a disk that was just added.
 LOOKS_WITHOUT_MAX = 10
 DOWN = ("failed", "missing")
@@ -49,15 +55,21 @@ async def _show(server: str, disks: Iterable[Disk], as_json: bool) -> None:
 @disk.command()
 @click.argument("server", metavar="SERVER")
 @click.argument("path", metavar="DIR")
+@click.option(
+    "--not-a-mount",
+    is_flag=True,
+    help="Also if another disk was mounted there: DIR is to be on the file system above.",
+)
 @json_option("the server's disks")
 @client_options
-def add(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
+def add(cluster: Cluster, server: str, path: str, not_a_mount: bool, as_json: bool) -> None:
     """Add the directory DIR (absolute, on its machine) to SERVER as a disk.
 
     DIR is created if it does not exist. It may be new or empty, or a disk that was
-    removed from this server. A disk that replaces a failed one may have the same path.
+    removed from this server. A disk that replaces a failed one may have the same path:
+    mount it first, or this is refused (exit code 1).
     """
-    _order(cluster, server, path, "add", as_json)
+    _order(cluster, server, path, "add-unmounted" if not_a_mount else "add", as_json)
 
 
 @disk.command()
@@ -77,14 +89,20 @@ def retry(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @disk.command()
 @click.argument("server", metavar="SERVER")
 @click.argument("path", metavar="DIR")
+@click.option(
+    "--give-up-damaged",
+    is_flag=True,
+    help="Also while damaged replicas are left on a drained disk: they are lost if there is no "
+    "good one.",
+)
 @json_option("the server's disks")
 @client_options
-def remove(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
+def remove(cluster: Cluster, server: str, path: str, give_up_damaged: bool, as_json: bool) -> None:
     """Remove a disk DIR that is drained or has failed from SERVER.
 
     It can be unmounted then. Refused (exit code 1) while replicas are on it.
     """
-    _order(cluster, server, path, "remove", as_json)
+    _order(cluster, server, path, "remove-damaged" if give_up_damaged else "remove", as_json)
 
 
 @disk.command()
@@ -105,24 +123,37 @@ def drain(
     """Move all replicas on the disk DIR of SERVER to the server's other disks.
 
     No file is below its goal meanwhile. Then: gfs disk remove. Exit code 1 if
-    the other disks have too little room; as many replicas as fit are moved.
+    the other disks have too little room (as many replicas as fit are moved), or
+    if damaged replicas are left of which no good one is anywhere.
     """
 
     async def work(client: Client) -> None:
         disks = await client.order_disk(server, path, "undrain" if cancel else "drain")
         if wait and not cancel:
-            disks = await _emptied(client, server, path)
+            async with progress.shown(Progress(unit="replicas"), lines=True) as shown:
+                disks = await emptied(client, server, path, shown)
         await _show(server, disks, as_json)
 
     run_with_client(cluster, work)
 
 
-async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
-    """Raises NotFound, ReplicaUnavailable or DiskFailed if waiting is useless."""
-    looks_without = 0
+async def emptied(client: Client, server: str, path: str, shown: Progress) -> list[Disk]:
+    """The disks of the server, when the one at ``path`` is empty. Raises NotFound,
+    ReplicaUnavailable, DiskFailed or CorruptReplica if waiting is useless."""
+    looks_without = looks_damaged = 0
+    left: int | None = None
     while True:
         status = await find_server(client, server)
         found = [each for each in status.disks if each.path == path.rstrip("/")]
+        if found:
+            if left is None:
+                shown.total = left = found[0].chunks
+            shown.advance(left - found[0].chunks)
+            left = found[0].chunks
+            only_damaged = found[0].state == "draining" and 0 < left <= found[0].damaged
+            looks_damaged = looks_damaged + 1 if only_damaged else 0
+            if only_damaged and not looks_damaged % LOOKS_DAMAGED:
+                await _check_repairable(client, status, found[0])
         if status.state == "live":
             looks_without = 0 if found else looks_without + 1
             if looks_without == LOOKS_WITHOUT_MAX:
@@ -143,6 +174,28 @@ async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
                 status.id,
             )
         await trio.sleep(LOOK_SECONDS)
+
+
+async def _check_repairable(client: Client, server: ServerStatus, disk: Disk) -> None:
+    """Raises CorruptReplica if the damaged replicas that are left have no good one anywhere."""
+    found = (await client.fsck(verify=False)).problems
+    lost = {each.handle for each in found if each.kind == "lost" and each.detail != fsck.MENDING}
+    here = [
+        each
+        for each in found
+        if each.kind == "corrupt" and each.server == server.id and each.handle in lost
+    ]
+    totals = (await client.status()).totals
+    if len(here) < disk.damaged and totals.repairs_active + totals.repairs_queued + totals.salvages:
+        return
+    names = [f"{each.path} chunk {each.index}" for each in here[:NAMED_MAX]]
+    if disk.damaged > len(names):
+        names.append(f"{disk.damaged - len(names)} others, maybe of deleted files (gfs fsck)")
+    raise CorruptReplica(
+        f"{disk.path}: the drain cannot end: {plural(disk.damaged, 'damaged replica')} left, and "
+        f"no good one anywhere: {', '.join(names)}. Delete these files for good (gfs rm --now), or "
+        f"remove the disk without them: gfs disk remove --give-up-damaged {server.id} {disk.path}"
+    )
 
 
 async def find_server(client: Client, name: str) -> ServerStatus:
@@ -183,10 +236,11 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
         name = f"disk {each.path} of chunkserver {server.id} ({server.address})"
         order = f"{server.id} {each.path}"
         if each.state in DOWN:
+            works = "is mounted again" if each.state == "missing" else "works again"
             yield (
                 f"WARNING: {name} is {each.state}: {each.reason}; its replicas are re-replicated. "
-                f"When it works again: gfs disk retry {order}; a new one in its place: gfs disk "
-                f"add {order}; gone for good: gfs disk remove {order}"
+                f"When it {works}: gfs disk retry {order}; with another disk mounted in its place: "
+                f"gfs disk add {order}; gone for good: gfs disk remove {order}"
             )
         elif each.state == "slow":
             yield f"WARNING: {name} is slow: a disk call has taken seconds: see the kernel's log"
@@ -199,4 +253,5 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
             yield f"{name} is empty: gfs disk remove {order}"
         elif each.state == "draining":
             left = plural(each.chunks, "replica")
-            yield f"{name} is draining, {left} left. {each.reason}".rstrip()
+            damaged = f", {each.damaged} of them damaged (gfs fsck)" if each.damaged else ""
+            yield f"{name} is draining, {left} left{damaged}. {each.reason}".rstrip()

@@ -893,8 +893,11 @@ class Client:
 
         ``action``: ``"add"`` a directory to the server; ``"drain"``: move its replicas to
         the server's other disks (``"undrain"``: cancel that); ``"remove"`` one that is
-        empty, or has failed; ``"retry"`` one that has failed. The change is stored on the
-        server's disks when this returns.
+        empty, or has failed; ``"retry"`` one that has failed. ``"add-unmounted"`` also adds a
+        directory where the file system of a former disk is not mounted, and
+        ``"remove-damaged"`` also removes a drained disk on which only damaged replicas are left,
+        which are lost if there is no good one. The change is stored on the server's disks when
+        this returns.
 
         Raises NotFound, AlreadyExists, InvalidArgument, DiskFailed (it cannot be used),
         ReplicaUnavailable (the server is not connected), DeadlineExceeded.

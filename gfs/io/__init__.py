@@ -21,6 +21,7 @@ from gfs.io.world import (
     Runner,
     Stream,
     World,
+    lost_mount,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Stream",
     "World",
     "join_address",
+    "lost_mount",
     "others_can_read",
     "real_world",
     "split_address",

@@ -152,7 +152,7 @@ class RealFile:
                 try:
                     count = os.preadv(number, [buffer[done:] if done else buffer], offset + done)
                 except OSError as error:
-                    raise ReadFailed(error.errno, error.strerror) from error
+                    raise _read_failed(error, number, offset) from error
                 if not count:
                     break
                 done += count
@@ -191,7 +191,7 @@ class RealFile:
                 except OSError as error:
                     if error.errno == errno.EIO:
                         # Taken for a read error: errors of writes appear at the sync.
-                        raise ReadFailed(errno.EIO, error.strerror) from error
+                        raise _read_failed(error, there, offset) from error
                     if error.errno not in _CANNOT_COPY:
                         raise
                     done = _copy_some(there, here, offset, min(COPY_BYTES, end - offset))
@@ -237,6 +237,11 @@ class RealFile:
 
     def close(self) -> None:
         self.held.close()
+
+
+def _read_failed(error: OSError, number: int, offset: int) -> ReadFailed:
+    """A read of an open file has ended with this error."""
+    return ReadFailed(error.errno, error.strerror).at(os.fstat(number).st_ino, offset)
 
 
 def _copy_some(source: int, target: int, offset: int, count: int) -> int:
@@ -400,6 +405,12 @@ class RealFileSystem:
     def make_lock(self) -> Lock:
         return threading.RLock()
 
+    def mount_point(self, path: str) -> str:
+        point = os.path.realpath(path)
+        while not os.path.ismount(point):
+            point = os.path.dirname(point)
+        return point
+
     def device(self, path: str) -> int:
         return os.stat(path).st_dev
 
@@ -514,7 +525,7 @@ class RealStream:
         except OSError as error:
             if error.errno in _OF_SOCKETS:
                 raise self._map(error) from error
-            raise ReadFailed(error.errno, error.strerror) from error
+            raise _read_failed(error, number, offset) from error
         finally:
             self._in_thread = False
             if self._closed:

@@ -119,8 +119,9 @@ class File(Protocol):
         """Write all data to the disk (fdatasync); it is there when this returns."""
 
     def drop_cached(self) -> None:
-        """What counts as written is read from the disk when it is read again, and not from
-        memory, which shows what a write-back lost as if it were there."""
+        """What counts as written, and all that was synced, is read from the disk when it is read
+        again, and not from memory: that shows what a write-back lost as if it were there, and
+        answers for a disk that cannot be read."""
 
     def close(self) -> None:
         """Blocks, too: some file systems write data out, and free deleted files, when
@@ -146,12 +147,26 @@ class ReadFailed(OSError):
     """A file, or some of its bytes, could not be read (EIO). The cause may be one bad
     sector or the whole disk."""
 
+    #: Which file, and which MiB of it: the same for reads that one bad sector may have failed.
+    place: tuple[int, int] | None = None
+
+    def at(self, file: int, offset: int) -> ReadFailed:
+        """This error, of a read of ``file``, by its number on its disk, at ``offset``."""
+        self.place = file, offset >> 20
+        return self
+
 
 class DiskSpace(NamedTuple):
     total_bytes: int
     free_bytes: int
     #: Whether the file system was mounted, or remounted after an error, as read-only.
     read_only: bool = False
+
+
+def lost_mount(before: str, now: str) -> bool:
+    """Whether what was on the file system mounted at ``before`` would be on another one, the
+    one at ``now``, which is mounted above that; "": it is not known."""
+    return bool(before and now) and before != now and f"{before}/".startswith(f"{now.rstrip('/')}/")
 
 
 class FileSystem(Protocol):
@@ -178,6 +193,10 @@ class FileSystem(Protocol):
     def awaits_mount(self, path: str) -> bool:
         """Whether the system is configured to mount something at or above ``path`` and
         has not: files made there would be on another file system than intended."""
+
+    def mount_point(self, path: str) -> str:
+        """Where the file system that ``path`` is on is mounted: at ``path``, or above it; a
+        path without symbolic links. ``path`` need not exist."""
 
     def device(self, path: str) -> int:
         """The number of the device that is visible at ``path`` now (``st_dev``). If it

@@ -151,6 +151,11 @@ class Disk(Part):
     reason: str = ""
     #: Calls that it refused, or that hung, since the server was started.
     errors: int = 0
+    #: Where its file system is mounted, or was when it was last used; "": not known, or it does
+    #: not matter.
+    mount: str = ""
+    #: Of a draining disk: its replicas that are damaged, so that they cannot be moved.
+    damaged: int = 0
 
 
 class BadReplica(Part):
@@ -803,7 +808,7 @@ class DiskOrder(Message, tag=160):
 
     server: str
     path: str
-    action: str  # "add" | "drain" | "undrain" | "remove" | "retry"
+    action: str  # see DiskOrders of the chunkserver
 
 
 class DiskOrderReply(Message, tag=161):

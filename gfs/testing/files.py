@@ -57,8 +57,8 @@ class SimDisk:
         #: Every volume there ever was, and which one is mounted where.
         self._volumes: list[Volume] = []
         self._mounts: dict[tuple[str, ...], Volume] = {(): self._new_volume(capacity_bytes)}
-        #: The mount points in the machine's table of file systems.
-        self._mountable: set[tuple[str, ...]] = set()
+        #: The mount points in the machine's table of file systems (``/etc/fstab``).
+        self._in_table: set[tuple[str, ...]] = set()
         self._failing: dict[str, tuple[int, frozenset[str]]] = {}
         #: How often the power was cut.
         self.power_cuts = 0
@@ -68,12 +68,14 @@ class SimDisk:
 
     # --- for tests: set up, inspect, damage ------------------------------------
 
-    def mount(self, path: str, capacity_bytes: int) -> None:
-        """Make ``path`` a disk of its own; again: change its capacity."""
+    def mount(self, path: str, capacity_bytes: int, in_table: bool = False) -> None:
+        """Make ``path`` a disk of its own; again: change its capacity. ``in_table``: the
+        machine's table of file systems names it, so that a loss of the mount is visible there."""
         parts = tuple(_segments(path))
         volume = self._mounts.get(parts)
+        if in_table:
+            self._in_table.add(parts)
         if volume is None:
-            self._mountable.add(parts)
             self.make_directories(path)
             self._mounts[parts] = self._new_volume(capacity_bytes)
         else:
@@ -140,6 +142,12 @@ class SimDisk:
             self._failing[prefix] = code, frozenset(what)
         else:
             self._failing.pop(prefix, None)
+
+    def lose_reads(self, path: str) -> None:
+        """From now on nothing that is on the platter of the disk at ``path`` can be read, and
+        everything can be written; what is written is in the page cache until that is dropped."""
+        self.note(f"{path} cannot be read any more")
+        self.volume(path).is_unreadable = True
 
     def paths(self, below: str = "/") -> list[str]:
         """The paths of all files at and below a directory, sorted."""
@@ -321,8 +329,14 @@ class SimDisk:
     def awaits_mount(self, path: str) -> bool:
         parts = tuple(_segments(path))
         return any(
-            parts[: len(point)] == point and point not in self._mounts for point in self._mountable
+            parts[: len(point)] == point and point not in self._mounts for point in self._in_table
         )
+
+    def mount_point(self, path: str) -> str:
+        parts = tuple(_segments(path))
+        while parts not in self._mounts:
+            parts = parts[:-1]
+        return "/" + "/".join(parts)
 
 
 def _walk(path: str, node: Inode | Directory) -> Iterator[tuple[str, Inode]]:
@@ -726,6 +740,12 @@ class SimFileSystem:
     def awaits_mount(self, path: str) -> bool:
         self._life.check()
         return self._disk.awaits_mount(path)
+
+    @blocking
+    def mount_point(self, path: str) -> str:
+        self._life.check()
+        meet(self._life, self._disk._visible(path).top.volume, "stat", self._disk.chance)
+        return self._disk.mount_point(path)
 
     @blocking
     def device(self, path: str) -> int:

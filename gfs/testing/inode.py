@@ -53,6 +53,8 @@ class Volume:
         self.gone = self.read_only = 0
         #: How it hangs, if it does.
         self.hang: Hang | None = None
+        #: Whether nothing on the platter can be read; the page cache has what was written since.
+        self.is_unreadable = False
 
     def check(self, what: str) -> None:
         """Raise the error of a "read", "write" or "sync" here, if there is one."""
@@ -105,6 +107,8 @@ class Inode:
         self.is_reported = True
         #: Sectors that cannot be read until they are written again.
         self.unreadable: set[int] = set()
+        #: Sectors that are in the page cache, of a volume of which nothing else can be read.
+        self._cached: set[int] = set()
         #: Whether the disk lost or damaged bytes of it, for tests that count possible losses.
         self.harmed = False
         #: Whether stored bytes of it were damaged, which is noticed only when they are read.
@@ -124,10 +128,12 @@ class Inode:
 
     def read(self, buffer: memoryview, offset: int) -> int:
         count = max(min(len(buffer), len(self.data) - offset), 0)
-        if self.unreadable and count:
-            sectors = range(offset // SECTOR_BYTES, -(-(offset + count) // SECTOR_BYTES))
-            if not self.unreadable.isdisjoint(sectors):
-                raise ReadFailed(errno.EIO, os.strerror(errno.EIO))
+        sectors = range(offset // SECTOR_BYTES, -(-(offset + count) // SECTOR_BYTES))
+        if count and (
+            not self.unreadable.isdisjoint(sectors)
+            or (self.volume.is_unreadable and not self._cached.issuperset(sectors))
+        ):
+            raise ReadFailed(errno.EIO, os.strerror(errno.EIO)).at(id(self), offset)
         with memoryview(self.data) as view:
             buffer[:count] = view[offset : offset + count]
         return count
@@ -144,6 +150,8 @@ class Inode:
         if offset > size:
             self.data.extend(bytes(offset - size))
         self.data[offset:end] = data
+        if self.volume.is_unreadable:
+            self._cached.update(range(offset // SECTOR_BYTES, -(-end // SECTOR_BYTES)))
         if self.unreadable:
             # The disk puts another sector in the place of one that is written whole.
             whole = range(-(-offset // SECTOR_BYTES), end // SECTOR_BYTES)
@@ -218,8 +226,10 @@ class Inode:
         return any(page in self._lost for page in range(offset // PAGE_BYTES, end))
 
     def evict(self) -> None:
-        """Drop the pages from the cache: those that were not written back and count as
+        """Drop the clean pages from the cache: those that were not written back and count as
         clean have the platter's contents again."""
+        if not self._before and len(self.data) == self.synced_bytes:
+            self._cached.clear()
         for page, content in self._lost.items():
             start = page * PAGE_BYTES
             end = min(start + PAGE_BYTES, len(self.data))

@@ -60,6 +60,20 @@ def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
         cluster.check_totals()
 
 
+def test_nothing_is_made_below_a_mount_by_an_order_to_add_it(shared: Shared) -> None:
+    with shared.cluster(**FSYNC) as cluster:
+        _, disk = cluster.by_kind("mount")
+        server = cluster.heard()[str(disk.path)]["server"]
+        disk.detach()
+        cluster.wait_reported(disk, "missing")
+        cluster.gfs("disk", "add", server, str(disk.path), code=1)
+        assert not disk.below_mount()
+        disk.attach()
+        cluster.gfs("disk", "retry", server, str(disk.path))
+        cluster.wait_reported(disk, "ok")
+        cluster.wait_whole("/")
+
+
 def test_status_counts_what_fsck_counts_while_replicas_are_missing(shared: Shared) -> None:
     """A server without any disk: there is nowhere to make them anew. It uses its disks
     again by itself when they are back."""

@@ -51,8 +51,8 @@ ABSENT_LOOK_SECONDS = 1.0
 #: longer than a lease and the death of a server.
 OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
 DAY_SECONDS = 86_400.0
-#: A disk that is away is named within ten seconds, and two for the next heartbeat.
-NAMED_SECONDS = 12
+#: A disk that is away is named within ten seconds.
+NAMED_SECONDS = 10
 #: What hangs, where not everything does.
 HANGING_KINDS: list[list[str]] = [
     [], [], [], ["read"], ["write", "create"], ["sync"], ["open", "close"], ["unlink"],

@@ -13,17 +13,23 @@ import trio
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES
+from gfs.chunkserver.packs import DATA_NAME
+from gfs.chunkserver.upkeep import Scrubber
+from gfs.cli.disks import emptied
 from gfs.cli.drain import is_stuck
+from gfs.cli.progress import Progress
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
-from gfs.errors import GfsError
+from gfs.errors import CorruptReplica, GfsError, InvalidArgument
+from gfs.master.tables import Clone
+from gfs.master.upkeep.copies import Copies
 from gfs.protocol.messages import SMALL_REPLICA_BYTES_MAX, ServerStatus
 from gfs.testing import SimCluster
 from gfs.testing.files import SimFileSystem
 from gfs.testing.life import Life
 
 from .losses import handle_of, journal_of
-from .packs import handles_on
+from .packs import handles_on, packed_of
 from .promises import (
     REPAIR_SECONDS,
     assert_sound,
@@ -271,6 +277,91 @@ async def test_damage_in_another_place_of_each_replica_is_repaired(
         await assert_sound(fs)
 
 
+async def no_scrub(_: Scrubber) -> None:
+    await trio.sleep_forever()
+
+
+def spoil_small(cluster: SimCluster, server: str) -> None:
+    """A sector of the one replica there is on a server, in a file of its own or packed."""
+    disk = cluster.machine(server).disk
+    places = [(path, HEAD_BYTES) for path in cluster.chunk_files(server)]
+    for packed in packed_of(cluster, server):
+        places.append((f"{packed.directory}/{DATA_NAME}", packed.record.offset))
+    ((path, offset),) = places
+    disk.inode(path).evict()
+    disk.spoil(path, offset + 10_000)
+
+
+@pytest.mark.parametrize("packed_bytes_max", [0, BLOCK_BYTES])
+@pytest.mark.parametrize("start", [0, 1000])
+@over_seeds(2)
+async def test_a_bad_sector_of_a_small_replica_is_found_by_a_read(
+    seed: int,
+    chance: random.Random,
+    start: int,
+    packed_bytes_max: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the whole of it, or of a piece; and not by the scrubber days later."""
+    monkeypatch.setattr(Scrubber, "run", no_scrub)
+    settings = ChunkserverSettings(packed_bytes_max=packed_bytes_max)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        data = content(chance, 20_000)
+        await fs.put(data, "/file")
+        spoil_small(cluster, chance.choice(cluster.chunkservers))
+
+        async def is_found() -> bool:
+            async with await fs.open("/file") as file:
+                assert await file.pread(start, len(data)) == data[start:]
+            return (await fs.status()).totals.corruptions == 1
+
+        await cluster.wait_until(is_found, 30, every=0.2)
+
+        async def is_whole() -> bool:
+            return await sound(fs) and await settled(fs)
+
+        await cluster.wait_until(is_whole, REPAIR_SECONDS)
+        assert [len(handles_on(cluster, name)) for name in cluster.chunkservers] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("packed_bytes_max", [0, BLOCK_BYTES])
+@over_seeds(2)
+async def test_a_bad_sector_of_the_last_small_replica_is_found_by_a_copy(
+    seed: int, chance: random.Random, packed_bytes_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as lost then, and is not copied again and again."""
+    copies = 0
+
+    async def copy(upkeep: Copies, order: list[Clone]) -> None:
+        nonlocal copies
+        copies += 1
+        await make(upkeep, order)
+
+    make = Copies._copy
+    monkeypatch.setattr(Copies, "_copy", copy)
+    monkeypatch.setattr(Scrubber, "run", no_scrub)
+    settings = ChunkserverSettings(packed_bytes_max=packed_bytes_max)
+    one = MasterSettings(map_bytes=1 << 28, replication=1, dead_seconds=6)
+    async with (
+        SimCluster(seed, chunkserver=settings, master=one) as cluster,
+        cluster.client() as fs,
+    ):
+        await fs.put(content(chance, 20_000), "/file")
+        (holder,) = (name for name in cluster.chunkservers if handles_on(cluster, name))
+        spoil_small(cluster, holder)
+        await fs.set_replication("/file", 3)
+
+        async def is_lost() -> bool:
+            totals = (await fs.status()).totals
+            return (totals.corrupt, totals.lost, totals.beyond_repair) == (1, 1, 1)
+
+        await cluster.wait_until(is_lost, 60)
+        before = copies
+        await trio.sleep(120)
+        assert await is_lost()
+        assert copies - before <= 3  # salvage is tried again, more and more rarely
+
+
 @over_seeds(2)
 async def test_what_one_server_alone_has_is_waited_for(seed: int, chance: random.Random) -> None:
     """It is away when the others' damage is found, and its replica is damaged, too."""
@@ -427,6 +518,76 @@ async def test_the_remains_of_a_lost_chunk_keep_a_drain_from_ending(
             return (await drained()).drain == "drained"
 
         await cluster.wait_until(ended, 60)
+
+
+@over_seeds(2)
+async def test_a_disk_whose_last_replicas_are_damaged_is_drained_to_an_end(
+    seed: int, chance: random.Random
+) -> None:
+    """Which says what is left, and what can be done. A damaged one of which there is a good one
+    is replaced elsewhere, and keeps nobody waiting."""
+    one = MasterSettings(map_bytes=1 << 28, replication=1, dead_seconds=6)
+    async with (
+        SimCluster(seed, chunkservers=4, disks=2, master=one) as cluster,
+        cluster.client() as fs,
+    ):
+        files = {f"/{n}": content(chance, 200_000) for n in range(24)}
+        for path, data in files.items():
+            await fs.put(data, path)
+        victim = cluster.chunkservers[0]
+        server = next(s.id for s in (await fs.status()).servers if s.address.startswith(victim))
+        there = {
+            int(path.rpartition("/")[2][:16], 16): path for path in cluster.chunk_files(victim)
+        }
+        there = {handle: path for handle, path in there.items() if path.startswith("/disk0/")}
+        names = {(await fs.locate(path)).chunks[0].handle: path for path in files}
+        lost, mended = chance.sample(sorted(there), 2)
+        await fs.set_replication(names[mended], 3)
+        await wait_for_goal(cluster, fs, names[mended], 3)
+        for handle in (lost, mended):
+            cluster.machine(victim).disk.flip_bit(there[handle], 8 * (HEAD_BYTES + 1))
+        await fs.order_disk(server, "/disk0", "drain")
+        progress = Progress()
+        with pytest.raises(CorruptReplica) as ended, trio.fail_after(300):
+            await emptied(fs, server, "/disk0", progress)
+        assert (progress.total, progress.done) == (len(there), len(there) - 1)
+        reason = str(ended.value)
+        assert "1 damaged replica left, and no good one anywhere" in reason
+        assert f"{names[lost]} chunk 0." in reason
+        assert f"gfs disk remove --give-up-damaged {server} /disk0" in reason
+        assert await fs.get(names[mended]) == files[names[mended]]
+        with pytest.raises(InvalidArgument, match="--give-up-damaged"):
+            await fs.order_disk(server, "/disk0", "remove")
+        disks = await fs.order_disk(server, "/disk0", "remove-damaged")
+        assert [disk.path for disk in disks] == ["/disk1"]
+        await cluster.restart(victim)
+        del files[names[lost]]
+        for path, data in files.items():
+            assert await fs.get(path) == data
+        await trio.sleep(60)
+        totals = (await fs.status()).totals
+        assert (totals.lost, totals.corrupt, totals.under_replicated) == (1, 0, 0)
+
+
+@over_seeds(1)
+async def test_a_disk_is_not_removed_with_good_replicas(seed: int, chance: random.Random) -> None:
+    """The other disks have no room for them."""
+    async with (
+        SimCluster(seed, disks=2) as cluster,
+        cluster.client() as fs,
+    ):
+        for n in range(8):
+            await fs.put(content(chance, 200_000), f"/{n}")
+        victim = cluster.chunkservers[0]
+        server, machine = cluster.address(victim), cluster.machine(victim).disk
+        machine.mount("/disk1", 1)
+        await trio.sleep(5)
+        for order in ("remove-damaged", "drain", "remove-damaged"):
+            if order == "drain":
+                await fs.order_disk(server, "/disk0", order)
+                continue
+            with pytest.raises(InvalidArgument, match="run gfs disk drain first"):
+                await fs.order_disk(server, "/disk0", order)
 
 
 async def is_dead(fs: Client, name: str) -> bool:

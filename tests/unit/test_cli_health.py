@@ -9,7 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from gfs.blocks import KIB, MIB
-from gfs.cli.disks import _emptied, row
+from gfs.cli.disks import emptied, row
 from gfs.cli.drain import drain_line, is_stuck
 from gfs.cli.health import (
     DAY_NS,
@@ -21,6 +21,7 @@ from gfs.cli.health import (
     masters,
 )
 from gfs.cli.output import Output
+from gfs.cli.progress import Progress
 from gfs.cli.scrub import scrubbed
 from gfs.cli.tuning import summary
 from gfs.client import Client, FsckProblem, FsckReport
@@ -253,7 +254,7 @@ async def test_nobody_waits_for_a_disk_that_cannot_be_emptied(
     known = [server(state) for state in states]
     known[0].disks[0].path = path
     with pytest.raises(GfsError, match=error):
-        await _emptied(cast(Client, Knows(*known)), "s1", path)
+        await emptied(cast(Client, Knows(*known)), "s1", path, Progress())
 
 
 def test_a_disk_is_an_object_with_its_server() -> None:
@@ -267,6 +268,8 @@ def test_a_disk_is_an_object_with_its_server() -> None:
         "id": "d1",
         "reason": "it broke",
         "errors": 2,
+        "mount": "",
+        "damaged": 0,
     }
 
 

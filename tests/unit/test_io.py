@@ -21,7 +21,7 @@ import trio.testing
 from descriptors import none_left
 from limits import HANG_SECONDS
 
-from gfs.io import Listener, Stream, World, real_world
+from gfs.io import Listener, Stream, World, lost_mount, real_world
 from gfs.io.real import RealFile, RealStream, split_address
 
 MIB = 1 << 20
@@ -621,3 +621,22 @@ def test_a_sync_that_is_started_promises_nothing(world: World, tmp_path: Path) -
     assert file.size() == MIB
     file.close()
     file.start_sync(0, MIB)  # what goes wrong, the next sync reports
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_lost"),
+    [
+        ("/srv/a", "/", True),
+        ("/srv/a", "/srv", True),
+        ("/srv/a", "/srv/a", False),
+        ("/srv/a", "/srv/a/b", False),
+        ("/srv/ab", "/srv/a", False),
+        ("/mnt/a", "/srv", False),
+        ("/", "/", False),
+        ("/", "/srv", False),
+        ("", "/", False),
+        ("/srv/a", "", False),
+    ],
+)
+def test_a_mount_is_lost_if_what_is_there_is_above(before: str, now: str, is_lost: bool) -> None:
+    assert lost_mount(before, now) is is_lost

@@ -38,7 +38,7 @@ from gfs.chunkserver.upkeep.resolve_duplicates import compare_all
 from gfs.chunkserver.upkeep.scanning import look_at
 from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
-from gfs.errors import DiskFailed, DiskFull, GfsError
+from gfs.errors import CorruptReplica, DiskFull, GfsError
 from gfs.io import ReadFailed
 from gfs.protocol.messages import (
     Failure,
@@ -696,7 +696,7 @@ def test_a_sector_that_cannot_be_read_condemns_only_the_replica_that_has_it(
         async def refused(*_: object) -> list[int]:
             if moved:
                 await server.move(HANDLES[0])
-            raise DiskFailed("a bad sector")
+            raise CorruptReplica("a bad sector")
 
         monkeypatch.setattr(server.node, "bad_blocks", refused)
         await Scrubber(server.node)._pass(0)

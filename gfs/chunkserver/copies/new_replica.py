@@ -33,8 +33,6 @@ async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile)
             await disk.run(file.put_unverified, at, data)
         await disk.run(file.has_all_of, source.file)
     except ReadFailed as error:
-        if source.disk.down:
-            raise
         raise CorruptReplica(f"chunk {source.file.handle:016x}: {describe(error)}") from error
 
 
@@ -43,8 +41,10 @@ async def mark_if_unfit(node: Node, source: OpenChunk) -> None:
     report to the master. The caller must not hold the chunk's mutex."""
     try:
         is_unfit = bool(await node.bad_blocks(source))
-    except DiskFailed:  # one sector cannot be read, or the whole disk has failed
-        is_unfit = not source.disk.down
+    except CorruptReplica:
+        is_unfit = True
+    except DiskFailed:
+        is_unfit = False
     if is_unfit:
         node.store.open_chunks.mark_unfit(source)
 

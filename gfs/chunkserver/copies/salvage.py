@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from gfs.blocks import BLOCK_BYTES, MIB, SUM_BYTES, block_count, block_sum
 from gfs.chunkserver.copies.new_replica import new_replica
-from gfs.chunkserver.disks import map_disk_error
+from gfs.chunkserver.disks import map_read_error
 from gfs.chunkserver.node import Node
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
@@ -210,7 +210,7 @@ class _Here:
             try:
                 got = await chunk.disk.run(chunk.file.read_at, memoryview(data), offset)
             except OSError as error:
-                raise map_disk_error(error, f"chunk {self._order.handle:016x}") from error
+                raise map_read_error(error, f"chunk {self._order.handle:016x}") from error
             if got < len(view):
                 # The rest of the buffer has undefined bytes.
                 raise CorruptReplica(f"chunk {self._order.handle:016x}: the file was cut short")

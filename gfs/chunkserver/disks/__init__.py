@@ -11,6 +11,7 @@ from gfs.chunkserver.disks.disk import (
     Disk,
     describe,
     map_disk_error,
+    map_read_error,
 )
 from gfs.chunkserver.disks.disk_set import DiskSet
 from gfs.chunkserver.disks.identity import Identity, ServerRecord
@@ -30,6 +31,7 @@ __all__ = [
     "describe",
     "identity",
     "map_disk_error",
+    "map_read_error",
     "read_disk",
     "unlink_for_good",
 ]

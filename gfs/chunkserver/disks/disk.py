@@ -14,10 +14,12 @@ missing this disk is not at its path: not used at all =========
 *What fails a disk.* A write, a sync or an operation on a name that ends with an error
 which is not about space or about that one name (EIO, EROFS, ENODEV ...); a failed sync
 of its redo journal or its write-intent records, whatever the error; a call that has not
-returned after ``disk_hang_seconds``; its identity file, which is checked every second
+returned after ``disk_hang_seconds``; its identity file, which is checked all the time
 at the visible path, missing, that of another disk, or on another file system. A *read*
-that fails may be one bad sector: the disk is probed at once by a synced write, and only
-the replica is damaged if that succeeds.
+that fails may be one bad sector: the disk is probed at once by a synced write, which is
+read back from the disk and not from the page cache, and only the replica is damaged if
+that succeeds. A disk of which ``UNREAD_MAX`` different places cannot be read within
+``UNREAD_SECONDS`` has failed, too.
 
 *From then on* nothing is read from it or written to it. Tasks that wait for a call get
 DiskFailed, although the thread that makes the call may wait for the kernel for a long
@@ -47,10 +49,11 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import trio
 
+from gfs.blocks import PAGE_BYTES
 from gfs.chunkserver.files import Call, Intents, Journal, making
 from gfs.chunkserver.packs import Packs
 from gfs.config import ChunkserverSettings
-from gfs.errors import Busy, DiskFailed, DiskFull, GfsError, NotFound
+from gfs.errors import Busy, CorruptReplica, DiskFailed, DiskFull, GfsError, NotFound
 from gfs.failures import plural
 from gfs.io import File, FileSystem, ReadFailed, World
 from gfs.protocol.messages import Disk as DiskReport
@@ -81,8 +84,13 @@ _HARMLESS = _PASSING | {
 
 FAILED, MISSING = "failed", "missing"
 STATES = ("ok", "slow", "full", "draining", FAILED, MISSING)
-#: The file that a probe writes and syncs in its directory.
+#: The file that a probe writes and syncs in its directory; more than file systems keep with
+#: its name, which may be in memory while the rest of the disk cannot be read.
 PROBE = "probe"
+_PROBE_BYTES = 2 * PAGE_BYTES
+#: As many as ZFS takes for a device that fails: bad sectors come one by one.
+UNREAD_MAX = 10
+UNREAD_SECONDS = 600.0
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +128,9 @@ class Disk:
         self.is_adopted = True
         #: Replicas of a draining disk for which the other disks had no room.
         self.stuck = 0
+        #: Replicas of a draining disk that are damaged: the master has good ones made elsewhere, if
+        #: there are any.
+        self.damaged = 0
         #: "failed" or "missing", and why; empty while it is used.
         self.down = ""
         self.reason = ""
@@ -134,6 +145,8 @@ class Disk:
         #: The attributes below exist once the disk was opened.
         self.files: FileSystem
         self.device = 0
+        #: Where its file system is mounted, or was when it was last used.
+        self.mount = ""
         self.lock: File | None = None
         self.journal: Journal
         self.intents: Intents
@@ -161,6 +174,9 @@ class Disk:
         self.closed = trio.Event()
         #: Wakes the task that moves its replicas to other disks.
         self.to_drain = trio.Event()
+        #: Places that could not be read, and when, in ticks: see ReadFailed.
+        self._unread: dict[object, int] = {}
+        self._ticks = 0
         #: Set when the probe that is under way ends.
         self._probed: trio.Event | None = None
         #: Files that nobody uses any more, closed by a thread: on some file systems a
@@ -234,6 +250,8 @@ class Disk:
             state=self.state,
             reason=reason,
             errors=self.errors,
+            mount=self.mount,
+            damaged=self.damaged * self.draining,
         )
 
     # --- calls ----------------------------------------------------------------------
@@ -244,6 +262,7 @@ class Disk:
         Cancellation ends the wait for a free thread, not the call. Raises what the call
         raises, and DiskFailed if the disk has failed, or fails meanwhile: then the call
         may still be under way, so no buffer that was given to it may be used again.
+        ReadFailed means that the disk works and a sector of it cannot be read.
         """
         if self.down:
             raise self.failure()
@@ -296,6 +315,8 @@ class Disk:
                 self.fail(FAILED, f"its packed replicas could not be synced: {describe(error)}")
             if isinstance(error, ReadFailed) and self.is_open and function != self.probe:
                 await self._probe()
+                if self.down:
+                    raise self.failure() from error
             raise
 
     async def _probe(self) -> None:
@@ -315,12 +336,13 @@ class Disk:
             done.set()
 
     def probe(self) -> None:
-        """Blocks. Write, sync and read a little. Raises ``OSError``."""
-        path, data = f"{self.path}/{PROBE}", b"probe"
+        """Blocks. Write and sync a little, and read it from the disk. Raises ``OSError``."""
+        path, data = f"{self.path}/{PROBE}", bytes(_PROBE_BYTES)
         file = self.files.open(path, "replace")
         try:
             file.write(data, 0)
             file.sync()
+            file.drop_cached()
             file.read_into(memoryview(bytearray(len(data))), 0)
         finally:
             file.close()
@@ -339,13 +361,26 @@ class Disk:
         if not is_of_disk(error):
             return
         self.errors += 1
-        if not isinstance(error, ReadFailed):
+        if isinstance(error, ReadFailed):
+            self._count_unread(error)
+        else:
             self.fail(MISSING if error.errno == errno.ENOTDIR else FAILED, describe(error))
+
+    def _count_unread(self, error: ReadFailed) -> None:
+        since = self._ticks - UNREAD_SECONDS / TICK_SECONDS
+        self._unread[error.place or error.filename] = self._ticks
+        self._unread = {place: at for place, at in self._unread.items() if at > since}
+        if len(self._unread) >= UNREAD_MAX:
+            minutes = UNREAD_SECONDS / 60
+            self.fail(
+                FAILED, f"{UNREAD_MAX} places on it could not be read within {minutes:g} minutes"
+            )
 
     def tick(self) -> None:
         """Called every ``TICK_SECONDS``: a call that has run for too long fails the disk."""
         if self.down:
             return
+        self._ticks += 1
         for call in list(self.running.values()):
             call.ticks += 1
             if call.ticks * TICK_SECONDS >= self._settings.disk_hang_seconds:
@@ -426,6 +461,14 @@ def describe(error: OSError) -> str:
     name = errno.errorcode.get(error.errno or 0, "")
     text = error.strerror or str(error)
     return f"{text} ({name})" if name else text
+
+
+def map_read_error(error: OSError, what: str) -> GfsError:
+    """As :func:`map_disk_error`, for a read of a replica by :meth:`Disk.run`: of which a sector
+    cannot be read is damaged."""
+    if isinstance(error, ReadFailed):
+        return CorruptReplica(f"{what}: {describe(error)}")
+    return map_disk_error(error, what)
 
 
 def map_disk_error(error: OSError, what: str) -> GfsError:

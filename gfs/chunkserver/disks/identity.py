@@ -11,7 +11,9 @@ and the replicas that were found damaged and are not replaced yet.
 
 It also names its own disk and lists all disks of the server: so a disk that is not
 mounted is noticed, also at a start, and the bare directory of its mount point is not
-taken for a new disk.
+taken for a new disk. Where each was mounted is remembered, here and by the master: so nothing
+is put on the file system above that, neither for a new disk at that path nor by a server whose
+only disk it was, and which would begin as a new one.
 
 There are two copies, since the record is the only proof of the server's identity: a
 copy that is damaged, or cannot be read, is rewritten from the other one.
@@ -28,7 +30,7 @@ import msgspec
 from gfs.blocks import block_sum
 from gfs.chunkserver.disks.disk import Disk, describe
 from gfs.errors import StartupError
-from gfs.io import FileSystem, ReadFailed, World
+from gfs.io import FileSystem, ReadFailed, World, lost_mount
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class DiskRecord(msgspec.Struct):
     state: str = ""
     #: Whether it failed, or was away, since it was last read.
     doubted: bool = False
+    #: Where its file system was mounted when it was last used.
+    mount: str = ""
 
 
 class ServerRecord(msgspec.Struct):
@@ -171,14 +175,27 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
     disk.is_recorded = True
 
 
-def take_disk(disk: Disk, found: ServerRecord | None) -> None:
-    """Open and lock the directory in which ``found`` was read; if that is None, make it if it
-    does not exist. Raises MissingDisk if it has changed since, if another chunkserver
-    uses it, or if it would be made where another file system is to be mounted;
-    ``OSError``."""
+def delete_record(disk: Disk) -> None:
+    """Delete the record, which is not written again. Raises ``OSError``."""
+    for name in NAMES:
+        disk.files.unlink(f"{disk.path}/{name}")
+    disk.files.sync_directory(disk.path)
+
+
+def look_at(disk: Disk) -> ServerRecord | None:
+    """Where the disk is mounted, and the record in its directory, as :func:`read_record`."""
+    disk.mount = disk.world.files.mount_point(disk.path)
+    return read_record(disk.world.files, disk.path)
+
+
+def take_disk(disk: Disk, found: ServerRecord | None, may_be_unmounted: bool = False) -> None:
+    """Open and lock the directory in which :func:`look_at` has ``found`` this; if that is None,
+    make it if it does not exist. Raises MissingDisk if it has changed since, if another
+    chunkserver uses it, or if it would be made where another file system is to be mounted, unless
+    it ``may_be_unmounted``; ``OSError``."""
     files = disk.world.files
     if found is None:
-        if files.awaits_mount(disk.path):
+        if files.awaits_mount(disk.path) and not may_be_unmounted:
             raise MissingDisk(
                 "/etc/fstab has a file system for this path, which is not mounted: mount it first"
             )
@@ -188,7 +205,8 @@ def take_disk(disk: Disk, found: ServerRecord | None) -> None:
         disk.open()
     except FileNotFoundError:
         raise MissingDisk("the directory does not exist any more") from None
-    if _owner(_read_any(disk.files, disk.path)) != _owner(found):
+    was = _owner(found), disk.mount
+    if (_owner(_read_any(disk.files, disk.path)), files.mount_point(disk.path)) != was:
         raise MissingDisk("a file system was mounted or unmounted there just now: try again")
     try:
         disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
@@ -210,6 +228,8 @@ def check_disk(disk: Disk, server: str = "") -> str:
     files = disk.world.files
     try:
         if files.device(disk.path) != disk.device:
+            if lost_mount(disk.mount, files.mount_point(disk.path)):
+                return f"it was unmounted: mount it at {disk.mount}"
             return "another file system is mounted there, or it was unmounted"
         record = _read_any(files, disk.path)
     except (FileNotFoundError, NotADirectoryError):
@@ -264,16 +284,6 @@ class Identity:
         """The record of the disk at a path."""
         return next((disk for disk in self.record.disks if disk.path == path), None)
 
-    def drop(self, path: str) -> None:
-        """Remove the record of the disk at that path."""
-        self.record.disks = [each for each in self.record.disks if each.path != path]
-
-    def keep(self, path: str, known: DiskRecord | None) -> None:
-        """Keep the ``known`` disk at its path, which no other disk has replaced: the
-        directory below a missing mount must not be taken for a new, empty disk."""
-        if known is not None and self.at(path) is None:
-            self.record.disks.append(known)
-
     def put(self, disk: Disk, state: str = "") -> None:
         """Record the disk as one of the server's, at its path and at no other."""
         others = [
@@ -281,7 +291,7 @@ class Identity:
             for each in self.record.disks
             if each.path != disk.path and (each.id != disk.id or not disk.id)
         ]
-        self.record.disks = [*others, DiskRecord(disk.id, disk.path, state)]
+        self.record.disks = [*others, DiskRecord(disk.id, disk.path, state, mount=disk.mount)]
 
     def suspect(self, path: str) -> None:
         """Record that the disk at ``path`` failed, until it is read again, and :meth:`put`."""
@@ -310,6 +320,20 @@ def which_server(found: Mapping[str, ServerRecord]) -> str:
     return servers[0]
 
 
+def check_mount(disk: Disk, known: DiskRecord | None, found: ServerRecord | None) -> None:
+    """Raises MissingDisk if the file system on which the ``known`` disk at this path was is not
+    mounted, unless the disk itself was ``found``."""
+    if known is None or (found is not None and found.disk == known.id):
+        return
+    now = disk.mount
+    if lost_mount(known.mount, now):
+        disk.mount = known.mount
+        raise MissingDisk(
+            f"it was mounted at {known.mount}, and nothing is mounted there: mount it. To fill the "
+            f"file system of {now} instead, if that is what you want: gfs disk add --not-a-mount"
+        )
+
+
 def name_disk(
     world: World,
     server: str,
@@ -320,13 +344,14 @@ def name_disk(
     """The id of a disk of ``server``: at its path ``known`` is expected and ``found`` was
     read; ``taken`` are the other disks, by id. Raises MissingDisk if it is another disk."""
     if found is None:
-        if known is not None and known.state != REMOVED:
-            raise MissingDisk(f"its {NAME} is gone: it is not mounted, or was emptied")
+        if known is not None:
+            raise MissingDisk(f"its {NAME} is gone: it was emptied, or another disk is mounted")
         return world.random_bytes(6).hex()
     if found.id != server:
         raise MissingDisk(
-            f"it belongs to chunkserver {found.id}: mount this server's own disk there, or "
-            "empty it if nobody needs it"
+            f"it belongs to chunkserver {found.id}: mount this server's own disk there. If this "
+            f"server has no other disk, restart it: it goes on as {found.id}, with the replicas "
+            "that are there"
         )
     if not found.disk or found.disk in taken:  # of an older format, or a copy of another's
         return world.random_bytes(6).hex()

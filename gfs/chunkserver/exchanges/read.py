@@ -17,11 +17,12 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from gfs.blocks import BLOCK_BYTES, Buffer, block_sum
-from gfs.chunkserver.disks import map_disk_error
+from gfs.chunkserver.disks import map_read_error
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.replicas import OpenChunk
 from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
+from gfs.io import ReadFailed
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Failure, ReadChunk, ReadReply
 
@@ -158,7 +159,7 @@ async def _verified(node: Node, chunk: OpenChunk, offset: int, length: int) -> b
             async with chunk.mutex:
                 return await chunk.disk.run(chunk.file.read_verified, offset, length)
     except OSError as error:
-        raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
+        raise map_read_error(error, f"chunk {chunk.file.handle:016x}") from error
 
 
 async def _unverified(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytearray:
@@ -169,7 +170,7 @@ async def _unverified(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytea
             return data
         got = await chunk.disk.run(file.read_at, memoryview(data), request.offset)
     except OSError as error:
-        raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+        raise map_read_error(error, f"chunk {request.handle:016x}") from error
     if got < len(data):
         raise CorruptReplica(f"chunk {request.handle:016x}: the file was cut short")
     return data
@@ -201,7 +202,8 @@ async def _send_blocks(
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
-        node.store.open_chunks.mark_unfit(chunk)
+        if isinstance(error, ReadFailed):
+            node.store.open_chunks.mark_unfit(chunk)
         return False
     return True
 

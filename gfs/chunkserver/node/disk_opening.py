@@ -93,7 +93,8 @@ class DiskOpening:
         await self.use(found)
         for disk in self._disks.down.values():
             at = self._server.at(disk.path)
-            disk.id = disk.id or (at.id if at is not None else "")
+            if at is not None:
+                disk.id, disk.mount = disk.id or at.id, disk.mount or at.mount
         if not self._disks.used:
             reasons = [f"{disk.path}: {disk.reason}" for disk in self._disks.down.values()]
             raise StartupError("; ".join(reasons) or "all directories were removed (gfs disk add)")
@@ -111,7 +112,7 @@ class DiskOpening:
 
         async def look(disk: Disk) -> None:
             with _fails(disk):
-                found[disk] = await disk.run(identity.read_record, self._world.files, disk.path)
+                found[disk] = await disk.run(identity.look_at, disk)
 
         async with trio.open_nursery() as nursery:
             for path in paths:
@@ -120,20 +121,31 @@ class DiskOpening:
                 nursery.start_soon(look, disk)
         return {disk: found[disk] for disk in sorted(found, key=lambda disk: disk.index)}
 
-    async def use(self, found: dict[Disk, ServerRecord | None]) -> None:
-        """Lock and read the disks at the same time, then adopt them one by one."""
+    async def use(
+        self,
+        found: dict[Disk, ServerRecord | None],
+        *,
+        may_be_new: bool = False,
+        may_be_unmounted: bool = False,
+    ) -> None:
+        """Lock and read the disks at the same time, then adopt them one by one.
+
+        ``may_be_new``: an empty one may take the place of another, and a removed one is used
+        again; ``may_be_unmounted``: also where another one was mounted.
+        """
         named: dict[str, Disk] = {disk.id: disk for disk in self._disks.used.values()}
         contents: dict[Disk, Contents] = {}
 
         async def read(disk: Disk, record: ServerRecord | None) -> None:
             with _fails(disk):
-                await disk.run(identity.take_disk, disk, record)
+                await disk.run(identity.take_disk, disk, record, may_be_unmounted)
                 contents[disk] = await disk.run(read_disk, disk)
 
         async with trio.open_nursery() as nursery:
             for disk, record in found.items():
                 known = self._server.at(disk.path)
-                if known is not None and known.state == REMOVED:
+                is_removed = known is not None and known.state == REMOVED
+                if is_removed and not may_be_new:
                     log.warning(
                         "%s was removed from this server and is not used: remove it from "
                         "--dir, or use it again with gfs disk add",
@@ -141,6 +153,10 @@ class DiskOpening:
                     )
                     continue
                 with _fails(disk):
+                    if not may_be_unmounted:
+                        identity.check_mount(disk, known, record)
+                    if is_removed or (may_be_new and record is None):
+                        known = None
                     disk.id = identity.name_disk(
                         self._world, self._server.record.id, known, record, named
                     )
@@ -172,6 +188,12 @@ class DiskOpening:
             for disk in (*known, *self.watched):
                 if not disk.running:
                     await self._world.run_blocking(disk.close, abandon_on_cancel=True)
+
+    async def withdraw(self) -> None:
+        """Delete the record that a new server, which the master has refused, has made."""
+        for disk in self._disks.used.values():
+            with contextlib.suppress(OSError):
+                await disk.run(identity.delete_record, disk)
 
     async def save(self) -> None:
         """Save the server's record on every disk that is used. Raises StartupError if

@@ -97,18 +97,23 @@ class DiskOrders:
         known = ", ".join(each.path for each in self._disks.reports())
         raise NotFound(f"this chunkserver has no disk {path}; it has {known}")
 
-    async def _add(self, path: str) -> None:
+    async def _add(self, path: str, may_be_unmounted: bool = False) -> None:
         if any(disk.path == path for disk in self._disks.used.values()):
             raise AlreadyExists(f"{path} is a disk of this chunkserver already")
-        await self._reopen(path, may_be_new=True)
+        await self._reopen(path, may_be_new=True, may_be_unmounted=may_be_unmounted)
+
+    async def _add_unmounted(self, path: str) -> None:
+        await self._add(path, may_be_unmounted=True)
 
     async def _retry(self, path: str) -> None:
         if path not in self._disks.down:
             self._used(path)  # raises if it is not this server's; else it works
             return
-        await self._reopen(path, may_be_new=False)
+        await self._reopen(path)
 
-    async def _reopen(self, path: str, may_be_new: bool) -> None:
+    async def _reopen(
+        self, path: str, may_be_new: bool = False, may_be_unmounted: bool = False
+    ) -> None:
         old, known = self._disks.down.get(path), self._server.at(path)
         if old is not None:
             with deadline(CLOSE_SECONDS, f"return of all calls to {path}, which hang"):
@@ -116,19 +121,16 @@ class DiskOrders:
         watched = set(self._opening.watched)
         try:
             found = await self._opening.look_at([path])
-            for record in found.values():
-                if may_be_new and known and (record is None or known.state == REMOVED):
-                    self._server.drop(path)
-            await self._opening.use(found)
+            await self._opening.use(found, may_be_new=may_be_new, may_be_unmounted=may_be_unmounted)
         except BaseException:
             for disk in self._opening.watched - watched:
                 disk.fail(FAILED, "the order to use it was cancelled")
             raise
         finally:
-            self._server.keep(path, known)
             failed = self._disks.down.get(path)
             if failed is not None and failed is not old:
-                failed.id = failed.id or (known.id if known is not None else "")
+                if known is not None:
+                    failed.id, failed.mount = failed.id or known.id, failed.mount or known.mount
                 self._watch.close(failed)
                 if old is None:
                     del self._disks.down[path]  # it was never a disk of this server
@@ -157,13 +159,21 @@ class DiskOrders:
         disk.draining = False
         self._server.put(disk)
 
-    async def _remove(self, path: str) -> None:
+    async def _remove(self, path: str, gives_up_damaged: bool = False) -> None:
         down = self._disks.down.get(path)
         if down is None:
             disk = self._used(path)
             others = self._store.duplicates.files
             chunks = disk.chunks + sum(index == disk.index for index, _ in others)
-            if chunks or not disk.draining:
+            damaged = self._store.inventory.damaged_on(disk)
+            if disk.draining and chunks == damaged > 0 and not gives_up_damaged:
+                raise InvalidArgument(
+                    f"all that {path} has left is {plural(damaged, 'damaged replica')}: as long as "
+                    "there is a good one anywhere, wait for the repair (gfs status). What gfs fsck "
+                    "calls lost is on no other disk: remove this one without it by gfs disk remove "
+                    "--give-up-damaged, or delete these files"
+                )
+            if (chunks and not (gives_up_damaged and chunks == damaged)) or not disk.draining:
                 raise InvalidArgument(
                     f"{path} has {plural(chunks, 'replica')} and is {disk.state}: run gfs disk "
                     "drain first; gfs status --disks shows when it is empty"
@@ -172,6 +182,9 @@ class DiskOrders:
             down = disk
         self._disks.down.pop(path, None)
         self._server.put(down, REMOVED)
+
+    async def _remove_damaged(self, path: str) -> None:
+        await self._remove(path, gives_up_damaged=True)
 
     async def _retry_all(self) -> None:
         """Try all disks of a server that has none left again, as a restart would."""
@@ -194,8 +207,10 @@ class DiskOrders:
 
 _ACTS: dict[str, Callable[[DiskOrders, str], Awaitable[None]]] = {
     "add": DiskOrders._add,
+    "add-unmounted": DiskOrders._add_unmounted,
     "retry": DiskOrders._retry,
     "drain": DiskOrders._drain,
     "undrain": DiskOrders._undrain,
     "remove": DiskOrders._remove,
+    "remove-damaged": DiskOrders._remove_damaged,
 }

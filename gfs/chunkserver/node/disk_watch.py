@@ -22,8 +22,9 @@ from gfs.io import World
 
 log = logging.getLogger(__name__)
 
-#: How often a disk's space and identity are checked.
-CHECK_SECONDS = 2.0
+#: How often a disk's space and identity are checked. A disk that hangs is named within ten
+#: seconds: this, ``disk_hang_seconds`` (8 by default), and the second until the next heartbeat.
+CHECK_SECONDS = 0.75
 
 Task = Callable[[Disk], Awaitable[None]]
 

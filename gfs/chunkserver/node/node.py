@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, block_count
-from gfs.chunkserver.disks import map_disk_error
+from gfs.chunkserver.disks import map_disk_error, map_read_error
 from gfs.chunkserver.disks.identity import Identity as ServerIdentity
 from gfs.chunkserver.node.connections import Connections
 from gfs.chunkserver.node.disk_opening import DiskOpening
@@ -198,7 +198,9 @@ class Node:
         self, chunk: OpenChunk, first: int = 0, count: int | None = None
     ) -> list[int]:
         """The blocks that certainly fail: a write under way may make a good one fail
-        for a moment, so a failure counts if it remains while writes are held off."""
+        for a moment, so a failure counts if it remains while writes are held off.
+
+        Raises CorruptReplica if a sector cannot be read, DiskFailed, and others."""
         try:
             try:
                 bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
@@ -209,7 +211,7 @@ class Node:
                     bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
             return bad
         except OSError as error:
-            raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
+            raise map_read_error(error, f"chunk {chunk.file.handle:016x}") from error
 
     async def grant(self, order: GrantLease) -> None:
         """Raise the replica's version as the master ordered, then take the lease."""

@@ -80,6 +80,11 @@ class Inventory(Mapping[int, Replica]):
         """The handles of its replicas."""
         return [h for h, replica in self._replicas.items() if replica.disk == disk.index]
 
+    def damaged_on(self, disk: Disk) -> int:
+        """How many of its replicas are damaged."""
+        found = (self._replicas.get(handle) for handle in self.bad)
+        return sum(each is not None and each.disk == disk.index for each in found)
+
     def put(self, handle: int, replica: Replica) -> None:
         """Add or update a replica, unless its disk has failed meanwhile."""
         if replica.disk not in self._disks.used:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 import trio
 
-from gfs.chunkserver.disks import Disk, DiskSet, map_disk_error
+from gfs.chunkserver.disks import Disk, DiskSet, map_read_error
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.packs import PackedFile, open_packed
 from gfs.chunkserver.replicas.inventory import Inventory, Replica
@@ -179,13 +179,13 @@ class OpenChunks:
             with trio.CancelScope(shield=True):  # an open file is always noted
                 path = disk.chunk_path(handle)
                 file = await disk.run(ChunkFile.open, disk.files, path, handle, disk.journal)
-        except CorruptReplica:
-            self._inventory.mark_bad(handle)
-            raise
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not disk.down:
                 self.lose(handle)
-            raise map_disk_error(error, f"chunk {handle:016x}") from error
+            known = map_read_error(error, f"chunk {handle:016x}")
+            if isinstance(known, CorruptReplica) and self.disk_of(handle) is disk:
+                self._inventory.mark_bad(handle)
+            raise known from error
         return self.keep(OpenChunk(disk, file))
 
     def keep(self, chunk: OpenChunk) -> OpenChunk:

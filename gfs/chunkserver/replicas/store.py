@@ -22,7 +22,15 @@ from collections.abc import Iterable, Iterator
 import trio
 
 from gfs.blocks import REPLICA_HEAD_BYTES
-from gfs.chunkserver.disks import Contents, Disk, DiskSet, Found, map_disk_error, unlink_for_good
+from gfs.chunkserver.disks import (
+    Contents,
+    Disk,
+    DiskSet,
+    Found,
+    map_disk_error,
+    map_read_error,
+    unlink_for_good,
+)
 from gfs.chunkserver.files import ChunkFile, Intent, report_progress
 from gfs.chunkserver.packs import Made, PackedFile
 from gfs.chunkserver.replicas.duplicates import Duplicate, Duplicates
@@ -219,12 +227,12 @@ class ChunkStore:
         try:
             with trio.CancelScope(shield=True):
                 chunk.file = await disk.run(move_out, disk, file, half)
-        except CorruptReplica:
-            self.open_chunks.mark_unfit(chunk)
-            raise
         except OSError as error:
+            known = map_read_error(error, f"chunk {file.handle:016x}")
+            if isinstance(known, CorruptReplica):
+                self.open_chunks.mark_unfit(chunk)
             await self.leave(disk, disk.chunk_path(file.handle) + half)
-            raise map_disk_error(error, f"chunk {file.handle:016x}") from error
+            raise known from error
 
     async def install(self, disk: Disk, file: ChunkFile | Made, moved: int | None = None) -> None:
         """Save a whole replica that was made beside the others on ``disk``, or pack it, and

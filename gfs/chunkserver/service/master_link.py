@@ -160,6 +160,10 @@ class MasterLink:
                     error, (TlsRefused, WrongCluster, WrongClusterKey)
                 ):
                     raise StartupError(f"master {self._address}: {error}") from None
+                if isinstance(error, DiskFailed) and not self._node.identity.cluster:
+                    # What is mounted there for the next start must find nothing of this one.
+                    await self._node.disk_opening.withdraw()
+                    raise StartupError(str(error)) from None
                 level = logging.INFO if str(error) == self._logged else logging.WARNING
                 self._logged = str(error)
                 log.log(level, "master %s: %s", self._address, error)

@@ -56,7 +56,7 @@ async def _move_all(node: Node, disk: Disk) -> None:
             log.info("chunk %016x moves later: %s", handle, error)
         except (GfsError, OSError) as error:
             log.warning("chunk %016x cannot be moved from %s: %s", handle, disk.path, error)
-    disk.stuck = stuck
+    disk.stuck, disk.damaged = stuck, store.inventory.damaged_on(disk)
 
 
 async def _move(node: Node, disk: Disk, handle: int) -> None:

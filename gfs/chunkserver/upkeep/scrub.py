@@ -22,7 +22,7 @@ import trio
 
 from gfs.blocks import BLOCK_BYTES, KIB, MIB
 from gfs.chunkserver.node import Node
-from gfs.errors import DiskFailed, GfsError
+from gfs.errors import CorruptReplica, GfsError
 from gfs.protocol.messages import Scrub
 
 log = logging.getLogger(__name__)
@@ -162,24 +162,16 @@ class Scrubber:
             self.bytes += step
 
     async def _is_good(self, handle: int, first: int, blocks: int) -> bool:
-        """Read some blocks. A replica of which a sector cannot be read must be replaced, too; if
-        its whole disk has failed it is missing. By then there may be another one here: it was
-        moved, or is on two disks."""
+        """Read some blocks. A replica of which a sector cannot be read must be replaced, too."""
         node, store = self._node, self._node.store
-        disk = store.open_chunks.disk_of(handle)
-        try:
-            async with store.open_chunks.using(handle) as chunk:
-                try:
-                    is_good = not await node.bad_blocks(chunk, first, blocks)
-                except DiskFailed:
-                    is_good = False
-                if not is_good:
-                    store.open_chunks.mark_unfit(chunk)
-                return is_good
-        except DiskFailed:  # it cannot be opened
-            if disk is not None and not disk.down and store.open_chunks.disk_of(handle) is disk:
-                store.inventory.mark_bad(handle)
-            raise
+        async with store.open_chunks.using(handle) as chunk:
+            try:
+                is_good = not await node.bad_blocks(chunk, first, blocks)
+            except CorruptReplica:
+                is_good = False
+            if not is_good:
+                store.open_chunks.mark_unfit(chunk)
+            return is_good
 
     async def _wait(self, count: int) -> None:
         """Wait until ``count`` more bytes are due."""

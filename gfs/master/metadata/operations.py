@@ -168,11 +168,12 @@ class TimePassed(Operation, tag=28):
 
 
 class ServerRemembered(Operation, tag=50):
-    """A chunkserver registered for the first time, or with another address."""
+    """A chunkserver registered for the first time, or with another address, or other mounts."""
 
     server: str
     address: str
     rack: str
+    mounts: dict[str, str] = {}
 
 
 class ServerForgotten(Operation, tag=51):
@@ -823,7 +824,7 @@ def _handles_reserved(txn: Txn, op: HandlesReserved) -> None:
 
 def _server_remembered(txn: Txn, op: ServerRemembered) -> None:
     known = _known_server(txn, op.server) or KnownServer("", "")
-    row = msgspec.structs.replace(known, address=op.address, rack=op.rack)
+    row = msgspec.structs.replace(known, address=op.address, rack=op.rack, mounts=op.mounts)
     txn.put(op.server.encode(), msgspec.msgpack.encode(row), txn.db.servers)
 
 

@@ -136,6 +136,8 @@ class KnownServer(msgspec.Struct, array_like=True, gc=False):
     draining: int = NOT_DRAINING
     #: See :mod:`gfs.master.service.operator_commands`.
     maintenance_until_ns: int = 0
+    #: The paths of its disks that are on a file system of their own, and where that is mounted.
+    mounts: dict[str, str] = {}
 
 
 def unpack_u64(row: bytes) -> int:

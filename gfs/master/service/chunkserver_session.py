@@ -114,6 +114,8 @@ class ChunkserverSession:
         shadow_heartbeat_ms = self._shadow_heartbeat_ms
         if shadow_heartbeat_ms is None:
             self._check_memory(message)
+            if not rpc.peer_cluster:  # it has never registered
+                master.servers.check_mounts(message.address, message.disks)
         server, changed = master.servers.register(
             message.server,
             message.incarnation,
@@ -226,7 +228,7 @@ class ChunkserverSession:
 
 def _remember(txn: Txn, server: Server) -> Planned:
     """Record the chunkserver, for which a restarted master waits."""
-    return ServerRemembered(server.id, server.address, server.rack), Done(id=0)
+    return ServerRemembered(server.id, server.address, server.rack, server.mounts), Done(id=0)
 
 
 def forget(txn: Txn, server_id: str) -> Planned:

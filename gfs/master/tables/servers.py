@@ -26,7 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gfs.errors import StaleVersion
+from gfs.errors import DiskFailed, StaleVersion
+from gfs.io import lost_mount
 from gfs.master.metadata import NumberSet
 from gfs.master.metadata.rows import DRAINED, NOT_DRAINING, KnownServer
 from gfs.protocol.messages import PAGE_BYTES_MAX, Disk, Scrub, ServerAddress
@@ -101,6 +102,8 @@ class Server:
     #: It is under maintenance until then, in the uptime of masters: see
     #: :mod:`gfs.master.service.operator_commands`.
     maintenance_until_ns: int = 0
+    #: Where its disks are mounted, by path, as it is recorded.
+    mounts: dict[str, str] = field(default_factory=dict)
     #: The address as replies carry it.
     wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
 
@@ -179,6 +182,7 @@ class ServerTable:
             server = self._add(server_id, row.address, row.rack, now)
             self.set_draining(server, row.draining)
             server.maintenance_until_ns = row.maintenance_until_ns
+            server.mounts = row.mounts
             if row.draining != DRAINED:  # it has no replicas, and may be stopped
                 self.awaited.add(server.index)
 
@@ -202,6 +206,23 @@ class ServerTable:
 
     # --- coming and going ----------------------------------------------------------
 
+    def check_mounts(self, address: str, disks: list[Disk]) -> None:
+        """Raises DiskFailed if a new chunkserver at ``address`` would fill the file system below
+        the disk of another one on this machine, which is not mounted now."""
+        machine = address.rpartition(":")[0]
+        for server in self.by_id.values():
+            if server.address.rpartition(":")[0] != machine:
+                continue
+            for disk in disks:
+                before = server.mounts.get(disk.path, "")
+                if lost_mount(before, disk.mount):
+                    raise DiskFailed(
+                        f"{disk.path} was a disk of chunkserver {server.id}, mounted at {before}, "
+                        "and nothing is mounted there now: mount it, and start the chunkserver. "
+                        "If that disk is gone for good, and a new chunkserver is to fill the file "
+                        f"system of {disk.mount}: gfs forget {server.id}, then start it"
+                    )
+
     def register(
         self,
         server_id: str,
@@ -218,6 +239,7 @@ class ServerTable:
         Raises StaleVersion for an older incarnation than the known one. An
         older connection of the same server is closed.
         """
+        mounts = {disk.path: disk.mount for disk in disks if disk.mount not in ("", "/")}
         server = self.by_id.get(server_id)
         if server is None:
             server = self._add(server_id, address, rack, now)
@@ -228,11 +250,12 @@ class ServerTable:
                 "process"
             )
         else:
-            changed = (server.address, server.rack) != (address, rack)
+            changed = (server.address, server.rack, server.mounts) != (address, rack, mounts)
         if server.rpc is not None and server.rpc is not rpc:
             server.rpc.close()
         server.incarnation, server.address, server.rack = incarnation, address, rack
         server.wire = ServerAddress(server_id, address, rack)
+        server.mounts = mounts
         server.rpc = rpc
         server.registered = False
         server.reported = NumberSet()
