@@ -496,10 +496,8 @@ class ControlApp(QuartTrio):
         if not isinstance(route.body, type):
             return await route.handler(call)
         body = await call.json(route.body)
-        # The body may have taken a minute.
-        refusal = self._ask_again(call) if call.principal is not None else None
-        if refusal is not None:
-            raise refusal
+        if call.principal is not None:
+            self._check_again(call)  # the body may have taken a minute
         return await route.handler(call, body)
 
     def _admit(
@@ -532,18 +530,23 @@ class ControlApp(QuartTrio):
     def _ask_again(self, call: Call) -> ApiError | None:
         """The refusal of a request whose credential was valid and is not any more; or None."""
         try:
-            if self._owner_of(call.request) is not None:
-                # Whose port it is has found its credential, which only that module understands.
-                with self.control.records.read() as txn:
-                    call.check_credential(txn)
-                return None
-            principal, fault = self._admit(call.need, call.request, call.params)
-            if fault is not None:  # an open route would serve it as anonymous
-                raise InvalidToken(fault.value)
-            call.check_again(principal)
+            self._check_again(call)
         except (Unauthorized, Forbidden) as refusal:
             return refusal
         return None
+
+    def _check_again(self, call: Call) -> None:
+        """Raises Unauthorized or Forbidden if the request, whose credential was valid, would be
+        refused now."""
+        if self._owner_of(call.request) is not None:
+            # Whose port it is has found its credential, which only that module understands.
+            with self.control.records.read() as txn:
+                call.check_credential(txn)
+            return
+        principal, fault = self._admit(call.need, call.request, call.params)
+        if fault is not None:  # an open route would serve it as anonymous
+            raise InvalidToken(fault.value)
+        call.check_again(principal)
 
 
 def _token(need: Need, request: Request) -> str | None:
