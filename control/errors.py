@@ -4,7 +4,8 @@
 
     ApiError
     ├── BadRequest        400  the request breaks a rule that it names
-    ├── Unauthorized      401  no credentials, or none that are valid
+    ├── Unauthorized      401  no credentials
+    │   └── InvalidToken  401  a token that is not valid
     ├── Forbidden         403  valid credentials that do not allow this
     ├── NoSuchThing       404  it does not exist
     ├── WrongMethod       405  with ``Allow``
@@ -57,6 +58,19 @@ class Unauthorized(ApiError):
 
     def __init__(self, message: str = "not logged in: send Authorization: Bearer <token>") -> None:
         super().__init__(message, {"WWW-Authenticate": "Bearer"})
+
+
+class InvalidToken(Unauthorized):
+    """RFC 6750, 3.1: a token was sent, and what is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = invalid_token(message)
+
+
+def invalid_token(message: str) -> dict[str, str]:
+    """The header of an answer to a request whose token is not valid."""
+    return {"WWW-Authenticate": f'Bearer error="invalid_token", error_description="{message}"'}
 
 
 class Forbidden(ApiError):
@@ -117,8 +131,8 @@ class QuotaReached(ApiError):
     status = 507
 
 
-#: The answer to a session that ended, a token that was revoked, and to any other text.
-ENDED = "the token is not valid, or not any more: log in again"
+#: The answer to a session that has ended, and a token that was revoked or whose user is gone.
+ENDED = "the session has ended, or the token was revoked: log in again"
 TICKET_ENDED = "the ticket is not valid for this file, or not any more: make a new one"
 #: The message for users about an internal failure.
 INTERNAL = "internal error: see the server's log"

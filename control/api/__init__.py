@@ -5,8 +5,9 @@ A :class:`Module` declares its scopes, its rows and its routes (:class:`Route`);
 :class:`ApiError`. Third parties' packages import this and nothing else of ``control``;
 names that are not here may change with any version.
 
-Inside, each file imports only those before it: :mod:`.runtime` (the state that the modules of
-a process share), :mod:`.call`, :mod:`.route`, :mod:`.module`. :mod:`.answers` makes responses.
+Inside, each file imports only those before it: :mod:`.workloads` (what runs for users),
+:mod:`.runtime` (the state that the modules of a process share), :mod:`.call`, :mod:`.route`,
+:mod:`.module`. :mod:`.answers` makes responses.
 :mod:`control.installed` finds modules and checks them. Tests of a module have
 :mod:`control.testing`.
 """
@@ -21,6 +22,7 @@ from control.api.connection import Connection, within
 from control.api.module import Module
 from control.api.route import Content, Route, Upgrade, upgrade_only
 from control.api.runtime import Control, QuotaUsage, UserDeletion
+from control.api.workloads import Workload, WorkloadsOf
 from control.errors import (
     ApiError,
     BadRequest,
@@ -123,6 +125,8 @@ __all__ = [
     "Upgrade",
     "UserDeletion",
     "Volatile",
+    "Workload",
+    "WorkloadsOf",
     "admins",
     "in_order",
     "json_array",

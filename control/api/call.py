@@ -10,7 +10,7 @@ import trio
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from control.api.runtime import Control
-from control.errors import ENDED, BadRequest, TooLarge, TooSlow, Unauthorized
+from control.errors import ENDED, BadRequest, InvalidToken, TooLarge, TooSlow
 from control.http import StreamingRequest
 from control.identity import Need, Principal, Target, decide, decide_target
 from control.records import Txn
@@ -127,7 +127,7 @@ class Call:
         """
         principal = self.control.credentials.again(txn, self.user)
         if principal is None:
-            raise Unauthorized(ENDED)
+            raise InvalidToken(ENDED)
         decide(principal, self.need, self.need.name_in(self.params, self.request.args))
         self.check_again(principal)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Never
 
 import gfs
+from control.api.workloads import WorkloadsOf
 from control.identity import (
     SEED_SCOPES,
     Credentials,
@@ -105,6 +106,9 @@ class Control:
         self.config = config
         #: The ports of modules that have their own: the number, and the name.
         self.ports: dict[int, str] = {}
+        #: What runs for users: modules that run something add a function in their ``__init__``,
+        #: and those that show it ask all of them.
+        self.workloads: list[WorkloadsOf] = []
         self._installed = installed
         self.metrics = Metrics()
         #: The limits of users for whom no administrator set others.

@@ -44,13 +44,14 @@ from control.app.routing import Routes
 from control.app.watch import Watch
 from control.documentation import documentation_routes
 from control.errors import (
-    ENDED,
     TICKET_ENDED,
     ApiError,
     BadRequest,
     Forbidden,
+    InvalidToken,
     Unauthorized,
     explain,
+    invalid_token,
 )
 from control.http import (
     Explained,
@@ -64,7 +65,7 @@ from control.http import (
     StreamingRequest,
 )
 from control.http.socket import CLOSE_SECONDS, NORMAL, OUR_FAULT, REFUSED
-from control.identity import PUBLIC, Need, Principal, decide
+from control.identity import PUBLIC, Fault, Need, Principal, decide
 from control.installed import SYSTEM, blamed, check_clashes, choose, discover, one_line, package_of
 from control.metrics import CONTENT_TYPE
 from control.records import RecordsFailed, RecordsUpgraded
@@ -334,6 +335,7 @@ class ControlApp(QuartTrio):
         began = time.perf_counter()
         number = _new_request()
         route = None
+        headers: dict[str, str] = {}
         owner = self._owner_of(request)
         try:
             if owner is not None:
@@ -347,12 +349,14 @@ class ControlApp(QuartTrio):
                     response = self._options(request)
                 else:
                     self.loop.note(f"{route.method} {route.path}")
-                    response = await self._answer(route, cast(StreamingRequest, request), params)
+                    streaming = cast(StreamingRequest, request)
+                    response = await self._answer(route, streaming, params, headers)
         except (Exception, BaseExceptionGroup, SystemExit) as error:
-            found = self._failures(error)
-            if not found:
+            if not self._is_answered(error):
                 raise
             response = _error_answer(*explain(error, self.routes.name(route)))
+        for name, value in headers.items():
+            response.headers.setdefault(name, value)
         response.headers["X-Request-Id"] = request_name(number)
         if owner is None:
             self._cors.mark(response.headers, request.headers.get("Origin"))
@@ -379,14 +383,18 @@ class ControlApp(QuartTrio):
         owner = self._owner_of_port(number)
         return owner.explain_refusal(refusal) if owner is not None else None
 
-    def _failures(self, error: BaseException) -> list[BaseException]:
-        """The failures of a request that ended with ``error``; none if it has no answer, as
-        after a cancellation or an interrupt."""
-        found = list(leaves(error))
-        if any(isinstance(leaf, RecordsFailed) for leaf in found):
+    def _is_answered(self, error: BaseException) -> bool:
+        """Whether a request that ended with ``error`` is answered: not after a cancellation or an
+        interrupt.
+
+        The failures are not returned, since a frame that keeps one is kept by its traceback in
+        turn, with all of the request, until the garbage collector runs.
+        """
+        kinds = {type(leaf) for leaf in leaves(error)}
+        if any(issubclass(kind, RecordsFailed) for kind in kinds):
             self._failed.set()
         # A handler that calls sys.exit() does not end the process.
-        return found if all(isinstance(leaf, Exception | SystemExit) for leaf in found) else []
+        return bool(kinds) and all(issubclass(kind, Exception | SystemExit) for kind in kinds)
 
     async def handle_socket(self, request: StreamingRequest, socket: Socket) -> Response | None:
         """Serve a WebSocket from its request to its end. Returns the refusal, if any."""
@@ -405,15 +413,14 @@ class ControlApp(QuartTrio):
                 raise BadRequest("there is no WebSocket here: send the request without Upgrade")
             self.loop.note(f"the WebSocket {route.path}")
             await self.control.fresh()
-            principal = self._admit(route.need, request, params)
+            principal, _ = self._admit(route.need, request, params)
             call = Call(self.control, route.need, f"GET {route.path}", request, params, principal)
             await self._converse(call, route.upgrade, socket)
             return None
         except (Exception, BaseExceptionGroup, SystemExit) as error:
-            found = self._failures(error)
-            if not found:
+            if not self._is_answered(error):
                 raise
-            if all(isinstance(leaf, SocketClosed) for leaf in found):
+            if all(isinstance(leaf, SocketClosed) for leaf in leaves(error)):
                 return None  # the client has left, perhaps before it was accepted
             status, message, headers = explain(error, self.routes.name(route))
         if socket.accepted:
@@ -448,10 +455,13 @@ class ControlApp(QuartTrio):
             with self.watch.over(call, end):
                 if not upgrade.takes:
                     nursery.start_soon(drop)
-                await upgrade.handler(call, socket)
-                nursery.cancel_scope.cancel()
+                try:
+                    await upgrade.handler(call, socket)
+                finally:
+                    # Cancelled by Trio for an error, the other task's frames would keep that.
+                    nursery.cancel_scope.cancel()
         if refusals and not socket.accepted:
-            raise refusals[0]
+            raise refusals.pop()  # or this frame and its traceback would keep one another
         await socket.close(NORMAL)
 
     def _options(self, request: Request) -> Response:
@@ -459,61 +469,84 @@ class ControlApp(QuartTrio):
         return self._cors.preflight(allowed, request.headers.get("Origin"))
 
     async def _answer(
-        self, route: Route, request: StreamingRequest, params: dict[str, str]
+        self,
+        route: Route,
+        request: StreamingRequest,
+        params: dict[str, str],
+        headers: dict[str, str],
     ) -> Response:
+        """``headers`` gets those that the answer has whatever becomes of the request."""
         if route.path not in self._without_records:
             await self.control.fresh()
-        principal = self._admit(route.need, request, params)
+        principal, fault = self._admit(route.need, request, params)
+        if fault is not None:
+            headers |= invalid_token(fault.value)
         name = f"{route.method} {route.path}"
         call = Call(self.control, route.need, name, request, params, principal)
         self._watch(request, call)
-        if isinstance(route.body, type):
-            body = await call.json(route.body)
-            # The body may have taken a minute.
-            refusal = self._ask_again(call) if principal is not None else None
-            if refusal is not None:
-                raise refusal
-            answer = await route.handler(call, body)
-        else:
-            answer = await route.handler(call)
+        try:
+            answer = await self._handle(route, call)
+        except Unauthorized:
+            if fault is None:
+                raise
+            raise InvalidToken(fault.value) from None
         return answer if isinstance(answer, Response) else json_response(answer)
 
-    def _admit(self, need: Need, request: Request, params: Mapping[str, str]) -> Principal | None:
-        """The user of the request, if it is allowed. Raises Unauthorized or Forbidden."""
+    async def _handle(self, route: Route, call: Call) -> Any:
+        if not isinstance(route.body, type):
+            return await route.handler(call)
+        body = await call.json(route.body)
+        if call.principal is not None:
+            self._check_again(call)  # the body may have taken a minute
+        return await route.handler(call, body)
+
+    def _admit(
+        self, need: Need, request: Request, params: Mapping[str, str]
+    ) -> tuple[Principal | None, Fault | None]:
+        """The user of the request, if it is allowed; and what is wrong with its token, if it is
+        served as anonymous in spite of that. Raises Unauthorized or Forbidden."""
         if need.kind == "public":
-            return None
+            return None, None
         if need.kind == "service":
             if not self.control.keys.is_service_key(request.headers.get("X-Service-Key", "")):
                 raise Unauthorized("X-Service-Key: missing or wrong")
-            return None
+            return None, None
         token = _token(need, request)
+        principal = fault = None
         if token is None and (ticket := _ticket(need, request)) is not None:
             file = need.file_in(params, request.args)
             principal = self.control.credentials.verify_ticket(ticket, file)
             if principal is None:
                 raise Unauthorized(TICKET_ENDED)
-        else:
-            principal = self.control.credentials.verify(token) if token else None
-        if principal is None and token and need.kind != "anybody" and not need.is_open:
-            raise Unauthorized(ENDED)
+        elif token:
+            principal = self.control.credentials.verify(token)
+            if principal is None:
+                fault = self.control.credentials.fault(token)
+                if not (need.kind == "anybody" or (need.is_open and fault.is_anonymous)):
+                    raise InvalidToken(fault.value)
         decide(principal, need, need.name_in(params, request.args))
-        return principal
+        return principal, fault
 
     def _ask_again(self, call: Call) -> ApiError | None:
         """The refusal of a request whose credential was valid and is not any more; or None."""
         try:
-            if self._owner_of(call.request) is not None:
-                # Whose port it is has found its credential, which only that module understands.
-                with self.control.records.read() as txn:
-                    call.check_credential(txn)
-                return None
-            principal = self._admit(call.need, call.request, call.params)
-            if principal is None:  # an open route would serve it as anonymous
-                raise Unauthorized(ENDED)
-            call.check_again(principal)
+            self._check_again(call)
         except (Unauthorized, Forbidden) as refusal:
             return refusal
         return None
+
+    def _check_again(self, call: Call) -> None:
+        """Raises Unauthorized or Forbidden if the request, whose credential was valid, would be
+        refused now."""
+        if self._owner_of(call.request) is not None:
+            # Whose port it is has found its credential, which only that module understands.
+            with self.control.records.read() as txn:
+                call.check_credential(txn)
+            return
+        principal, fault = self._admit(call.need, call.request, call.params)
+        if fault is not None:  # an open route would serve it as anonymous
+            raise InvalidToken(fault.value)
+        call.check_again(principal)
 
 
 def _token(need: Need, request: Request) -> str | None:

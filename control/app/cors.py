@@ -15,7 +15,7 @@ METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 REQUEST_HEADERS = "Content-Type, Authorization, X-File-Size, X-Transfer-Id, Range"
 EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, "
-    "Last-Modified, Retry-After, X-Kept, X-Kept-Until"
+    "Last-Modified, Retry-After, WWW-Authenticate, X-Kept, X-Kept-Until"
 )
 #: How long browsers may cache a preflight.
 PREFLIGHT_SECONDS = 600

@@ -11,12 +11,14 @@ import trio
 from control.api import (
     Call,
     Content,
+    Control,
     Module,
     QuotaUsage,
     Response,
     Route,
     Upgrade,
     UserDeletion,
+    Workload,
     upgrade_only,
 )
 from control.compute import names
@@ -92,6 +94,14 @@ class Compute(Module):
     keys: SshKeys
     terminals: Terminals
     logs: Logs
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(control)
+        control.workloads.append(self.workloads_of)
+
+    async def workloads_of(self, user_id: str) -> list[Workload]:
+        """The user's running containers."""
+        return await self.containers.workloads(user_id)
 
     # --- tasks --------------------------------------------------------------------------
 

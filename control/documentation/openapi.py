@@ -35,7 +35,13 @@ that do not exist (404) and methods that are not offered (405) as well.
 
 Authenticate with `Authorization: Bearer <token>`: a session's token from `POST /api/login`, \
 or an API token, which may do what its scopes say. `GET` also takes `?token=<token>`; the \
-header wins. For the address of one file better make a ticket: `?ticket=<ticket>`."""
+header wins. For the address of one file better make a ticket: `?ticket=<ticket>`.
+
+A token that was revoked, whose session has ended, or that was not issued here is answered 401 by \
+every route that takes tokens, except for `POST /api/logout`. One that is malformed or has expired \
+is answered 401 where a login is needed; where none is needed the request is served as an \
+anonymous one. In each case the answer says what is wrong with it: \
+`WWW-Authenticate: Bearer error="invalid_token", error_description="…"`."""
 
 #: Bytes that are sent as they are.
 _FILE: Json = {"type": "string", "format": "binary"}
@@ -259,7 +265,10 @@ def _prose(route: Route) -> str:
     if route.need.root:
         needs = f"{needs} API tokens need the scope `{route.need.scope}`.".strip()
     if route.need.is_open:
-        needs = f"What is public needs no login. {needs}"
+        needs = (
+            "What is public needs no login; an expired or malformed token counts as none, and "
+            f"`WWW-Authenticate` says so. {needs}"
+        )
     parts = [route.description, needs]
     if route.upgrade is not None:
         about = _websocket(route.upgrade)

@@ -130,6 +130,7 @@ class Connection:
             self._leave()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await self._close()
+            self._handler = None  # which has this connection: together they would stay in memory
 
     async def _shake_hands(self) -> bool:
         """Begin TLS, where it is used; False if that failed."""

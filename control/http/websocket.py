@@ -124,6 +124,7 @@ class WebSocket:
                 await self._to_app.send({"type": "websocket.disconnect", "code": int(code)})
         else:
             await self._refuse(BAD_HANDSHAKE)
+        _forget(self._frames)
         if not self._accepted:
             await self._connection.linger()
         elif self._broken:
@@ -344,6 +345,13 @@ class WebSocket:
         while not self._ended:
             await self._send(Ping())
             await trio.sleep(self._ping_seconds)
+
+
+def _forget(frames: WSConnection) -> None:
+    """End the parser of wsproto: a generator that has itself, by the object whose attribute it
+    is, would stay in memory with the bytes that it has not parsed."""
+    if frames.connection is not None:
+        frames.connection._proto._parse_more.close()
 
 
 def _bytes_of(data: str | bytes) -> int:

@@ -28,6 +28,10 @@ JOIN_BYTES_MAX = 32 * 1024
 """Below this size joining buffers is cheaper than passing a list of them."""
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Wire(trio.abc.Stream):
     """A connected socket as a Trio stream.
 
@@ -44,7 +48,7 @@ class Wire(trio.abc.Stream):
         self,
         sock: socket.socket,
         send_stall_seconds: float,
-        note_progress: Callable[[], None] = lambda: None,
+        note_progress: Callable[[], None] = _nothing,
     ) -> None:
         self.sock = sock
         self._send_stall_seconds = send_stall_seconds
@@ -175,6 +179,7 @@ class Wire(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Close at once, without waiting until the kernel has sent everything."""
+        self._note_progress = _nothing  # whose owner has this wire: both would stay in memory
         if self.sock.fileno() != -1:
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()

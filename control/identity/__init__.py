@@ -29,6 +29,7 @@ from control.identity.access import (
 from control.identity.credentials import (
     TICKET_SECONDS,
     Credentials,
+    Fault,
     PasswordChanged,
     current_scopes,
     is_live,
@@ -78,6 +79,7 @@ __all__ = [
     "TICKET_SECONDS",
     "VISIBLE",
     "Credentials",
+    "Fault",
     "Need",
     "PasswordChanged",
     "Passwords",

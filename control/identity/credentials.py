@@ -17,11 +17,14 @@ JWT, signed as a session is, that names one file and the session or API token th
 it, and ends with that. It may what the credential may, at routes that answer with this file
 (:attr:`control.identity.access.Need.file`), and is no credential anywhere else.
 
-``verify`` never says why it refuses, so an attacker learns nothing from a refusal.
+``verify`` does not say why it refuses; :meth:`Credentials.fault` does, for the holder of the
+text. That a text has expired or was revoked is said only of one that this control plane made: who
+makes one up learns nothing but that it is not valid.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import itertools
 import logging
@@ -35,7 +38,7 @@ import jwt
 import msgspec
 import trio
 
-from control.errors import Unauthorized
+from control.errors import ENDED, Unauthorized
 from control.http import network_of
 from control.identity import ids
 from control.identity.access import Principal
@@ -110,6 +113,20 @@ class _Ticket(msgspec.Struct, frozen=True, tag_field="type", tag="ticket"):
 _Claims = _Session | _Ticket
 
 
+class Fault(enum.Enum):
+    """What is wrong with a text that is no valid credential, in words for who sent it."""
+
+    MALFORMED = "the token is malformed: send it exactly as it was issued, or log in again"
+    EXPIRED = "the token has expired: log in again, or make a new API token"
+    REVOKED = ENDED
+    NOT_VALID = "the token is not valid: it was not issued here, or was changed; log in again"
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether its sender counts as anonymous where no login is needed."""
+        return self in (Fault.MALFORMED, Fault.EXPIRED)
+
+
 class PasswordChanged(Exception):
     """The password that was verified, or its hash, is not the user's any more."""
 
@@ -143,6 +160,33 @@ class Credentials:
         if token.startswith(PREFIX):
             return self._verify_api_token(token)
         return self._verify_session(token)
+
+    def fault(self, text: str) -> Fault:
+        """What is wrong with a text that :meth:`verify` has refused."""
+        is_api_token = text.startswith(PREFIX)
+        if is_api_token:
+            with self._records.read() as txn:
+                row: Token | None = tokens.find(txn, "digest", digest_of(text))
+            if row is not None:
+                return Fault.REVOKED if is_live(row, self._clock()) else Fault.EXPIRED
+        elif len(text) > SESSION_BYTES_MAX:
+            return Fault.MALFORMED
+        text = text.removeprefix(PREFIX)
+        try:
+            head = jwt.get_unverified_header(text)
+            claims = jwt.decode(text, options={"verify_signature": False})
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            return Fault.MALFORMED
+        secret = self._keys.secret(str(head.get("kid", "")))
+        if secret is None or claims.get("type") != ("api_token" if is_api_token else "session"):
+            return Fault.NOT_VALID
+        try:
+            _signed_claims(text, secret)
+        except (jwt.PyJWTError, ValueError):
+            return Fault.NOT_VALID
+        ends_at = claims.get("exp", math.inf)
+        has_ended = isinstance(ends_at, int) and ends_at <= self._clock()
+        return Fault.EXPIRED if has_ended else Fault.REVOKED
 
     def _verify_session(self, text: str) -> Principal | None:
         claims = self._claims(text)
@@ -183,14 +227,7 @@ class Credentials:
             secret = self._keys.secret(key_id)
             if secret is None:
                 return None
-            # The caller compares times, with the clock of this object.
-            payload = jwt.decode(
-                text,
-                secret,
-                algorithms=[ALGORITHM],
-                options={"verify_exp": False, "verify_iat": False},
-            )
-            claims: _Claims = msgspec.convert(payload, _Claims)
+            claims: _Claims = msgspec.convert(_signed_claims(text, secret), _Claims)
         except (jwt.PyJWTError, ValueError, RecursionError):
             return None
         if len(self._known) >= CACHE_SIZE:
@@ -456,6 +493,15 @@ def _file_digest(names: Sequence[str]) -> str:
 def is_live(row: Token, now: float) -> bool:
     """Whether the token has not expired."""
     return not row.expires_at or now < row.expires_at
+
+
+def _signed_claims(text: str, secret: bytes) -> dict[str, Any]:
+    """The claims of a text that ``secret`` has signed; the caller compares its times, with its
+    own clock. Raises PyJWTError or ValueError for any other text."""
+    claims: dict[str, Any] = jwt.decode(
+        text, secret, algorithms=[ALGORITHM], options={"verify_exp": False, "verify_iat": False}
+    )
+    return claims
 
 
 def current_scopes(txn: Txn, row: Token) -> dict[str, list[str]] | None:

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import trio
 
 from control.api import Call, Control, StreamingRequest
-from control.errors import ENDED, Unauthorized
+from control.errors import ENDED, InvalidToken
 from control.identity import Need, Principal
 from control.records import Txn
 from control.s3.checksums import INLINE_BYTES_MAX
@@ -95,7 +95,7 @@ class S3Call(Call):
             super().check_credential(txn)
             return
         if self.actor is not None and self.control.credentials.again(txn, self.actor) is None:
-            raise Unauthorized(ENDED)
+            raise InvalidToken(ENDED)
         self.check_again(self.principal)
 
     async def about(

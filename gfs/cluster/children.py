@@ -25,6 +25,8 @@ from gfs.errors import GfsError, StartupError
 
 RESTART_SECONDS_MIN = 0.1
 RESTART_SECONDS_MAX = 10.0
+#: A process that served this long and crashed then is started again at once.
+HEALTHY_SECONDS = 30.0
 #: A start is given up after so many deaths without a reason before the child first serves.
 FIRST_STARTS_MAX = 3
 #: The time between SIGTERM and SIGKILL.
@@ -82,11 +84,12 @@ class ChildRunner:
         Raises StartupError if it never serves.
         """
         backoff = Backoff()
-        served = serves = False
+        served = False
+        serves_since: float | None = None
 
         def note_serving(report: dict[str, Any]) -> None:
-            nonlocal served, serves
-            serves = True
+            nonlocal served, serves_since
+            serves_since = trio.current_time()
             child.facts.update(report)
             self._note_serving(child, report)
             if not served:
@@ -94,11 +97,12 @@ class ChildRunner:
                 task_status.started()
 
         while True:
-            serves = False
+            serves_since = None
             end = await self._run_once(child, note_serving)
             if not served:
                 _judge_first_start(child, end, backoff.deaths)
-            delay = backoff.after(served=serves)
+            now = trio.current_time()
+            delay = backoff.after(end, now - serves_since if serves_since is not None else 0.0)
             self._say(f"{child.name} {end}; starting it again in {delay:g} s")
             await trio.sleep(delay)
 
@@ -189,6 +193,12 @@ class Ending:
     #: Its error, or why it could not be started.
     reason: GfsError | str | None
 
+    @property
+    def is_from_outside(self) -> bool:
+        """Whether it was killed, or asked to stop: no process does that to itself, and the
+        kernel only where memory is short."""
+        return self.returncode in (0, -signal.SIGKILL, -signal.SIGTERM)
+
     def __str__(self) -> str:
         if self.pid is None:
             return f"cannot be started ({self.reason})"
@@ -216,15 +226,19 @@ def how_it_ended(returncode: int | None) -> str:
 
 
 class Backoff:
-    """How long to wait before a process that died is started again: at once if it had served,
-    since its clients must not wait longer for being killed from outside, and longer each time
-    that it ends before."""
+    """How long to wait before a process that ended is started again.
+
+    At once if it served and was ended from outside, since its clients must not wait longer for
+    that, however often it happens. What crashes by itself, or ends before it serves, waits longer
+    each time.
+    """
 
     def __init__(self) -> None:
         self.deaths = 0
 
-    def after(self, *, served: bool) -> float:
-        if served:
+    def after(self, end: Ending, served_seconds: float) -> float:
+        """``served_seconds``: how long it had served; 0 if it never did."""
+        if served_seconds >= HEALTHY_SECONDS or (served_seconds > 0 and end.is_from_outside):
             self.deaths = 0
         # The exponent is bounded too, for a process that dies for weeks.
         delay = RESTART_SECONDS_MIN * 2.0 ** min(self.deaths, 16)

@@ -63,6 +63,8 @@ from control.api import (
     Upgrade,
     UserDeletion,
     Volatile,
+    Workload,
+    WorkloadsOf,
     admins,
     in_order,
     json_array,
@@ -164,6 +166,15 @@ class Board(Module):
         general: ControlSettings = control.settings
         if general.json_bytes_max < 1000:
             raise StartupError("board: json_bytes_max must be at least 1000")
+        ask: WorkloadsOf = self.pinned
+        control.workloads.append(ask)
+
+    async def pinned(self, user_id: str) -> Sequence[Workload]:
+        with self.control.records.read() as txn:
+            return [
+                Workload(name=each.number, namespace="board", disk_used=len(each.text.encode()))
+                for each in notices.by(txn, "user", user_id)
+            ]
 
     def routes(self) -> Sequence[Route]:
         read = scoped("board", "notices", "read", parameter="number", is_open=True)

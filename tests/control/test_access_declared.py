@@ -101,7 +101,7 @@ def test_every_route_declares_who_may_use_it(tmp_path: Path) -> None:
         for problem in problems(route, app.control.scopes)
     ]
     assert found == []
-    served = {"auth", "cluster", "compute", "console", "s3", "storage", "system"}
+    served = {"auth", "cluster", "compute", "console", "health", "s3", "storage", "system"}
     assert {module for module, _ in app.table} == served
 
 

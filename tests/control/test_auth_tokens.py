@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import httpx
 import jwt
 import pytest
 from auth_server import CheapAuth, Server, running
 from checks import ok, refused
 
-from control.api import Call, Module, Route
+from control.api import (
+    PRIVATE,
+    PUBLIC_VISIBILITY,
+    Call,
+    Module,
+    NoSuchThing,
+    Route,
+    Target,
+)
 from control.auth.accounts import ACCOUNTS_MAX
 from control.auth.tokens import TOKENS_MAX
 from control.identity.access import scoped
@@ -30,10 +41,23 @@ class Echo(Module):
 
     def routes(self) -> list[Route]:
         need = scoped("storage", "files", "read", parameter="name")
-        return [Route("GET", "/echo/{name}", self.echo, need, "Who asks", answer=dict[str, str])]
+        is_open = replace(need, is_open=True)
+        return [
+            Route("GET", "/echo/{name}", self.echo, need, "Who asks", answer=dict[str, str]),
+            Route("GET", "/open/{name}", self.open, is_open, "Who asks", answer=dict[str, str]),
+        ]
 
     async def echo(self, call: Call) -> dict[str, str]:
         return {"user_id": call.user.user_id}
+
+    async def open(self, call: Call) -> dict[str, str]:
+        """What is ``private`` belongs to somebody else, the rest is everybody's."""
+        name = call.params["name"]
+        if name == "missing":
+            raise NoSuchThing("there is no such file")
+        visibility = PRIVATE if name == "private" else PUBLIC_VISIBILITY
+        call.allow(Target("nobody", name, visibility), reading=True)
+        return {"user_id": call.principal.user_id if call.principal else ""}
 
 
 def scopes_of(user: dict[str, Any], *actions: str) -> dict[str, list[str]]:
@@ -51,6 +75,72 @@ async def make(server: Server, user: dict[str, Any], **body: Any) -> dict[str, A
 
 def echoing(place: Path) -> Any:
     return running(place, modules=(CheapAuth, Echo))
+
+
+@pytest.mark.parametrize("kind", ["session", "token"])
+async def test_an_expired_token_is_nobodys_where_nobody_may_come_and_refused_elsewhere(
+    tmp_path: Path, kind: str
+) -> None:
+    async with echoing(tmp_path) as server:
+        who = await server.new_user("ada")
+        if kind == "token":
+            who = await make(server, who, expires_in="365d")
+        with mock.patch.object(server.app.control.credentials, "_clock", return_value=1e10):
+            answer = await server.call("GET", "/open/public", who)
+            assert ok(answer) == {"user_id": ""}
+            _says(answer, "expired", "log in again")
+            answer = await server.call("GET", "/open/missing", who)
+            assert refused(answer, 404)
+            _says(answer, "expired")
+            for path in ("/open/private", "/echo/default", "/api/tokens"):
+                answer = await server.call("GET", path, who)
+                assert _says(answer, "expired", "log in again") == refused(answer, 401)
+
+
+async def test_a_malformed_token_is_nobodys_where_nobody_may_come(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as server:
+        for text in ("x", "a.b.c", "ecloud_x", "x" * 5000):
+            who = {"token": text}
+            answer = await server.call("GET", "/open/public", who)
+            assert ok(answer) == {"user_id": ""}
+            _says(answer, "malformed")
+            for path in ("/open/private", "/echo/default"):
+                answer = await server.call("GET", path, who)
+                assert _says(answer, "malformed") == refused(answer, 401)
+        answer = await server.call("GET", "/open/public")
+        assert "WWW-Authenticate" not in answer.headers
+        answer = await server.call("GET", "/open/private")
+        refused(answer, 401, "not logged in")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_a_revoked_or_forged_token_is_refused_everywhere(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as server:
+        ada = await server.new_user("ada")
+        made = await make(server, ada)
+        ok(await server.call("DELETE", f"/api/tokens/{made['id']}", ada))
+        forged = {"token": jwt.encode({"type": "session"}, "k" * 32, "HS256", {"kid": "other"})}
+        cut_off = {"token": made["token"].removeprefix("ecloud_")}
+        later = await server.login("ada")
+        ok(await server.call("POST", "/api/logout", later))
+        for who, word in ((made, "revoked"), (later, "ended"), (forged, "not valid"),
+                          (cut_off, "not valid")):  # fmt: skip
+            for path in ("/open/public", "/open/private", "/open/missing", "/echo/default"):
+                answer = await server.call("GET", path, who)
+                assert _says(answer, word, "log in again") == refused(answer, 401)
+            # Whoever is logged out already may log out.
+            _says(await server.call("POST", "/api/logout", who), word)
+
+
+def _says(answer: httpx.Response, *words: str) -> str:
+    """What the answer says is wrong with the token, as RFC 6750 has it."""
+    found = re.fullmatch(
+        'Bearer error="invalid_token", error_description="([^"]+)"',
+        answer.headers["WWW-Authenticate"],
+    )
+    assert found is not None
+    assert all(word in found[1] for word in words), found[1]
+    return found[1]
 
 
 async def test_a_token_is_shown_once_and_works_until_it_is_revoked(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,17 +25,23 @@ from computing import computing as in_process
 from limits import HANG_SECONDS
 from sockets import Client, Refused, websocket
 from wsproto.events import Ping
+from wsproto.frame_protocol import FrameProtocol
 
 import control.api.call
 import control.app.watch
+from control.api import Call, Socket, StreamingRequest
 from control.compute import rows
-from control.compute.backend import Phase
+from control.compute.backend import Phase, answers
 from control.compute.podman.engine.api import Execution
 from control.compute.podman.terminal import _descriptor
 from control.compute.streams import terminal as terminals
 from control.compute.streams.hub import Hub
 from control.compute.streams.logs import READERS_MAX
 from control.compute.streams.terminal import TERMINALS_MAX
+from control.http.connection import Connection
+from control.http.http1 import Http1
+from control.http.websocket import WebSocket
+from control.http.wire import Wire
 from gfs.cluster.process import allow_descriptors
 
 MIB = 1024 * 1024
@@ -618,3 +626,80 @@ async def test_a_terminal_of_podman_may_have_a_descriptor_beyond_1024() -> None:
         far.send(b"output, so it has begun")
         api = mock.Mock(inspect_exec=mock.AsyncMock(return_value=Execution(running=False)))
         assert await _descriptor(api, "an id", stream) is None
+
+
+# --- what is left of them ---------------------------------------------------------------
+
+#: What the server makes for one client and its request, and what holds their bytes.
+OF_A_CLIENT = (Connection, Http1, Wire, WebSocket, Socket, Call, StreamingRequest, FrameProtocol)
+
+
+def of_clients() -> Counter[str]:
+    found = (each for each in gc.get_objects() if isinstance(each, OF_A_CLIENT))
+    return Counter(type(each).__name__ for each in found)
+
+
+async def leave(client: Client, how: str) -> None:
+    """What was typed is waiting there, and what is printed here; then the WebSocket ends."""
+    await client.send(b"x" * 10_000)
+    await client.receive()
+    if how == "in order":
+        await client.close()
+    elif how == "at once":
+        await client.send(b"flood 30000000")
+    elif how == "in a message":
+        await client.stream.send_all(b"\x82\xff" + (MIB).to_bytes(8, "big") + bytes(10_000))
+    else:
+        await client.send(how.encode())  # an end of the shell's
+    if how not in ("at once", "in a message"):
+        assert await client.receive() is None
+
+
+async def test_what_a_terminal_held_is_freed_when_it_ends(
+    c: Computing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when the garbage collector runs, which it rarely does in a server."""
+    # pytest keeps each record, and with it the error of a shell that broke.
+    monkeypatch.setattr(logging.getLogger(answers.__name__), "disabled", True)
+    made = await c.running(c.ada)
+    ways = ("in order", "at once", "in a message", "exit", "break")
+
+    async def come_and_go(how: str) -> None:
+        async with websocket(c.port, terminal_of(made), c.ada["token"]) as client:
+            await leave(client, how)
+            client.protocol.connection._proto._parse_more.close()  # type: ignore[union-attr]
+        await c.world.terminals[-1].closed.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    for how in ways:  # what is made once and stays
+        await come_and_go(how)
+    gc.collect()
+    before = of_clients()
+    gc.disable()
+    try:
+        for number in range(100):
+            await come_and_go(ways[number % len(ways)])
+        assert of_clients() - before == Counter()
+    finally:
+        gc.enable()
+
+
+async def test_what_a_refused_request_held_is_freed(c: Computing) -> None:
+    async def ask() -> None:
+        refused(await c.call("GET", "/compute/containers/00000000", c.ada), 404)
+        refused(await c.call("POST", "/compute/ssh-keys", c.ada, name=""), 400)
+        with pytest.raises(Refused):
+            async with websocket(c.port, "/compute/containers/00000000/logs", c.ada["token"]):
+                pass
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    await ask()
+    gc.collect()
+    before = of_clients()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await ask()
+        assert of_clients() - before == Counter()
+    finally:
+        gc.enable()

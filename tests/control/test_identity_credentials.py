@@ -28,6 +28,7 @@ from control.identity.credentials import (
     SWEEP_ROWS,
     TICKET_SECONDS,
     Credentials,
+    Fault,
     PasswordChanged,
 )
 from control.identity.keys import SigningKeys
@@ -135,6 +136,42 @@ async def test_a_session_is_its_users_until_it_expires(house: House) -> None:
     assert house.is_valid(text)
     house.hands.at += 1
     assert not house.is_valid(text)
+
+
+@pytest.mark.parametrize("kind", ["session", "token"])
+@pytest.mark.parametrize("row", ["kept", "swept"])
+async def test_what_is_wrong_with_a_text_that_has_expired(
+    house: House, kind: str, row: str
+) -> None:
+    text = await (house.session(seconds=30 * DAY) if kind == "session" else house.token("30d"))
+    house.hands.at += 30 * DAY + (EXPIRED_TOKEN_SECONDS if row == "swept" else 0)
+    await house.credentials.tidy()
+    assert house.credentials.fault(text) is Fault.EXPIRED
+
+
+@pytest.mark.parametrize("kind", ["session", "token"])
+async def test_what_is_wrong_with_a_text_that_was_revoked(house: House, kind: str) -> None:
+    text = await (house.session() if kind == "session" else house.token("30d"))
+    found = house.credentials.verify(text)
+    assert found is not None
+    table = sessions if kind == "session" else tokens
+    await house.write(lambda txn: table.delete(txn, found.credential_id))
+    assert house.credentials.fault(text) is Fault.REVOKED
+    house.hands.at += 31 * DAY
+    assert house.credentials.fault(text) is Fault.EXPIRED
+
+
+async def test_of_an_api_token_whose_user_is_gone_it_is_said(house: House) -> None:
+    text = await house.token("never")
+    await house.write(lambda txn: users.delete(txn, "AdaAda"))
+    assert not house.is_valid(text)
+    assert house.credentials.fault(text) is Fault.REVOKED
+
+
+async def test_a_text_of_a_key_that_is_gone_is_not_valid(house: House) -> None:
+    text = await house.session()
+    house.keys.rotate(0)
+    assert house.credentials.fault(text) is Fault.NOT_VALID
 
 
 FILE = ["photos", "a.jpg"]
@@ -271,6 +308,16 @@ async def test_what_is_not_exactly_what_was_issued_is_refused(house: House) -> N
         **{f"no {claim}": resigned(house, session, **{claim: None}) for claim in claims},
     }
     assert {what for what, text in forged.items() if house.is_valid(text)} == set()
+    malformed = {
+        *("empty", "prefix alone", "dots", "two parts", "four parts", "twice", "very long"),
+        *("very deep", "not ASCII", "half a letter", "claims are a list", "a NUL", "space"),
+        *("cut", "prefix twice", "head with {'crit': ['exp']}"),
+        *(f"head with {{'kid': {other}}}" for other in (0, ["x"], None)),
+    }
+    ended = {"expired": Fault.EXPIRED, "another session": Fault.REVOKED}
+    faults = {what: house.credentials.fault(text) for what, text in forged.items()}
+    assert {what for what, fault in faults.items() if fault is Fault.MALFORMED} == malformed
+    assert {what: faults[what] for what in ended} == ended
     assert house.is_valid(session)
     assert house.is_valid(token)
     assert house.is_valid(resigned(house, session, color="red")), "what is forged above is enough"
@@ -280,6 +327,7 @@ async def test_what_is_not_exactly_what_was_issued_is_refused(house: House) -> N
 @given(st.text() | st.text(alphabet="abcXYZ019_-.=").map(lambda text: f"ecloud_{text}"))
 def test_no_text_makes_verify_fail(house: House, text: str) -> None:
     assert not house.is_valid(text)
+    assert house.credentials.fault(text) in (Fault.MALFORMED, Fault.NOT_VALID)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -97,10 +97,10 @@ UNREACHED = {
     ("POST", "/admin/cluster/failover"),
 }
 
-#: A stream without a transfer lasts until the client has heard enough.
+#: A stream without a transfer lasts until the client has heard enough, as does that of health.
 CONFIGURATION = """\
 [[operations]]
-include-path = "/sse/progress"
+include-path-regex = "^/sse/"
 request-timeout = 0.5
 """
 

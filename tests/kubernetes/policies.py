@@ -7,7 +7,8 @@ built of what Debian has. But Debian unstable has the library that newer ones ar
 ``k8s.io/apiserver``, whose code these policies are: policies.go serves it as a webhook.
 
 Debian unstable changes from day to day, so this may fail on some day: then there is no such
-program, tests that want it are skipped and say so, and nothing else is the worse for it.
+program; the tests that want it are skipped and say so, or fail under ``make test-kubernetes``,
+and nothing else is the worse for it.
 The packages are unpacked into a scratch directory, and none is installed.
 """
 

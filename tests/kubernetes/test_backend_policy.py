@@ -22,6 +22,7 @@ from kube_api import Api
 from kube_backend import running, spec
 from kube_here import Kubernetes
 from kube_rights import account_of_file
+from needs import need
 from test_backend_rights import live
 
 from control.compute.backend import Installation, Port, Spec
@@ -538,8 +539,7 @@ def test_what_rights_alone_do_not_keep_it_from(
 @pytest.fixture(scope="module")
 def guarded(running_kubernetes: Kubernetes, account: Identity) -> Iterator[Identity]:
     """The account, with the policy in force."""
-    if reason := policies.missing():
-        pytest.skip(reason)
+    need(policies.missing())
     with kube_policy.in_force(running_kubernetes.server):
         yield account
 

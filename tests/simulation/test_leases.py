@@ -395,3 +395,33 @@ async def test_a_file_that_is_deleted_while_its_chunk_is_copied_is_not_found(
             nursery.start_soon(later, 0.5, partial(other.delete, "/file", now=True))
             with pytest.raises(NotFound):
                 await file.pwrite(0, b"x")
+
+
+@over_seeds(3)
+async def test_a_write_passes_beside_a_server_that_is_away_however_often_the_master_dies(
+    seed: int, chance: random.Random
+) -> None:
+    """Each master waits for the servers that the one before it knew."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, LENGTH), "/file")
+        await cluster.crash("chunkserver1")
+        async with trio.open_nursery() as nursery:
+
+            async def kill_the_master() -> None:
+                while True:
+                    await cluster.crash("master")
+                    await trio.sleep(0.5)
+                    await cluster.start("master")
+                    await trio.sleep(3)
+
+            nursery.start_soon(kill_the_master)
+            for _ in range(3):
+                began = trio.current_time()
+                async with await fs.open("/file", "r+") as file:
+                    await file.pwrite(0, data := content(chance, 1000))
+                assert trio.current_time() - began < 8
+                await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        if not cluster.node("master").running:
+            await cluster.start("master")
+        assert (await fs.get("/file"))[:1000] == data

@@ -1,8 +1,8 @@
 """What is done to the cluster, and when: all of it decided by the seed beforehand.
 
-Two rows of faults go on side by side: one of chunkservers and their disks, of which two
-are left alone nearly always, and one of master and control plane. A fault begins a while
-after the one before it in its row is over. What was done is written down, with the times
+Three rows of faults go on side by side: one of chunkservers and their disks, of which two
+are left alone nearly always, one of the master and one of the control plane. A fault begins a
+while after the one before it in its row is over. What was done is written down, with the times
 between which a process could not answer: the judge goes by that.
 """
 
@@ -31,6 +31,8 @@ from .model import museum
 
 CHUNKSERVERS = ["chunkserver-1", "chunkserver-2", "chunkserver-3"]
 STOP_SECONDS_MAX = 20.0
+#: Nobody starts a stopped master, so calls wait for as long as this.
+MASTER_STOP_SECONDS_MAX = 5.0
 REST_SECONDS_MAX = 4.0
 
 
@@ -76,12 +78,21 @@ def of_chunkservers(seed: str) -> Iterator[Fault]:
             yield Fault(after, kind, who, _stop_seconds(chance) if kind == "stop" else 0.0)
 
 
-def of_others(seed: str) -> Iterator[Fault]:
-    chance = random.Random(f"{seed}/others")
+def of_master(seed: str) -> Iterator[Fault]:
+    chance = random.Random(f"{seed}/master")
     while True:
-        after = chance.uniform(0, 3 * REST_SECONDS_MAX)
-        kind, who = chance.choice(["kill", "stop"]), chance.choice(["master", "control"])
-        yield Fault(after, kind, (who,), _stop_seconds(chance) if kind == "stop" else 0.0)
+        after = chance.uniform(0, REST_SECONDS_MAX)
+        kind = chance.choice(["kill", "kill", "stop"])
+        seconds = chance.uniform(0.5, MASTER_STOP_SECONDS_MAX) if kind == "stop" else 0.0
+        yield Fault(after, kind, ("master",), seconds)
+
+
+def of_control(seed: str) -> Iterator[Fault]:
+    chance = random.Random(f"{seed}/control")
+    while True:
+        after = chance.uniform(0, 6 * REST_SECONDS_MAX)
+        kind = chance.choice(["kill", "stop"])
+        yield Fault(after, kind, ("control",), _stop_seconds(chance) if kind == "stop" else 0.0)
 
 
 def _stop_seconds(chance: random.Random) -> float:
@@ -103,7 +114,9 @@ class Storm:
             if time.monotonic() + fault.after >= until:
                 return
             await trio.sleep(fault.after)
-            self.counts[fault.kind] = self.counts.get(fault.kind, 0) + 1
+            for who in fault.who:
+                what = f"{fault.kind} of {who.partition('-')[0]}"
+                self.counts[what] = self.counts.get(what, 0) + 1
             print(f"{time.strftime('%H:%M:%S')} {fault}", flush=True)
             if fault.kind == "damage":
                 await self._damage(fault)

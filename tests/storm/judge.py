@@ -2,9 +2,9 @@
 
 At fault is the file system for: a byte that nobody wrote, an acknowledgement that does not
 hold, a call of more than ``CALL_SECONDS_MAX`` in which at least two of three chunkservers
-and the master (and for REST the control plane) lived, and an error in such a time. What
-docs/promises.md says of the rest: a call that needs the master ends soon after it is back;
-and what was written while one chunkserver lived alone is on that one alone until another
+(and for REST the control plane) lived, and an error in such a time. A master that is killed is
+no excuse: it is started again, and whoever needs it waits. What docs/promises.md says of
+the rest: what was written while one chunkserver lived alone is on that one alone until another
 has been back for ``REPAIR_SECONDS``: nothing can read it while that one is away.
 """
 
@@ -70,7 +70,7 @@ class Judge:
 
     def excuses(self, call: Call) -> list[tuple[float, float]]:
         """Times in which what the call needs did not live; none of them overlap."""
-        needed = ["master", "control"] if call.op.startswith("rest") else ["master"]
+        needed = ["control"] if call.op.startswith("rest") else []
         points = {call.began, call.ended}
         for away in self._aways:
             points |= {away.began, away.ended + self._return_seconds}

@@ -18,7 +18,7 @@ import gfs
 from gfs.config import ClientSettings
 from gfs.errors import GfsError
 
-from .faults import Storm, of_chunkservers, of_others
+from .faults import Storm, of_chunkservers, of_control, of_master
 from .judge import Judge
 from .model import LOG, SHARED, content, museum
 from .work import SPACE
@@ -74,8 +74,8 @@ async def _storm(
                     storm = Storm(cluster, fs, faults)
                     async with trio.open_nursery() as nursery:
                         until = time.monotonic() + seconds
-                        nursery.start_soon(storm.run, of_chunkservers(seed), until)
-                        nursery.start_soon(storm.run, of_others(seed), until)
+                        for row in (of_chunkservers, of_master, of_control):
+                            nursery.start_soon(storm.run, row(seed), until)
                         await _watch(workers, until)
                 for worker in workers:
                     await trio.to_thread.run_sync(worker.communicate, None, HANG_SECONDS)

@@ -35,7 +35,7 @@ def stop(who: int, began: float, ended: float) -> Away:
         ([], True),
         ([stop(1, 100, 119)], True),
         ([stop(1, 100, 119), stop(2, 100, 119)], False),
-        ([stop(1, 100, 119), Away("master", "stop", 100, 119)], False),
+        ([stop(1, 100, 119), Away("master", "stop", 100, 119)], True),
         # Number 1 was alone, and has what nobody else has: until another is back for a while.
         ([stop(1, 100, 119), stop(2, 80, 95), stop(3, 85, 99)], False),
         ([stop(1, 100, 119), stop(2, 80, 86), stop(3, 85, 99)], True),

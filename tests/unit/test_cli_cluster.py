@@ -17,7 +17,13 @@ from control.settings import ControlSettings
 from gfs.cli.servers import summary
 from gfs.cluster import directory as directories
 from gfs.cluster import supervisor
-from gfs.cluster.children import RESTART_SECONDS_MAX, Backoff, Ending, how_it_ended
+from gfs.cluster.children import (
+    HEALTHY_SECONDS,
+    RESTART_SECONDS_MAX,
+    Backoff,
+    Ending,
+    how_it_ended,
+)
 from gfs.cluster.directory import (
     StateDirectory,
     bound_log,
@@ -57,12 +63,28 @@ def test_those_that_hold_data_always_run(
     assert choose_numbers(existing, wanted) == chosen
 
 
-def test_backoff_doubles_to_its_bound_and_ends_with_a_process_that_serves() -> None:
+def test_backoff_doubles_to_its_bound_for_what_never_serves() -> None:
     backoff = Backoff()
-    delays = [backoff.after(served=False) for _ in range(100)]
+    delays = [backoff.after(Ending(7, 1, None), 0.0) for _ in range(100)]
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == RESTART_SECONDS_MAX
-    assert [backoff.after(served=True) for _ in range(9)] == [0.1] * 9
+
+
+@pytest.mark.parametrize("returncode", [0, -signal.SIGKILL, -signal.SIGTERM])
+def test_what_served_and_was_ended_from_outside_is_started_again_at_once(returncode: int) -> None:
+    backoff = Backoff()
+    assert [backoff.after(Ending(7, returncode, None), 0.5) for _ in range(9)] == [0.1] * 9
+
+
+@pytest.mark.parametrize("returncode", [1, 3, -signal.SIGSEGV, -signal.SIGABRT])
+def test_what_serves_and_crashes_each_time_waits_longer_each_time(returncode: int) -> None:
+    backoff = Backoff()
+    crash = Ending(7, returncode, None)
+    delays = [backoff.after(crash, 2.0) for _ in range(100)]
+    assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert delays[-1] == RESTART_SECONDS_MAX
+    # It had served well before: this crash is the first one again.
+    assert backoff.after(crash, HEALTHY_SECONDS) == 0.1
 
 
 def test_ends_are_described() -> None:

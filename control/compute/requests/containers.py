@@ -13,7 +13,7 @@ import trio
 from msgspec.structs import replace
 from quart import Response
 
-from control.api import Call, in_order, json_array
+from control.api import Call, Workload, in_order, json_array
 from control.compute import names
 from control.compute.backend import Backend, Room, Spec, Usage, as_answers
 from control.compute.reconcile import Changes, machine
@@ -44,6 +44,7 @@ from control.identity import ADMIN
 from control.identity.rows import users
 from control.quota import Limits, check_quota, limits_of
 from control.records import Records, Taken, Txn
+from gfs.blocks import MIB
 from gfs.errors import GfsError
 from gfs.failures import plural
 
@@ -85,6 +86,18 @@ class Containers:
 
     async def infos(self, rows: Sequence[Container]) -> list[ContainerInfo]:
         """The containers, with their usage where that is known in time."""
+        usages = await self._usages_of(rows)
+        return [info(row, self._backend, self._image, usages.get(row.id, Usage())) for row in rows]
+
+    async def workloads(self, user_id: str) -> list[Workload]:
+        """The user's running containers, with their usage where that is known in time."""
+        with self._records.read() as txn:
+            rows = [row for row in of_user(txn, user_id) if row.status == "running"]
+        usages = await self._usages_of(rows)
+        return [_workload(row, self.spec(row), usages[row.id]) for row in rows]
+
+    async def _usages_of(self, rows: Sequence[Container]) -> dict[str, Usage]:
+        """By the ids of those that run."""
         usages: dict[str, Usage] = {}
 
         async def look(row: Container) -> None:
@@ -94,7 +107,7 @@ class Containers:
             for row in rows:
                 if row.status == "running":
                     nursery.start_soon(look, row)
-        return [info(row, self._backend, self._image, usages.get(row.id, Usage())) for row in rows]
+        return usages
 
     async def _usage(self, row: Container) -> Usage:
         now = trio.current_time()
@@ -405,3 +418,15 @@ def _key_lines(txn: Txn, user_id: str, ids: Sequence[int]) -> tuple[str, ...]:
 
 def _new_id() -> str:
     return secrets.token_hex(4)
+
+
+def _workload(row: Container, spec: Spec, usage: Usage) -> Workload:
+    return Workload(
+        name=row.name,
+        namespace=f"compute-{row.id}",
+        cpu_total=spec.cpus,
+        memory_used=(usage.memory_mb or 0) * MIB,
+        memory_total=row.memory_mb * MIB,
+        disk_used=round((usage.storage_gb or 0) * 1024 * MIB),
+        disk_total=row.storage_gb * 1024 * MIB,
+    )

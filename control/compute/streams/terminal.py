@@ -93,9 +93,13 @@ class Terminals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_type, socket, terminal)
             nursery.start_soon(end_with_the_run)
-            while output := await terminal.receive():
-                await socket.send(output)
-            nursery.cancel_scope.cancel()
+            try:
+                while output := await terminal.receive():
+                    await socket.send(output)
+            finally:
+                # Cancelled by Trio for an error, the other tasks' frames would keep that, and the
+                # error this one's, with all that the terminal has in memory.
+                nursery.cancel_scope.cancel()
 
 
 async def _type(socket: Socket, terminal: Terminal) -> None:

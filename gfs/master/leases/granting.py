@@ -76,6 +76,9 @@ log = logging.getLogger(__name__)
 #: finished under a lease.
 CLONE_WAIT_SECONDS = 3.0
 CLONE_POLL_SECONDS = 0.05
+#: Within this time chunkservers connect to a restarted master, and nearly all within the second.
+COMING_SECONDS = 5.0
+MOST_COME_SECONDS = 2.0
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 
 
@@ -263,7 +266,7 @@ class Grants:
         if len(staying) >= chunk.replication:
             live = staying  # replicas on drained servers are not needed any more
         if master.replica_map.in_safe_mode and (
-            not live or (len(live) < chunk.replication and master.servers.expects(master.now))
+            not live or (len(live) < chunk.replication and self._may_more_come(live, failed))
         ):
             raise Busy(
                 f"the master is in safe mode: not all replicas of chunk {handle:x} are reported "
@@ -277,6 +280,13 @@ class Grants:
             raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
         master.rng.shuffle(live)
         return live
+
+    def _may_more_come(self, live: list[Server], failed: frozenset[int]) -> bool:
+        """Whether a write waits for servers from before this master's start. Beside two that are
+        there not for long: masters may follow one another, and each would wait anew for a server
+        that hangs, which it cannot know."""
+        seconds = COMING_SECONDS if len(live) < 2 else MOST_COME_SECONDS
+        return self._master.servers.expects(self._master.now, failed, seconds=seconds)
 
     async def _raise(
         self,

@@ -37,8 +37,6 @@ from gfs.protocol.rpc import Rpc
 SILENT_HEARTBEATS = 3
 #: The list of servers that replicas can be placed on is renewed at most this often.
 PLACEABLE_SECONDS = 0.25
-#: Within this time chunkservers connect to a restarted master.
-COMING_SECONDS = 5.0
 #: How long a server whose chain broke is avoided, unless it sends a message.
 FAILED_SECONDS = 5.0
 #: A dead server without replicas is removed from the table after this long.
@@ -390,12 +388,13 @@ class ServerTable:
         enough to know."""
         return server.state == LIVE or now - server.last_heard < self._silent_seconds
 
-    def expects(self, now: float) -> bool:
+    def expects(self, now: float, failed: frozenset[int], *, seconds: float) -> bool:
         """Whether a server from before this master's start may still connect, or is
-        registering. One that takes longer counts as away and is not waited for."""
+        registering. One that takes longer than ``seconds`` counts as away and is not waited
+        for, nor are those that have ``failed``."""
         return any(
-            server.state == LIVE or now - server.last_heard < COMING_SECONDS
-            for server in map(self.get, self.awaited)
+            server.state == LIVE or now - server.last_heard < seconds
+            for server in map(self.get, self.awaited - failed)
         )
 
     @property
