@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -64,6 +64,8 @@ DELETED_AT_ONCE = 16
 SKIPPED_MAX = 1000
 _LAST = "\U0010ffff"
 BUCKETS_MAX = 10_000
+#: Entered for each question to the master.
+Turn = AbstractAsyncContextManager[object]
 
 
 def xml(root: str, children: list[Child], status: int = 200) -> Response:
@@ -245,7 +247,8 @@ class Buckets:
         return Response(b"", 204)
 
     async def has_objects(self, space: Space) -> bool:
-        files = listing.files(self._cluster.fs, space.directory, without=frozenset({f"{UPLOADS}/"}))
+        passed = frozenset({f"{UPLOADS}/"})
+        files = listing.files(self._cluster.fs, space.directory, without=passed, page=1)
         async with aclosing(files) as found:
             async for _ in found:
                 return True
@@ -289,7 +292,8 @@ class Buckets:
         if version not in ("1", "2"):
             raise S3Error("InvalidArgument", "list-type must be 2")
         wanted = Wanted.by(call)
-        page = await self._page(space, wanted, _after(call.options, version))
+        turn = self._cluster.turn(call.actor)
+        page = await self._page(space, wanted, _after(call.options, version), turn)
         same = wanted.head(space, page)
         if version == "2":
             token = base64.urlsafe_b64encode(page.last.encode()).decode() if page.is_more else None
@@ -322,7 +326,8 @@ class Buckets:
         owner = self.owner(call, space)
         listed: list[Child] = []
         last, is_more = ("", ""), False
-        found = self._versions(space, wanted, marker, version or "")
+        turn = self._cluster.turn(call.actor)
+        found = self._versions(space, wanted, marker, version or "", turn)
         async with aclosing(found):
             async for key, each in found:
                 if len(listed) == wanted.limit:
@@ -344,7 +349,7 @@ class Buckets:
         return xml("ListVersionsResult", [*same, *listed])
 
     async def _versions(
-        self, space: Space, wanted: Wanted, marker: str, version: str
+        self, space: Space, wanted: Wanted, marker: str, version: str, turn: Turn
     ) -> AsyncGenerator[tuple[str, Version | None], None]:
         """(key, version), by key, from a version of a key on; None for a common prefix."""
         fs, first = self._cluster.fs, marker
@@ -355,9 +360,21 @@ class Buckets:
                 place = await self.versions.place_of(space, marker, version) if version else "~"
                 start = f"{path_of_version(marker)}!{place}"
             older = listing.files(
-                fs, space.directory, prefix=path_of_version(wanted.prefix), after=start
+                fs,
+                space.directory,
+                prefix=path_of_version(wanted.prefix),
+                after=start,
+                page=wanted.limit + 1,
+                turn=turn,
             )
-            currents = all_keys(fs, space.directory, wanted.prefix, after=marker)
+            currents = all_keys(
+                fs,
+                space.directory,
+                wanted.prefix,
+                after=marker,
+                page=wanted.limit + 1,
+                turn=turn,
+            )
             merged = self.versions.all(currents, older, marker)
             async with aclosing(currents), aclosing(older), aclosing(merged) as found:
                 async for each in found:
@@ -372,11 +389,11 @@ class Buckets:
                     return
             marker, version = groups.skip(), ""
 
-    async def _page(self, space: Space, wanted: Wanted, after: str) -> Page:
+    async def _page(self, space: Space, wanted: Wanted, after: str, turn: Turn) -> Page:
         objects: list[tuple[str, Entry]] = []
         folders: list[str] = []
         last = ""
-        found = self._found(space, wanted.prefix, wanted.delimiter, after)
+        found = self._found(space, wanted, after, turn)
         async with aclosing(found):
             async for key, entry in found:
                 if len(objects) + len(folders) == wanted.limit:
@@ -389,13 +406,20 @@ class Buckets:
         return Page(objects, folders, last, False)
 
     async def _found(
-        self, space: Space, prefix: str, delimiter: str, after: str
+        self, space: Space, wanted: Wanted, after: str, turn: Turn
     ) -> AsyncGenerator[tuple[str, Entry | None], None]:
         """(key, entry) of objects, by key; entry is None for a common prefix."""
-        fs, directory, by_folder = self._cluster.fs, space.directory, delimiter == "/"
-        groups, first = _Groups(prefix, delimiter), after
+        groups, first = _Groups(wanted.prefix, wanted.delimiter), after
         while True:
-            found = all_keys(fs, directory, prefix, by_folder=by_folder, after=after)
+            found = all_keys(
+                self._cluster.fs,
+                space.directory,
+                wanted.prefix,
+                by_folder=wanted.delimiter == "/",
+                after=after,
+                page=wanted.limit + 1,
+                turn=turn,
+            )
             async with aclosing(found):
                 async for key, entry in found:
                     common = groups.of(key)

@@ -377,7 +377,7 @@ class Uploads:
                     if entry.kind == "file":
                         return True
                     if not is_upload(entry):
-                        async with aclosing(listing.files(fs, entry.path)) as files:
+                        async with aclosing(listing.files(fs, entry.path, page=1)) as files:
                             async for _ in files:
                                 return True
         return False

@@ -60,19 +60,12 @@ EMPTY_MAX = 10_000
 async def prune(fs: Client, directory: str, folder: str) -> None:
     """Remove ``folder`` of the storage namespace in ``directory``, and those above it, as far
     as they are empty. They do not go to the trash, since there is nothing to undelete.
-
-    The inode is compared: another deletion may have removed the folder, and a file may have
-    its name by now.
     """
+    if not folder:
+        return
     try:
-        while folder:
-            full = f"{directory}/{folder}"
-            there = await fs.stat(full)
-            if there.kind != "directory":
-                return
-            await fs.delete(full, expect=there.inode, now=True)
-            folder = folder.rpartition("/")[0]
-    except (DirectoryNotEmpty, FileChanged, NotFound, NotADirectory):
+        await fs.prune(f"{directory}/{folder}", below=directory)
+    except (DirectoryNotEmpty, NotFound, NotADirectory):
         pass
     except GfsError as error:
         log.info("an empty folder could not be removed: %s", error)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+
+import trio
 
 from control.api import Connection, Control
-from control.errors import BadRequest, Conflict, InTheWay, NoSuchThing
+from control.errors import BadRequest, Conflict, InTheWay, NoSuchThing, Unavailable
+from control.identity import Principal
 from gfs.errors import (
     AlreadyExists,
     FileChanged,
@@ -18,6 +21,12 @@ from gfs.errors import (
 
 #: The master's default.
 TRASH_SECONDS = 3 * 86400.0
+#: Questions of listings without a credential that one process asks the master at once, and
+#: listings that wait for their first one. Each takes the master some 5 ms, so none waits for a
+#: second before its answer begins; from then on its connection can be ended for another.
+STRANGERS_AT_ONCE = 4
+STRANGERS_WAITING_MAX = 64
+RETRY_AFTER = {"Retry-After": "2"}
 
 
 class Cluster(Connection):
@@ -27,6 +36,21 @@ class Cluster(Connection):
         super().__init__(control)
         #: How long deleted files can be undeleted, once the master has reported it.
         self.trash_seconds = TRASH_SECONDS
+        self._strangers = trio.CapacityLimiter(STRANGERS_AT_ONCE)
+
+    def turn(self, who: Principal | None) -> AbstractAsyncContextManager[object]:
+        """Entered for each question of a listing; without a credential a few ask at a time.
+
+        Raises Unavailable if too many wait already.
+        """
+        if who is not None:
+            return nullcontext()
+        if self._strangers.statistics().tasks_waiting >= STRANGERS_WAITING_MAX:
+            raise Unavailable(
+                "many others list files without a credential just now: try again, or log in",
+                RETRY_AFTER,
+            )
+        return self._strangers
 
     async def learn(self) -> None:
         """Ask the master for the settings that deletions depend on."""

@@ -128,7 +128,7 @@ async def remove_folder(
             try:
                 if folder != aside:
                     await fs.rename(f"{space.directory}/{folder}", there)
-                found = [entry async for entry in fs.walk(there) if entry.kind == "file"]
+                found = [entry async for entry in fs.files(there)]
                 await fs.delete(there, recursive=True, now=True)
             except (NotFound, NotADirectory):
                 claim.refused()

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 
 from control.errors import BadRequest
 from control.storage import listing
@@ -100,15 +101,21 @@ def _read(found: re.Match[str]) -> str:
 
 
 async def all_keys(
-    fs: Client, directory: str, prefix: str = "", *, by_folder: bool = False, after: str = ""
+    fs: Client,
+    directory: str,
+    prefix: str = "",
+    *,
+    by_folder: bool = False,
+    after: str = "",
+    page: int = listing.PAGE,
+    turn: AbstractAsyncContextManager[object] | None = None,
 ) -> AsyncGenerator[tuple[str, Entry], None]:
     """All keys with a prefix after another, in order. ``by_folder``: of a folder only its name.
     Those that are paths and the others are two lists, which are merged."""
-    plain = listing.files(
-        fs, directory, prefix=prefix, after=after, folders=by_folder, without=NO_KEYS
-    )
+    files = partial(listing.files, fs, directory, page=page, turn=turn)
+    plain = files(prefix=prefix, after=after, folders=by_folder, without=NO_KEYS)
     start = spelled(KEYS, after) if after else ""
-    others = listing.files(fs, directory, prefix=spelled(KEYS, prefix), after=start)
+    others = files(prefix=spelled(KEYS, prefix), after=start)
     async with aclosing(plain), aclosing(others):
         next_plain, next_other = await anext(plain, None), await _next_key(others)
         while next_plain is not None or next_other is not None:

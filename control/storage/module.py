@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import ClassVar, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 import trio
@@ -93,11 +92,10 @@ FLOOR_SECONDS = 60.0
 HEARTBEAT_MS = 30_000
 #: A listing is sent in pieces of this size.
 LIST_PIECE_BYTES = 32 * KIB
+#: What there is of a slow one is sent after this time, so that its connection can be ended.
+LIST_PIECE_SECONDS = 1.0
 #: Older versions are those of S3 alone.
 NOT_LISTED = frozenset({f"{VERSIONS}/"})
-#: How many files one listing without a credential has.
-ANONYMOUS_FILES_MAX = 1000
-
 
 #: A storage namespace in a path. It excludes names that are routes themselves, so that a
 #: wrong method on one of those is answered with 405.
@@ -230,9 +228,9 @@ class Storage(Module):
                 answer=list[FileInfo],
                 errors=[400, 401, 403, 404],
                 description=(
-                    "Sorted by path. Everybody may list public and visible storage namespaces. "
-                    f"Without a credential an answer has at most {ANONYMOUS_FILES_MAX:,} files; "
-                    'if there are more, its header `Link: <…>; rel="next"` has the next page.'
+                    "All of them, sorted by path. Everybody may list public and visible storage "
+                    "namespaces. A failure half-way breaks the connection: an array that is "
+                    "closed is whole."
                 ),
             ),
             Route(
@@ -436,20 +434,8 @@ class Storage(Module):
     async def list_files(self, call: Call) -> Response:
         query = call.query(ListQuery)
         space = self._readable(call, query.namespace or DEFAULT)
-        if call.principal is None:
-            return await self._list_some(call, space, query)
-        return await _array(self._rows([space], query, _file_info))
-
-    async def _list_some(self, call: Call, space: Space, query: ListQuery) -> Response:
-        """List without a credential: at most a page, so that it costs the master little."""
-        limit = min(query.limit or ANONYMOUS_FILES_MAX, ANONYMOUS_FILES_MAX)
-        asked = msgspec.structs.replace(query, limit=limit + 1)
-        rows = [row async for row in self._rows([space], asked, _file_info)]
-        response = json_response(rows[:limit])
-        if len(rows) > limit:
-            more = {**call.request.args.to_dict(), "after": rows[limit - 1].path}
-            response.headers["Link"] = f'<{call.request.path}?{urlencode(more)}>; rel="next"'
-        return response
+        turn = self.cluster.turn(call.principal)
+        return await _array(self._rows([space], query, _file_info, turn))
 
     async def upload(self, call: Call) -> Done:
         query = call.query(UploadQuery)
@@ -532,6 +518,7 @@ class Storage(Module):
         chosen: Iterable[Space],
         query: ListQuery | AdminListQuery,
         info: Callable[[Space, str, Entry], FileInfo],
+        turn: AbstractAsyncContextManager[object] | None = None,
     ) -> AsyncGenerator[FileInfo, None]:
         """The files of ``chosen`` that ``query`` asks for."""
         left = query.limit
@@ -539,7 +526,13 @@ class Storage(Module):
         fs = self.cluster.fs
         for space in chosen:
             found = listing.files(
-                fs, space.directory, prefix=query.prefix, after=after, without=NOT_LISTED
+                fs,
+                space.directory,
+                prefix=query.prefix,
+                after=after,
+                without=NOT_LISTED,
+                page=min(left or listing.PAGE, listing.PAGE),
+                turn=turn,
             )
             async with aclosing(found) as files:
                 async for path, entry in files:
@@ -648,7 +641,8 @@ async def _first(rows: AsyncGenerator[RowT, None], limit: int | None) -> AsyncGe
 async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
     """``rows`` as a JSON array: in one piece if it is short, else as they are read.
 
-    A failure before the second piece is answered as an error.
+    A failure before the second piece is answered as an error. After that it breaks the connection,
+    so that nobody takes a part for the whole.
     """
     return await stream_response(_json_pieces(rows), JSON, ahead=2)
 
@@ -656,13 +650,15 @@ async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
 async def _json_pieces(rows: AsyncGenerator[RowT, None]) -> AsyncGenerator[bytes, None]:
     piece = bytearray(b"[")
     separator = b""
+    late = trio.current_time() + LIST_PIECE_SECONDS
     async with aclosing(rows):
         async for row in rows:
             piece += separator
             piece += msgspec.json.encode(row)
             separator = b","
-            if len(piece) >= LIST_PIECE_BYTES:
+            if len(piece) >= LIST_PIECE_BYTES or trio.current_time() >= late:
                 yield bytes(piece)
                 piece.clear()
+                late = trio.current_time() + LIST_PIECE_SECONDS
     piece += b"]"
     yield bytes(piece)

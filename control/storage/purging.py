@@ -69,10 +69,9 @@ async def _files(fs: Client, there: Entry) -> AsyncGenerator[Entry, None]:
     if there.kind == "file":
         yield there
         return
-    async with aclosing(fs.walk(there.path)) as below:
+    async with aclosing(fs.files(there.path)) as below:
         async for each in below:
-            if each.kind == "file":
-                yield each
+            yield each
 
 
 async def take_from_trash(

@@ -221,8 +221,8 @@ class SnapshotRoutes:
         fs, ledger = self._cluster.fs, self._control.ledger
         with within(CHANGE_SECONDS):
             entry = await self._find(space, call.params["id"])
-            async with aclosing(fs.walk(entry.path)) as found:
-                changes = [change_of(e, came=False) async for e in found if e.kind == "file"]
+            async with aclosing(fs.files(entry.path)) as found:
+                changes = [change_of(each, came=False) async for each in found]
             async with ledger.claim("", space.snapshots_id) as claim:
                 await claim.publish_deletion("", 0, self._control.limits, 0.0)
                 with trio.CancelScope(shield=True):

@@ -227,7 +227,7 @@ class Spaces:
         with contextlib.suppress(NotFound):
             if await fs.list(space.snapshots):
                 raise Conflict(f"storage namespace {space.name} has snapshots")
-        async with contextlib.aclosing(listing.files(fs, space.directory)) as files:
+        async with contextlib.aclosing(listing.files(fs, space.directory, page=1)) as files:
             async for _ in files:
                 raise refusal
         empty: list[tuple[str, int | None]] = [(space.directory, None)]

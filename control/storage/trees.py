@@ -561,11 +561,10 @@ class Trees:
             yield entry
             return
         count = 0
-        async with aclosing(self._fs.walk(entry.path)) as found:
+        async with aclosing(self._fs.files(entry.path)) as found:
             async for each in found:
-                if each.kind == "file":
-                    yield each
-                    count += 1
+                yield each
+                count += 1
                 if count > FILES_MAX:
                     raise BadRequest(TOO_MANY)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -40,6 +45,7 @@ from gfs.protocol.credentials import Credentials, load_credentials
 from gfs.protocol.handshake import Identity
 from gfs.protocol.links import Links
 from gfs.protocol.messages import (
+    PATH_BYTES_MAX,
     AcceptRestore,
     Delete,
     Disk,
@@ -58,6 +64,8 @@ from gfs.protocol.messages import (
     ForgetServer,
     ForgetShadow,
     List,
+    ListFiles,
+    ListFilesReply,
     ListReply,
     ListTrash,
     ListTrashReply,
@@ -66,6 +74,7 @@ from gfs.protocol.messages import (
     Message,
     Promote,
     PromoteReply,
+    Prune,
     Rename,
     Repair,
     RepairReply,
@@ -217,6 +226,11 @@ def find_credentials(
         key = key if key is not None else _state_directory(state) / KEY_NAME
     secure = find_tls(secure, Path(state) if state is not None else None)
     return load_credentials(Path(key), secure, server=False)
+
+
+def _raw(text: str) -> bytes:
+    """A text that is compared with paths, and need not be one."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _state_directory(state: str | os.PathLike[str] | None) -> Path:
@@ -584,6 +598,56 @@ class Client:
                 return
             after = page.entries[-1].path.rpartition("/")[2]
 
+    async def files(
+        self,
+        path: str = "/",
+        *,
+        prefix: str = "",
+        after: str = "",
+        folders: bool = False,
+        without: Iterable[str] = (),
+        page: int = LIST_PAGE,
+        turn: AbstractAsyncContextManager[object] | None = None,
+    ) -> AsyncGenerator[Entry, None]:
+        """The files below a directory, however deep, in order of the bytes of their paths, in
+        constant memory. The master is asked once for each page, and for each 1,000 rows that it
+        must read for one. It is no snapshot: of what is made or deleted meanwhile it has some.
+
+        Args:
+            prefix: only those whose paths, relative to ``path``, begin with it; no other
+                directories are read.
+            after: only those whose relative paths are above it; nothing before it is read.
+            folders: a directory whose relative path begins with ``prefix`` is yielded instead of
+                what is in it; it sorts as its path with a slash.
+            without: relative paths of directories, with a slash, that are passed over.
+            page: at most so many are asked for at once.
+            turn: entered for each question, and left before anything is yielded.
+
+        Raises NotFound, NotADirectory, InvalidName. A master of an older release cannot be asked:
+        ProtocolError says so.
+        """
+        asked = asked_for(self._core.present_request())
+        # No path is longer, so it is above the whole of a longer one or below it, too.
+        cursor = _raw(after)[: PATH_BYTES_MAX + 1]
+        while len(_raw(prefix)) <= PATH_BYTES_MAX:
+            question = ListFiles(
+                id=0,
+                path=path,
+                prefix=_raw(prefix),
+                after=cursor,
+                limit=page,
+                folders=folders,
+                without=[_raw(each) for each in without],
+            )
+            async with turn or nullcontext():
+                with asked:
+                    reply = await self._ask(question, ListFilesReply)
+            for entry in reply.entries:
+                yield entry
+            cursor = reply.cursor
+            if not cursor:
+                return
+
     @one_request
     async def list(self, path: str = "/") -> list[Entry]:
         return [entry async for entry in self.scan(path)]
@@ -693,6 +757,22 @@ class Client:
             recursive=recursive,
             expect=-1 if expect is None else expect,
             now=now,
+        )
+        await self._ask(request, Done)
+
+    async def prune(self, path: str, *, below: str = "/") -> None:
+        """Delete an empty directory for good, and with it those above it, below the directory
+        ``below``, that have nothing else in them: in one step, however many they are.
+
+        Raises NotFound, NotADirectory, DirectoryNotEmpty, InvalidArgument. A master of an older
+        release cannot be asked: ProtocolError says so.
+        """
+        request = Prune(
+            id=0,
+            client=self._core.master.id,
+            sequence=self._core.master.next_sequence(),
+            path=path,
+            below=below,
         )
         await self._ask(request, Done)
 

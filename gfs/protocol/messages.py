@@ -426,6 +426,33 @@ class ListReply(Message, tag=13):
     more: bool
 
 
+class ListFiles(Message, tag=132):
+    """The files below the directory ``path``, in order of the bytes of their paths, in pages.
+
+    ``prefix`` and ``after`` are compared with paths relative to ``path``: only those that begin
+    with the one and sort after the other are listed. They need not be UTF-8. ``folders``: a
+    directory whose path, with a slash, begins with ``prefix`` and is longer is listed as that,
+    without its contents. ``without``: directories, with a slash, that are passed over.
+
+    A page ends after ``limit`` entries, or when it was long enough to read; it may be empty.
+    ``after`` of the next one is the ``cursor``; that of the last page is empty.
+    """
+
+    SINCE: ClassVar[int] = 2
+
+    path: str
+    prefix: bytes
+    after: bytes
+    limit: int
+    folders: bool = False
+    without: list[bytes] = []
+
+
+class ListFilesReply(Message, tag=133):
+    entries: list[Entry]
+    cursor: bytes
+
+
 class Locate(Message, tag=14):
     """Chunks ``first`` … ``first + count - 1`` of a file.
 
@@ -652,6 +679,16 @@ class Delete(Mutation, tag=42):
     recursive: bool
     expect: int = -1
     now: bool = False
+
+
+class Prune(Mutation, tag=134):
+    """Delete an empty directory, and those above it, below the directory ``below``, that have
+    nothing else in them: in one step, and for good. Answered by Done."""
+
+    SINCE: ClassVar[int] = 2
+
+    path: str
+    below: str
 
 
 class ListTrash(Message, tag=100):
@@ -1365,11 +1402,11 @@ class AppendReply(Message, tag=88):
 
 AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     Hello, HelloProof, Failure, Done, Ping,
-    Stat, StatReply, List, ListReply, Locate, LocateReply,
+    Stat, StatReply, List, ListReply, ListFiles, ListFilesReply, Locate, LocateReply,
     DiskUsage, DiskUsageReply, Status, StatusReply,
     FsckPage, FsckPageReply, ListGarbage, ListGarbageReply,
     Reserve, ReserveReply, Recover, RecoverReply, Reclaim, Release, Publish, PublishReply,
-    MakeDirectory, Rename, Delete, AcquireLease, LeaseReply, SetLength, ReportReplica,
+    MakeDirectory, Rename, Delete, Prune, AcquireLease, LeaseReply, SetLength, ReportReplica,
     Register, RegisterReply, ReportReplicas, Heartbeat, Orders,
     GrantLease, RevokeLease, CloneChunk, CopyChunk, DeleteReplicas,
     CloneChunks, CloneChunksReply, ReadReplicas, ReadReplicasReply,
@@ -1388,8 +1425,8 @@ ALL_MESSAGES: tuple[type[Message], ...] = get_args(AnyMessage)
 
 #: Messages that answer a request: they go to the caller that waits for their id.
 REPLIES: tuple[type[Message], ...] = (
-    Failure, Done, StatReply, ListReply, LocateReply, DiskUsageReply, StatusReply,
-    FsckPageReply, ListGarbageReply, ReserveReply, RecoverReply, PublishReply,
+    Failure, Done, StatReply, ListReply, ListFilesReply, LocateReply, DiskUsageReply,
+    StatusReply, FsckPageReply, ListGarbageReply, ReserveReply, RecoverReply, PublishReply,
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
     CloneChunksReply, ReadReplicasReply, RepairReply,
     ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply, DiskOrderReply,

@@ -191,6 +191,28 @@ class Delete(Call):
 
 
 @dataclass(frozen=True)
+class Prune(Call):
+    """An empty directory, and those above it with nothing else in them."""
+
+    path: Path
+
+    def change(self, nodes: dict[Path, int]) -> object:
+        place(nodes, self.path, False)
+        node = nodes.get(self.path)
+        if node is None:
+            raise Refused("not_found")
+        if node != DIRECTORY:
+            raise Refused("not_a_directory")
+        path = self.path
+        if below(nodes, path):
+            raise Refused("directory_not_empty")
+        while path and not below(nodes, path):
+            del nodes[path]
+            path = path[:-1]
+        return None
+
+
+@dataclass(frozen=True)
 class Snapshot(Call):
     source: Path
     target: Path
@@ -306,6 +328,32 @@ class List(Call):
         depth = len(self.path)
         inside = [p for p in below(nodes, self.path) if len(p) == depth + 1]
         return {path[depth]: nodes[path] for path in inside if path[depth] > self.after}
+
+    def agrees(self, seen: object, expected: object) -> bool:
+        return _same(seen, expected)
+
+
+@dataclass(frozen=True)
+class Files(Call):
+    """The first files below a directory, as one page: of the paths that begin with ``prefix``
+    those above ``after``, by the bytes of the path."""
+
+    path: Path
+    prefix: str
+    after: str
+    limit: int
+    pure = True
+
+    def change(self, nodes: dict[Path, int]) -> object:
+        node = walk(nodes, self.path)
+        if node is None:
+            raise Refused("not_found")
+        if node != DIRECTORY:
+            raise Refused("not_a_directory")
+        depth = len(self.path)
+        inside = {"/".join(p[depth:]): p for p in below(nodes, self.path) if nodes[p] != DIRECTORY}
+        found = [p for p in sorted(inside) if p.startswith(self.prefix) and p > self.after]
+        return {p: nodes[inside[p]] for p in found[: self.limit]}
 
     def agrees(self, seen: object, expected: object) -> bool:
         return _same(seen, expected)

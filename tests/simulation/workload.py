@@ -59,9 +59,11 @@ from .names_model import (
     Call,
     Delete,
     Exists,
+    Files,
     List,
     Look,
     MakeDirectory,
+    Prune,
     Publish,
     Rename,
     Sight,
@@ -80,6 +82,7 @@ APPENDS_MAX = 10
 #: Those who write a file side by side, and how many parts of it each.
 BESIDE_MAX = 4
 STRIPES_MAX = 4
+PAGES_MAX = 5
 #: Files of one churn. So long afterwards most are gone: those who read what was replaced
 #: get ten seconds, and as long is more than enough.
 CHURNS = 40
@@ -940,6 +943,54 @@ class Actor:
         work = self._scan(fs, path, after) if after else fs.list(path)
         await self.told(List(self.number(), split(path), after), work, seen)
 
+    async def list_files(self, fs: Client) -> None:
+        """Page after page, each of which is all that was there at one moment."""
+        path, after = self.chance.choice(["/", "/", *DIRECTORIES]), ""
+        prefix, limit = self.chance.choice(["", "", "a", "a/", "x"]), self.chance.randint(1, 4)
+        for _ in range(PAGES_MAX):
+            since = trio.current_time()
+
+            def seen(entries: Sequence[Entry], path: str = path, since: float = since) -> object:
+                start = f"{path.removesuffix('/')}/"
+                names = [entry.path.removeprefix(start) for entry in entries]
+                if names != sorted(names):
+                    raise Violation(f"{path}: files out of order: {names}")
+                return {
+                    name: self.record.sight(entry, since)
+                    for name, entry in zip(names, entries, strict=True)
+                }
+
+            call = Files(self.number(), split(path), prefix, after, limit)
+            found: list[Entry] = []
+
+            async def first(after: str = after, found: list[Entry] = found) -> Sequence[Entry]:
+                async with aclosing(
+                    fs.files(path, prefix=prefix, after=after, page=limit)
+                ) as entries:
+                    async for entry in entries:
+                        found.append(entry)
+                        if len(found) == limit:
+                            break
+                return found
+
+            await self.told(call, first(), seen)
+            if len(found) < limit:
+                return
+            after = found[-1].path.removeprefix(f"{path.removesuffix('/')}/")
+
+    async def list_all_files(self, fs: Client) -> None:
+        """Many questions for one list: each file is one that was there, in order and once."""
+        since, last = trio.current_time(), b""
+        async for entry in fs.files("/", page=2):
+            self.record.sight(entry, since)
+            if entry.path.encode() <= last:
+                raise Violation(f"files out of order: {entry.path} after {last!r}")
+            last = entry.path.encode()
+
+    async def prune(self, fs: Client) -> None:
+        path = self.chance.choice(DIRECTORIES)
+        await self.told(Prune(self.number(), split(path)), fs.prune(path), lambda _: None)
+
     async def _scan(self, fs: Client, path: str, after: str) -> Sequence[Entry]:
         return [entry async for entry in fs.scan(path, after)]
 
@@ -1388,12 +1439,15 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.stat: 6,
     Actor.exists: 2,
     Actor.list: 4,
+    Actor.list_files: 4,
+    Actor.list_all_files: 1,
     Actor.walk: 2,
     Actor.mkdir: 5,
     Actor.rename: 8,
     Actor.snapshot: 5,
     Actor.delete: 8,
     Actor.delete_many: 2,
+    Actor.prune: 1,
     Actor.undelete: 5,
     Actor.empty_trash: 0.5,
     Actor.set_attributes: 2,

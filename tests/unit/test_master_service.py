@@ -40,6 +40,7 @@ from gfs.errors import (
 )
 from gfs.io import DiskSpace
 from gfs.master import MasterStarted, run_master
+from gfs.master.metadata import Txn, subtree
 from gfs.protocol import handshake
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import (
@@ -63,6 +64,8 @@ from gfs.protocol.messages import (
     Heartbeat,
     LeaseReply,
     List,
+    ListFiles,
+    ListFilesReply,
     ListGarbage,
     ListGarbageReply,
     ListReply,
@@ -75,6 +78,7 @@ from gfs.protocol.messages import (
     Mutation,
     Orders,
     Ping,
+    Prune,
     Publish,
     PublishedChunk,
     PublishReply,
@@ -621,12 +625,13 @@ async def test_pipelined_retries_run_once(cluster: Cluster) -> None:
     assert len(replies) == 20
 
 
-#: One of each, on a tree with a file and a directory, and a file in the trash.
+#: One of each, on a tree with a file and directories, and a file in the trash.
 MUTATIONS: dict[type[Mutation], tuple[object, ...]] = {
     Publish: ("/published", 0, 3, False, False, []),
     MakeDirectory: ("/made", False, False),
     Rename: ("/file", "/renamed", False, False),
     Delete: ("/file", False),
+    Prune: ("/empty", "/"),
     SetLength: (),
     Undelete: ("/deleted",),
     EmptyTrash: ("/deleted",),
@@ -650,6 +655,8 @@ async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
         await client.put("/deleted", servers)
         await client.call(Delete(0, client.name, next(client.sequence), "/deleted", False), Done)
         await client.put("/file", servers)
+        empty = MakeDirectory(0, client.name, next(client.sequence), "/empty", False, False)
+        await client.call(empty, StatReply)
         fields = MUTATIONS[kind]
         if kind is SetLength:
             fields = ((await client.stat("/file")).entry.inode, 7)
@@ -714,6 +721,67 @@ async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
     with pytest.raises(NotFound):
         await client.stat("/c")
     await client.until_totals(directories=0, files=0)
+
+
+async def test_files_below_a_directory_and_directories_that_are_empty(cluster: Cluster) -> None:
+    client = await cluster.client()
+    number, name = client.sequence, client.name
+    for path in ("/a/b/c/d", "/a/b!", "/e"):
+        publish = Publish(0, name, next(number), path, 0, 1, False, True, [])
+        await client.call(publish, PublishReply, msgspec.msgpack.encode([]))
+    whole = await client.call(ListFiles(0, "/", b"", b"", 10), ListFilesReply)
+    assert [entry.path for entry in whole.entries] == ["/a/b!", "/a/b/c/d", "/e"]
+    assert whole.cursor == b""
+    first = await client.call(ListFiles(0, "/a", b"b", b"", 1), ListFilesReply)
+    assert ([entry.path for entry in first.entries], first.cursor) == (["/a/b!"], b"b!")
+    with pytest.raises(NotFound):
+        await client.call(ListFiles(0, "/none", b"", b"", 10), ListFilesReply)
+    prune = Prune(0, name, next(number), "/a/b/c", "/a")
+    with pytest.raises(GfsError, match="not empty"):
+        await client.call(prune, Done)
+    await client.call(Delete(0, name, next(number), "/a/b/c/d", False), Done)
+    with pytest.raises(GfsError, match="is a file"):
+        await client.call(Prune(0, name, next(number), "/a/b!", "/a"), Done)
+    with pytest.raises(GfsError, match="not a directory above"):
+        await client.call(Prune(0, name, next(number), "/a/b/c", "/e"), Done)
+    prune = Prune(0, name, next(number), "/a/b/c", "/a")
+    await client.call(prune, Done)
+    await client.call(prune, Done)  # the same request again
+    left = await client.call(List(0, "/a", "", 10), ListReply)
+    assert [entry.path for entry in left.entries] == ["/a/b!"]
+    await client.until_totals(directories=1, files=2)
+
+
+async def test_one_page_of_a_tree_is_read_in_each_turn_of_the_loop(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that others are answered in between, however many were asked for."""
+    client = await cluster.client()
+    turns: list[int] = []
+    page = subtree.page
+
+    class Turns(trio.abc.Instrument):
+        count = 0
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.count += 1
+
+    def counted(txn: Txn, request: ListFiles) -> object:
+        turns.append(instrument.count)
+        return page(txn, request)
+
+    instrument = Turns()
+    monkeypatch.setattr(subtree, "page", counted)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                question = ListFiles(0, "/", b"", b"", 10)
+                nursery.start_soon(client.call, question, ListFilesReply)
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+    assert len(turns) == 100
+    assert len(set(turns)) == 100
 
 
 @pytest.mark.parametrize(

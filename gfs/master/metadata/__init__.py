@@ -4,7 +4,7 @@ A *mutation* is planned (:mod:`.namespace`, :mod:`.trash`), becomes a record
 (:mod:`.operations`), and is applied, logged and committed by the one
 :class:`~.committer.Committer`. It is answered when the :mod:`.watermark` has passed it.
 Rows (:mod:`.rows`) are in one LMDB environment (:mod:`.store`). Look-ups
-(:mod:`.lookups`) read a snapshot of it and never wait.
+(:mod:`.lookups`, :mod:`.subtree`) read a snapshot of it and never wait.
 
 Others use the classes below, and the functions of the modules that are listed with them. They
 may read rows within a ``store.read()`` transaction, and change them only through
@@ -78,6 +78,7 @@ __all__ = [
     "paths",
     "rows",
     "shared_chunks",
+    "subtree",
     "sync_directory",
     "take_lock",
     "terms",

@@ -22,6 +22,7 @@ create in a directory would write the same row), and there are no permissions or
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.errors import (
@@ -83,6 +84,7 @@ from gfs.protocol.messages import (
     Entry,
     MakeDirectory,
     Message,
+    Prune,
     Publish,
     PublishReply,
     Rename,
@@ -433,15 +435,33 @@ def plan_delete(txn: Txn, request: Delete, time_ns: int, trash_ns: int = 0) -> P
     return operation, Done(id=0)
 
 
-def has_entries(txn: Txn, directory: int) -> bool:
+def plan_prune(txn: Txn, request: Prune, time_ns: int) -> Planned:
+    """A directory that has nothing but a chain of directories is deleted with them, by one row."""
+    segments = parse(request.path)
+    kept = _kept(request.below or "/", segments)
+    place = place_for(txn, segments, parents=False)
+    existing = place.existing(txn)
+    if existing is None:
+        raise NotFound(f"{request.path}: no such directory")
+    inode, kind = existing
+    if kind != KIND_DIRECTORY:
+        raise NotADirectory(f"{request.path} is a file")
+    if has_entries(txn, inode):
+        raise DirectoryNotEmpty(f"{request.path} is not empty")
+    last = len(segments) - 1
+    while last > kept and not has_entries(txn, place.passed[last], 1):
+        inode = place.passed[last]
+        last -= 1
+    _check_movable(txn, inode)
+    path = join(segments[: last + 1])
+    return Deleted(time_ns, place.passed[last], segments[last], inode, path), Done(id=0)
+
+
+def has_entries(txn: Txn, directory: int, besides: int = 0) -> bool:
+    """Whether a directory has more entries than that."""
     prefix = pack_u64(directory)
-    return any(key[:8] == prefix for key, _ in _first(txn, prefix))
-
-
-def _first(txn: Txn, start: bytes) -> list[tuple[bytes, bytes]]:
-    for row in txn.scan(start, txn.db.entries):
-        return [row]
-    return []
+    rows = islice(txn.scan(prefix, txn.db.entries), besides, None)
+    return any(key[:8] == prefix for key, _ in islice(rows, 1))
 
 
 def plan_set_length(txn: Txn, request: SetLength, time_ns: int) -> Planned:

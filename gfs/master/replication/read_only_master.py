@@ -30,6 +30,7 @@ from gfs.protocol.messages import (
     Election,
     FsckPage,
     List,
+    ListFiles,
     ListGarbage,
     ListTrash,
     Locate,
@@ -45,7 +46,8 @@ from gfs.protocol.rpc import Rpc
 
 #: The requests that a shadow master answers as a master does.
 READS: tuple[type[Message], ...] = (
-    *(Ping, Stat, List, Locate, DiskUsage, FsckPage, ListGarbage, ListTrash, Election),
+    *(Ping, Stat, List, ListFiles, Locate, DiskUsage),
+    *(FsckPage, ListGarbage, ListTrash, Election),
 )
 #: The totals that only the master knows; it sends them.
 REPLICAS = (

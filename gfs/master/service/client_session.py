@@ -2,7 +2,8 @@
 
 Look-ups are answered at once, a batch from one read transaction.
 Mutations go to the committer with a callback. Only requests that wait for other
-servers, or walk a tree, get a task of their own, a bounded number at a time.
+servers, or walk a tree, get a task of their own, a bounded number at a time; of the pages of
+trees one connection gets one in each turn of the loop, however many it has asked for.
 """
 
 from __future__ import annotations
@@ -28,12 +29,22 @@ from gfs.errors import (
 )
 from gfs.master.leases import Grants
 from gfs.master.master import Master
-from gfs.master.metadata import CHUNKS_PER_WEIGHT, Callback, Outcome, Plan, Txn, lookups, trash
+from gfs.master.metadata import (
+    CHUNKS_PER_WEIGHT,
+    Callback,
+    Outcome,
+    Plan,
+    Txn,
+    lookups,
+    subtree,
+    trash,
+)
 from gfs.master.metadata.namespace import (
     Planned,
     entry_of,
     plan_delete,
     plan_make_directory,
+    plan_prune,
     plan_publish,
     plan_rename,
     plan_set_attributes,
@@ -66,6 +77,8 @@ from gfs.protocol.messages import (
     FsckPage,
     GarbageReplica,
     List,
+    ListFiles,
+    ListFilesReply,
     ListGarbage,
     ListGarbageReply,
     ListReply,
@@ -79,6 +92,7 @@ from gfs.protocol.messages import (
     Mutation,
     Ping,
     Promote,
+    Prune,
     Publish,
     Reclaim,
     Recover,
@@ -137,6 +151,7 @@ class ClientSession:
         self._answers = ANSWERS if answers is None else answers
         self._refusal = refusal
         self._tasks = 0
+        self._listing = trio.Lock()
         #: If nothing is answered that may still be lost with this master.
         self._held: HeldAnswers | None = None
 
@@ -327,6 +342,9 @@ class ClientSession:
         plan = partial(plan_delete, trash_ns=int(self._master.settings.trash_seconds * 1e9))
         self._mutate(rpc, message, plan)
 
+    def _prune(self, rpc: Rpc, message: Prune, body: bytes, txn: Txn) -> None:
+        self._mutate(rpc, message, plan_prune)
+
     def _undelete(self, rpc: Rpc, message: Undelete, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
         self._check_growth()
@@ -410,6 +428,9 @@ class ClientSession:
             raise NotTheMaster("this is a shadow master")
         self._start(rpc, message, self._snapshots.ask(message))
 
+    def _list_files(self, rpc: Rpc, message: ListFiles, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, self._list_in_turn(message))
+
     def _disk_usage(self, rpc: Rpc, message: DiskUsage, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, self._add_up(message.path))
 
@@ -456,15 +477,25 @@ class ClientSession:
         request_id, began = message.id, self._master.now
         request.set(request_of(request_id))  # of this task, which does nothing else
         failure: GfsError | None = None
+        held = self._held
+        to = held if held is not None and type(message) in HELD else rpc
         try:
             answer = await work
             answer.id = request_id
-            rpc.send(answer)
+            to.send(answer)
         except Exception as error:
-            failure = send_failure(rpc, request_id, error)
+            failure = send_failure(to, request_id, error)
         finally:
             self._tasks -= 1
+        if isinstance(to, HeldAnswers):
+            with self._master.store.snapshot() as txn:  # no older than what was read
+                to.release_after(txn.state.sequence)
         self._master.operations.done(type(message), request_id, self._master.now - began, failure)
+
+    async def _list_in_turn(self, message: ListFiles) -> ListFilesReply:
+        async with self._listing:
+            with self._master.store.read() as txn:
+                return ListFilesReply(0, *subtree.page(txn, message))
 
     async def _add_up(self, path: str) -> DiskUsageReply:
         """Sum up in slices, so that other requests are answered in between."""
@@ -543,6 +574,7 @@ ANSWERS: dict[type[Message], Answer] = {
     Ping: ClientSession._ping,
     Stat: ClientSession._stat,
     List: ClientSession._list,
+    ListFiles: ClientSession._list_files,
     Locate: ClientSession._locate,
     DiskUsage: ClientSession._disk_usage,
     Status: ClientSession._status,
@@ -556,6 +588,7 @@ ANSWERS: dict[type[Message], Answer] = {
     MakeDirectory: ClientSession._make_directory,
     Rename: ClientSession._rename,
     Delete: ClientSession._delete,
+    Prune: ClientSession._prune,
     ListTrash: ClientSession._list_trash,
     Undelete: ClientSession._undelete,
     EmptyTrash: ClientSession._empty_trash,

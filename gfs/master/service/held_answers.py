@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from gfs.errors import Busy, GfsError
 from gfs.master.metadata import QuorumWatermark
-from gfs.protocol.messages import List, ListTrash, Locate, Message, Stat
+from gfs.protocol.messages import List, ListFiles, ListTrash, Locate, Message, Stat
 from gfs.protocol.rpc import Rpc
 
 #: The requests whose answers are held; a client is refused beyond so many.
-HELD: frozenset[type[Message]] = frozenset((Stat, List, ListTrash, Locate))
+HELD: frozenset[type[Message]] = frozenset((Stat, List, ListFiles, ListTrash, Locate))
 HELD_MAX = 4096
 
 Answer = tuple[int, Message | GfsError]

@@ -16,8 +16,9 @@ from gfs.errors import GfsError
 from gfs.failures import plural
 from gfs.master.master import Master
 from gfs.master.metadata import Txn, Uptime
-from gfs.master.metadata.namespace import Planned, chunk_row
+from gfs.master.metadata.namespace import Planned, chunk_row, inode_row
 from gfs.master.metadata.operations import Reclaimed, TrashEmptied
+from gfs.master.metadata.rows import KIND_DIRECTORY
 from gfs.master.metadata.trash import ROWS_MAX, TrashBook, plan_empty_early
 from gfs.master.rules import trash_purge
 from gfs.master.upkeep.passes import Passes
@@ -25,8 +26,10 @@ from gfs.protocol.messages import Done
 
 log = logging.getLogger(__name__)
 
-#: Rows of the trash reclaimed in one transaction.
-RECLAIM_ROWS = 1000
+#: Rows reclaimed by one operation, which goes no further than the first directory, and operations
+#: in one transaction: of a tree of directories each is one.
+RECLAIM_ROWS = 50
+RECLAIMS_AT_ONCE = 20
 RECLAIM_REST_SECONDS = 0.5
 #: With so many replicas that wait to be deleted there is a rest between two transactions,
 #: and a longer one with more: each of them takes the master 270 bytes, while what waits in
@@ -74,20 +77,21 @@ class Reclaim:
         """Reclaim the rows of deleted files, a piece per transaction, so that a
         directory of a million files delays no other mutation (hadoop PR#3065)."""
         master = self._master
+        is_due = False
         while True:
             if master.committer.watermark.refusal() is not None:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
                 continue
+            at_once, is_due = RECLAIMS_AT_ONCE if is_due else 1, False
             try:
-                done = await master.committer.perform(
-                    partial(_plan_reclaim, master.uptime, master.is_maintained)
-                )
-                if not isinstance(done[0], Reclaimed):
+                plan = partial(_plan_reclaim, master.uptime, master.is_maintained)
+                done = await master.committer.perform_all([plan] * at_once)
+                is_due = isinstance(done[-1][0], Reclaimed)
+                if not is_due:
                     await self._make_room()
             except GfsError as error:
                 log.warning("deleted files could not be reclaimed: %s", error)
-                done = (None, Done(id=0))
-            if not isinstance(done[0], Reclaimed):
+            if not is_due:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)
             elif master.garbage.backlog[0] >= BACKLOG_CALM:
                 rests = master.garbage.backlog[0] // BACKLOG_CALM
@@ -161,7 +165,7 @@ class Reclaim:
 
 
 def _plan_reclaim(lived: Uptime, counts_time: bool, txn: Txn) -> Planned:
-    """Reclaim the next row of the trash that is due. If none is, log the time alone, if
+    """Reclaim the next rows of the trash that are due. If none is, log the time alone, if
     the trash is not empty or ``counts_time``."""
     due: list[tuple[int, int]] = []
     for key, _ in txn.scan(b"", txn.db.trash):
@@ -170,6 +174,9 @@ def _plan_reclaim(lived: Uptime, counts_time: bool, txn: Txn) -> Planned:
         if due_ns > txn.lived_ns or len(due) >= RECLAIM_ROWS:
             break
         due.append((due_ns, inode))
+        row = inode_row(txn, inode)
+        if row is not None and row.kind == KIND_DIRECTORY:
+            break
     if not due:
         return lived.to_be_noted(txn) if counts_time else None, Done(id=0)
     return Reclaimed(*due[0], RECLAIM_ROWS, due[1:]), Done(id=0)
