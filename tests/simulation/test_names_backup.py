@@ -4,18 +4,19 @@ is what the master had at that operation, but for the term."""
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from contextlib import closing, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
 import trio
 
 from gfs.blocks import MIB
+from gfs.client import Client
 from gfs.config import MasterSettings
 from gfs.errors import DiskFull, InvalidArgument, MasterUnavailable, NotFound, StartupError
 from gfs.master import restore_backup, take_backup
@@ -44,84 +45,82 @@ def records(path: Path) -> bytes:
 
 @over_seeds(6)
 async def test_what_is_restored_is_what_the_master_had(
-    seed: int, chance: random.Random, tmp_path: Path
+    chance: Random, cluster: SimCluster, fs: Client, tmp_path: Path
 ) -> None:
     work, file = Steady(chance), tmp_path / "backup"
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
 
-        async def back_up() -> None:
-            with suppress(MasterUnavailable), trio.move_on_after(chance.choice([1e-4, 1e-3, 60])):
-                await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+    async def back_up() -> None:
+        with suppress(MasterUnavailable), trio.move_on_after(chance.choice([1e-4, 1e-3, 60])):
+            await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(work.write, fs, "one")
-            for _ in range(12):
-                await trio.sleep(chance.choice([0, 0.1, 2]))
-                await back_up()
-                if chance.random() < 0.2:
-                    await cluster.crash("master")
-                    await trio.sleep(chance.choice([0, 1]))
-                    await cluster.start("master")
-            await trio.sleep(1)
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.write, fs, "one")
+        for _ in range(12):
+            await trio.sleep(chance.choice([0, 0.1, 2]))
+            await back_up()
+            if chance.random() < 0.2:
+                await cluster.crash("master")
+                await trio.sleep(chance.choice([0, 1]))
+                await cluster.start("master")
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
 
-        async def more(names: str) -> Point:
-            for number in range(100):
-                await fs.mkdir(f"/{names}-{number}")
-            return await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+    async def more(names: str) -> Point:
+        for number in range(100):
+            await fs.mkdir(f"/{names}-{number}")
+        return await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
 
-        await more("first")
-        before = records(file)
-        await more("second")
-        assert records(file).startswith(before)
-        # One that was started since knows of no backup, and trims what nobody waits for.
-        await cluster.crash("master")
-        await cluster.start("master")
-        await trio.sleep(200)
-        point = await more("third")
-        assert not records(file).startswith(before)
-        await cluster.crash("master")
-        had = stored_in(cluster.directory)
-        directory = str(tmp_path / "restored")
-        made = await restore_backup(operator, credentials, str(file), directory, 1 << 28)
-        assert made.point == point
-        assert not made.silent
-        state = msgspec.msgpack.decode(point.state, type=State)
-        assert made.files == state.files
-        found = stored_in(directory)
-        # The term begins with a row of its own; the master trims its log and the answers.
-        for name in had.keys() - {"operation_log", "answers"}:
-            assert found[name] == had[name], name
-        for name, count in (("operation_log", 1), ("answers", 0)):
-            assert len(set(found[name]) - set(had[name])) >= count
-            assert set(had[name]) <= set(found[name])
+    await more("first")
+    before = records(file)
+    await more("second")
+    assert records(file).startswith(before)
+    # One that was started since knows of no backup, and trims what nobody waits for.
+    await cluster.crash("master")
+    await cluster.start("master")
+    await trio.sleep(200)
+    point = await more("third")
+    assert not records(file).startswith(before)
+    await cluster.crash("master")
+    had = stored_in(cluster.directory)
+    directory = str(tmp_path / "restored")
+    made = await restore_backup(operator, credentials, str(file), directory, 1 << 28)
+    assert made.point == point
+    assert not made.silent
+    state = msgspec.msgpack.decode(point.state, type=State)
+    assert made.files == state.files
+    found = stored_in(directory)
+    # The term begins with a row of its own; the master trims its log and the answers.
+    for name in had.keys() - {"operation_log", "answers"}:
+        assert found[name] == had[name], name
+    for name, count in (("operation_log", 1), ("answers", 0)):
+        assert len(set(found[name]) - set(had[name])) >= count
+        assert set(had[name]) <= set(found[name])
 
 
 @over_seeds(2)
 async def test_the_log_is_kept_for_the_next_backup(
-    seed: int, chance: random.Random, tmp_path: Path
+    chance: Random, cluster: SimCluster, fs: Client, tmp_path: Path
 ) -> None:
     """Also from a backup on that found nothing new: the next needs the row that it ended with."""
     file = tmp_path / "backup"
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
-        await fs.mkdir("/before")
-        for _ in range(1 + chance.randrange(2)):
-            await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
-        before = records(file)
-        for number in range(30):
-            await fs.mkdir(f"/{number}")
-            await trio.sleep(10)
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
+    await fs.mkdir("/before")
+    for _ in range(1 + chance.randrange(2)):
         await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
-        assert records(file).startswith(before)
+    before = records(file)
+    for number in range(30):
+        await fs.mkdir(f"/{number}")
+        await trio.sleep(10)
+    await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+    assert records(file).startswith(before)
 
 
 @over_seeds(2)
 async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
-    seed: int, chance: random.Random, tmp_path: Path
+    seed: int, chance: Random, tmp_path: Path
 ) -> None:
     """They have operations that it lacks, and count for what is acknowledged."""
     file = str(tmp_path / "backup")
@@ -167,7 +166,7 @@ async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
 
 @over_seeds(1)
 async def test_where_a_backup_is_restored(
-    seed: int, chance: random.Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also at the top of a disk, through a link, and where a restore was killed; not where
     a master's metadata is, nor where one is restored now. On the disk when it returns."""
@@ -210,7 +209,7 @@ async def test_where_a_backup_is_restored(
 
 @over_seeds(2)
 async def test_a_backup_that_is_mostly_log_is_made_anew(
-    seed: int, chance: random.Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_file, "LOG_BYTES_MIN", 0)
     file = tmp_path / "backup"
