@@ -28,30 +28,42 @@ def seeds(default_count: int) -> list[int]:
     return list(range(int(first), int(last or first) + 1))
 
 
-def over_seeds(count: int, user: str | None = None, **settings: Any) -> Callable[..., Any]:
-    """Makes a test of ``async scenario(seed, chance, cluster, fs, …)``.
+#: Names of clients that a scenario may ask for.
+CLIENTS = ("fs", "one", "other", "stray")
+
+
+def over_seeds(
+    which: int | list[int],
+    *,
+    kind: Callable[..., SimCluster] = SimCluster,
+    user: str | None = None,
+    **settings: Any,
+) -> Callable[..., Any]:
+    """Makes a test of ``async scenario(seed, chance, cluster, fs, …)``: for so many seeds, or
+    for those that are named.
 
     A scenario takes of these what it needs: ``chance`` is the seed's own, ``cluster`` a running
-    :class:`SimCluster` with these settings, ``fs`` a client of it, whose name is ``user``.
+    one of that kind with these settings, and each of ``CLIENTS`` a client of it. The name of
+    ``fs`` is ``user``, that of ``stray`` the same.
     """
 
     def decorate(scenario: Callable[..., Awaitable[None]]) -> Any:
         signature = inspect.signature(scenario)
-        given = [
-            name for name in ("seed", "chance", "cluster", "fs") if name in signature.parameters
-        ]
+        given = [n for n in signature.parameters if n in ("seed", "chance", "cluster", *CLIENTS)]
+        clients = [name for name in given if name in CLIENTS]
 
         async def run(seed: int, **more: object) -> None:
-            ours: dict[str, object] = {"seed": seed, "chance": Random(f"{seed}/test")}
+            found: dict[str, object] = {"seed": seed, "chance": Random(f"{seed}/test")}
             async with AsyncExitStack() as stack:
-                if "cluster" in given or "fs" in given:
-                    cluster = await stack.enter_async_context(SimCluster(seed, **settings))
-                    ours["cluster"] = cluster
-                    if "fs" in given:
-                        ours["fs"] = await stack.enter_async_context(cluster.client(user))
-                await scenario(**{name: ours[name] for name in given}, **more)
+                if clients or "cluster" in given:
+                    cluster = await stack.enter_async_context(kind(seed, **settings))
+                    found["cluster"] = cluster
+                    for name in clients:
+                        named = {"fs": user, "stray": "stray"}.get(name)
+                        found[name] = await stack.enter_async_context(cluster.client(named))
+                await scenario(**{name: found[name] for name in given}, **more)
 
-        @pytest.mark.parametrize("seed", seeds(count))
+        @pytest.mark.parametrize("seed", which if isinstance(which, list) else seeds(which))
         @functools.wraps(scenario)
         def test(seed: int, **more: object) -> None:
             try:
