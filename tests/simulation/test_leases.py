@@ -4,6 +4,7 @@ and not under one that a restarted master knows nothing of."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import permutations
@@ -34,16 +35,18 @@ def machine_of(address: str) -> str:
     return address.partition(":")[0]
 
 
-def on_leases(fs: Client, action: Callable[[list[str]], Awaitable[None]]) -> None:
-    """Have ``action(chain)`` done between a lease's grant and its first use."""
-    ask = fs._core.master.ask
+def on_lease(fs: Client, number: int, action: Callable[[list[str]], Awaitable[None]]) -> None:
+    """Have ``action(chain)`` done between the grant of a lease, of that number, and its first
+    use."""
+    ask, leases = fs._core.master.ask, itertools.count(1)
 
     async def wrapped(request: object, kind: type, *rest: object) -> object:
         reply = await ask(request, kind, *rest)  # type: ignore[arg-type]
         if isinstance(request, AcquireLease):
             assert isinstance(reply, LeaseReply)
             servers = [reply.servers[n].address for n in reply.chunk.servers]
-            await action([machine_of(address) for address in servers])
+            if next(leases) == number:
+                await action([machine_of(address) for address in servers])
         return reply
 
     fs._core.master.ask = wrapped  # type: ignore[method-assign,assignment]
@@ -70,7 +73,6 @@ async def test_a_copy_waits_for_the_write_that_a_lost_lease_cannot_stop(
     data = bytearray(content(chance, LENGTH))
     await fs.put(bytes(data), "/file")
     spare = next(name for name in cluster.chunkservers if not handles_on(cluster, name))
-    grants = 0
 
     async def heal_when_copied() -> None:
         """Or before the server ahead gives up connecting to the next."""
@@ -78,22 +80,34 @@ async def test_a_copy_waits_for_the_write_that_a_lost_lease_cannot_stop(
             await cluster.wait_until(lambda: bool(handles_on(cluster, spare)), every=0.01)
         cluster.network.heal()
 
-    async def between(chain: list[str]) -> None:
-        nonlocal grants
-        grants += 1
-        if grants == 1:
-            cluster.kill(chain[-1])
-        elif grants == 2:
-            cluster.network.cut(chain[0], chain[1])
-            cluster.network.partition([chain[0]], [chain[1]])
-            nursery.start_soon(heal_when_copied)
+    async def kill_last(chain: list[str]) -> None:
+        cluster.kill(chain[-1])
+
+    async def part(chain: list[str]) -> None:
+        cluster.network.cut(chain[0], chain[1])
+        cluster.network.partition([chain[0]], [chain[1]])
+        nursery.start_soon(heal_when_copied)
 
     async with trio.open_nursery() as nursery:
-        on_leases(fs, between)
+        on_lease(fs, 1, kill_last)
+        on_lease(fs, 2, part)
         async with await fs.open("/file", "r+") as file:
             await file.pwrite(100_000, b"acknowledged")
     data[100_000:100_012] = b"acknowledged"
     await cluster.wait_until(lambda: at_goal(fs), 60)
+    await assert_all_replicas_hold(cluster, fs, bytes(data))
+
+
+async def assert_acknowledged(
+    cluster: SimCluster, fs: Client, data: bytearray, *, begin: bytes = b""
+) -> None:
+    """A write is acknowledged, and is in all replicas as soon as there are enough."""
+    async with await fs.open("/file", "r+") as file:
+        if begin:
+            await file.pwrite(0, begin)
+        await file.pwrite(100_000, b"acknowledged")
+    data[100_000:100_012] = b"acknowledged"
+    await cluster.wait_until(lambda: at_goal(fs), 90)
     await assert_all_replicas_hold(cluster, fs, bytes(data))
 
 
@@ -109,13 +123,8 @@ async def test_a_lease_ends_while_its_primary_is_suspended(
     that the primary's servers have as well."""
     data = bytearray(content(chance, LENGTH))
     await fs.put(bytes(data), "/file")
-    grants = 0
 
     async def suspend(chain: list[str]) -> None:
-        nonlocal grants
-        grants += 1
-        if grants > 1:
-            return
         others = [name for name in (MASTER, *cluster.chunkservers) if name != chain[0]]
         cluster.network.partition([chain[0]], others)
         time, seconds = cluster.machine(chain[0]).time, 100
@@ -127,12 +136,8 @@ async def test_a_lease_ends_while_its_primary_is_suspended(
             assert await replicas(other, "/file", without=[chain[0]]) == 3
         cluster.network.heal()
 
-    on_leases(fs, suspend)
-    async with await fs.open("/file", "r+") as file:
-        await file.pwrite(100_000, b"acknowledged")
-    data[100_000:100_012] = b"acknowledged"
-    await cluster.wait_until(lambda: at_goal(fs), 90)
-    await assert_all_replicas_hold(cluster, fs, bytes(data))
+    on_lease(fs, 1, suspend)
+    await assert_acknowledged(cluster, fs, data)
 
 
 @over_seeds(2, chunkservers=4)
@@ -143,13 +148,8 @@ async def test_a_restarted_master_fences_the_leases_it_does_not_know(
     is still running: its chunk is copied elsewhere only when that has ended."""
     data = bytearray(content(chance, LENGTH))
     await fs.put(bytes(data), "/file")
-    grants = 0
 
     async def between(chain: list[str]) -> None:
-        nonlocal grants
-        grants += 1
-        if grants > 1:
-            return
         await cluster.crash("master")
         cluster.network.partition([chain[0]], ["master"])
         await cluster.start("master")
@@ -158,12 +158,8 @@ async def test_a_restarted_master_fences_the_leases_it_does_not_know(
         async with cluster.client() as other:
             assert await replicas(other, "/file", without=[chain[0]]) == 2
 
-    on_leases(fs, between)
-    async with await fs.open("/file", "r+") as file:
-        await file.pwrite(100_000, b"acknowledged")
-    data[100_000:100_012] = b"acknowledged"
-    await cluster.wait_until(lambda: at_goal(fs), 90)
-    await assert_all_replicas_hold(cluster, fs, bytes(data))
+    on_lease(fs, 1, between)
+    await assert_acknowledged(cluster, fs, data)
     cluster.network.heal()
     await trio.sleep(20)
     await assert_all_replicas_hold(cluster, fs, bytes(data))
@@ -180,26 +176,16 @@ async def test_a_restarted_master_copies_no_chunk_under_the_lease_it_was_made_wi
     await cluster.crash(late)
     await cluster.wait_until(lambda: is_dead(fs, late), 60, every=1)
     await fs.put(b"", "/file")
-    asked = 0
 
     async def between(chain: list[str]) -> None:
-        nonlocal asked
-        asked += 1
-        if asked != 2:
-            return
         await cluster.restart("master")
         await cluster.start(late)
         with trio.move_on_after(40):  # The lease goes on for longer.
             await cluster.wait_until(lambda: bool(handles_on(cluster, late)), 60)
             await trio.sleep(1)
 
-    on_leases(fs, between)
-    async with await fs.open("/file", "r+") as file:
-        await file.pwrite(0, bytes(data))
-        await file.pwrite(100_000, b"acknowledged")
-    data[100_000:100_012] = b"acknowledged"
-    await cluster.wait_until(lambda: at_goal(fs), 90)
-    await assert_all_replicas_hold(cluster, fs, bytes(data))
+    on_lease(fs, 2, between)
+    await assert_acknowledged(cluster, fs, data, begin=bytes(data))
 
 
 async def is_dead(fs: Client, name: str) -> bool:
@@ -251,7 +237,7 @@ class DelayedChain:
         async def dying() -> None:
             with contextlib.suppress(Crashed):
                 async with self.cluster.client("dying") as fs:
-                    on_leases(fs, self._cut_off)
+                    on_lease(fs, 1, self._cut_off)
                     await write(fs)
 
         async with trio.open_nursery() as nursery:
@@ -281,7 +267,7 @@ async def chain_of(fs: Client, write: Awaitable[object]) -> list[str]:
         found[:] = chain
 
     ask = fs._core.master.ask
-    on_leases(fs, note)
+    on_lease(fs, 1, note)
     await write
     fs._core.master.ask = ask  # type: ignore[method-assign]
     return found
