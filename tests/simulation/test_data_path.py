@@ -42,8 +42,6 @@ from .packs import handles_on
 from .promises import STALL_SECONDS, assert_sound, content, replicas, wait_for_goal
 from .seeds import over_seeds
 
-# --- the ordinary way --------------------------------------------------------------------
-
 
 @contextmanager
 def counted(cluster: SimCluster) -> Iterator[Counter[tuple[str, str]]]:
@@ -265,9 +263,6 @@ async def test_a_write_to_many_replicas_takes_as_long_as_to_one(
     assert await replicas(fs, "/file") == 3
 
 
-# --- pauses and deaths -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("restarts", [False, True], ids=["", "and the master was restarted"])
 @pytest.mark.parametrize("away", [0.0, 1.0, 20.0])
 @over_seeds(1, user="writer")
@@ -323,10 +318,14 @@ async def test_a_copy_gives_way_to_clients(seed: int, chance: Random) -> None:
             assert trio.current_time() - began > 31
 
 
+@pytest.mark.parametrize("how", ["its lease ends", "it is started again"])
 @pytest.mark.parametrize("count", [1, 3])
 @over_seeds(1)
-async def test_the_end_of_a_lease_costs_no_replica(seed: int, chance: Random, count: int) -> None:
-    """The primary's count has ended, the master's has not."""
+async def test_a_primary_that_has_no_lease_any_more_costs_no_replica(
+    seed: int, chance: Random, count: int, how: str
+) -> None:
+    """The primary's count has ended, or it knows of no lease; the master's has not, since it was
+    not told of the end."""
     data = bytearray(content(chance, 300_000))
     master = MasterSettings(map_bytes=1 << 30, replication=count)
     cluster = SimCluster(seed, chunkservers=count, master=master)
@@ -337,28 +336,12 @@ async def test_the_end_of_a_lease_costs_no_replica(seed: int, chance: Random, co
                 await file.pwrite(10, text)
                 data[10 : 10 + len(text)] = text
                 assert len((await fs.locate("/file")).chunks[0].replicas) == count
-                await trio.sleep(57.5)
+                if how == "its lease ends":
+                    await trio.sleep(57.5)
+                else:
+                    for name in cluster.chunkservers:
+                        await cluster.restart(name)
         assert await fs.get("/file") == bytes(data)
-        await assert_sound(fs)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@over_seeds(1)
-async def test_a_primary_started_again_costs_no_replica(
-    seed: int, chance: Random, count: int
-) -> None:
-    """It knows of no lease; the master, which was not told of its end, of one."""
-    master = MasterSettings(map_bytes=1 << 30, replication=count)
-    cluster = SimCluster(seed, chunkservers=count, master=master)
-    async with cluster, cluster.client() as fs:
-        await fs.put(content(chance, 300_000), "/file")
-        async with await fs.open("/file", "r+") as file:
-            await file.pwrite(10, b"first")
-            for name in cluster.chunkservers:
-                await cluster.restart(name)
-            await file.pwrite(10, b"second")
-            assert await file.pread(10, 6) == b"second"
-        assert len((await fs.locate("/file")).chunks[0].replicas) == count
         await assert_sound(fs)
 
 
