@@ -394,7 +394,6 @@ def commits(cluster: SimCluster) -> int:
     (path,) = cluster.chunk_files(name)
     disk = cluster.machine(name).disk
     state = ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle_of(path))
-    assert state is not None
     return state.sequence
 
 

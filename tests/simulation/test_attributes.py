@@ -71,9 +71,6 @@ async def write_in_pieces(fs: Client, path: str, data: bytes, chance: Random) ->
             done += count
 
 
-# --- digests -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "length",
     [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1, MIB, 2 * MIB + 70_000, CHUNK_BYTES, CHUNK_BYTES + 100_000],
@@ -187,9 +184,6 @@ async def test_a_digest_is_gone_before_the_first_byte_changes(
         assert (await fs.stat("/other")).digest == digest_of(data)
 
 
-# --- attributes ------------------------------------------------------------------------
-
-
 @over_seeds(1)
 async def test_attributes_are_in_every_entry(cluster: SimCluster, fs: Client) -> None:
     put = await fs.put(b"x", "/d/file", attributes=ATTRIBUTES)
@@ -207,7 +201,6 @@ async def test_attributes_are_in_every_entry(cluster: SimCluster, fs: Client) ->
         assert file.entry == entry
     async with fs.create("/e/new", attributes={"a": "b"}) as new:
         await new.write(b"x")
-    assert new.entry is not None
     assert new.entry.attributes == (await fs.stat("/e/new")).attributes == {"a": "b"}
     # A file that replaces another keeps nothing of it.
     await fs.put(b"y", "/e/new", overwrite=True)
@@ -233,9 +226,6 @@ async def test_mistakes_are_reported_before_anything_is_sent(fs: Client) -> None
         await fs.delete("/file", expect=-1)
     assert seen == []
     assert fs._core.uploads == 0
-
-
-# --- compare and swap --------------------------------------------------------------------
 
 
 @over_seeds(1)
@@ -317,9 +307,6 @@ async def test_directories_are_made_only_below(fs: Client) -> None:
             await fs.put(b"x", path, parents="/space")
 
 
-# --- round trips ------------------------------------------------------------------------
-
-
 @over_seeds(1)
 async def test_a_small_new_file_costs_what_put_costs(fs: Client) -> None:
     seen: list[object] = []
@@ -342,9 +329,6 @@ async def test_any_buffer_can_be_written(fs: Client) -> None:
         for piece in (b"ab", bytearray(b"cd"), numbers, memoryview(b"").cast("H"), b""):
             assert await file.write(piece) == memoryview(piece).nbytes
     assert await fs.get("/file") == b"abcd" + bytes(range(8))
-
-
-# --- streams ----------------------------------------------------------------------------
 
 
 @over_seeds(1)
@@ -414,9 +398,6 @@ async def test_a_small_range_leaves_the_pool_alone(chance: Random, fs: Client) -
                     fs._core.buffers.release(buffer)
 
 
-# --- what is set later ------------------------------------------------------------------
-
-
 @over_seeds(1)
 async def test_attributes_and_times_are_set_later(chance: Random, fs: Client) -> None:
     data = content(chance, 70_000)
@@ -424,11 +405,7 @@ async def test_attributes_and_times_are_set_later(chance: Random, fs: Client) ->
     assert entry.modified_ns == 5
     changed = await fs.set_attributes("/f", {"owner": "b"}, expect=entry.inode)
     assert changed.attributes == ATTRIBUTES | {"owner": "b"}
-    assert (changed.inode, changed.digest, changed.modified_ns) == (
-        entry.inode,
-        entry.digest,
-        5,
-    )
+    assert (changed.inode, changed.digest, changed.modified_ns) == (entry.inode, entry.digest, 5)
     changed = await fs.set_attributes("/f", removed=ATTRIBUTES, modified_ns=9)
     assert changed == await fs.stat("/f")
     assert (changed.attributes, changed.modified_ns) == ({}, 9)
@@ -443,5 +420,4 @@ async def test_attributes_and_times_are_set_later(chance: Random, fs: Client) ->
     assert (await fs.stat("/g")).modified_ns == 9
     async with fs.create("/h", attributes=ATTRIBUTES) as file:
         file.describe({"a": "b"}, 7)
-    assert file.entry is not None
     assert (file.entry.attributes, file.entry.modified_ns) == ({"a": "b"}, 7)

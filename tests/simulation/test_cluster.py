@@ -19,11 +19,7 @@ from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.testing import SimCluster, run_simulated
 
 from .packs import handles_on
-from .promises import (
-    assert_sound,
-    content,
-    later,
-)
+from .promises import assert_sound, content, later
 from .seeds import over_seeds
 
 

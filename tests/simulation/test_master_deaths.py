@@ -14,14 +14,7 @@ from gfs.errors import NotFound
 from gfs.testing import SimCluster
 
 from .packs import handles_on
-from .promises import (
-    LARGE_BYTES,
-    assert_sound,
-    content,
-    later,
-    settled,
-    wait_for_goal,
-)
+from .promises import LARGE_BYTES, assert_sound, content, later, settled, wait_for_goal
 from .seeds import over_seeds
 
 

@@ -118,50 +118,54 @@ async def test_the_log_is_kept_for_the_next_backup(
     assert records(file).startswith(before)
 
 
-@over_seeds(2)
+@over_seeds(
+    2,
+    kind=ShadowedCluster,
+    shadows=2,
+    replicas_before_ack=1,
+    master={"garbage_grace_seconds": 60.0},
+)
 async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
-    seed: int, chance: Random, tmp_path: Path
+    chance: Random, cluster: ShadowedCluster, tmp_path: Path
 ) -> None:
     """They have operations that it lacks, and count for what is acknowledged."""
     file = str(tmp_path / "backup")
-    quick = {"garbage_grace_seconds": 60.0}
-    async with ShadowedCluster(seed, shadows=2, replicas_before_ack=1, master=quick) as cluster:
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
-        async with cluster.client() as fs:
-            await cluster.level("shadow0")
-            await cluster.level("shadow1")
-            await fs.put(b"old", "/old")
-            await take_backup(operator, [address(MASTER)], credentials, file)
-            await fs.put(bytes(MIB), "/new")  # has a chunk file
-            new = (await fs.locate("/new")).chunks[0].handle
-        for name in cluster.masters:
-            await cluster.crash(name)
-        directory = cluster.metadata(MASTER)
-        shutil.move(directory, tmp_path / "before")
-        made = await restore_backup(operator, credentials, file, directory, 1 << 28)
-        gone = chance.choice(cluster.shadows)
-        [stays] = set(cluster.shadows) - {gone}
-        await cluster.start(MASTER)
-        await cluster.start(stays)
-        async with cluster.client() as fs:
-            await fs.mkdir("/made")
-            assert await fs.get("/old") == b"old"
-            assert (await fs.status()).restored
-            await cluster.level(stays)
-            # The other one counted when the backup was taken, and does not any more.
-            with pytest.raises(NotFound):
-                await fs.forget_shadow(address(gone))
-            await cluster.crash(MASTER)
-            await cluster.promote(stays)
-            status = await fs.status()
-            assert status.restored
-            assert status.term > made.term
-            assert {entry.path for entry in await fs.list("/")} == {"/old", "/made"}
-            # Long after the grace, the chunk of which no master knows is there.
-            await trio.sleep(cluster.settings["garbage_grace_seconds"] + 60)
-            files = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
-            assert new in {handle_of(path) for path in files}
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
+    async with cluster.client() as fs:
+        await cluster.level("shadow0")
+        await cluster.level("shadow1")
+        await fs.put(b"old", "/old")
+        await take_backup(operator, [address(MASTER)], credentials, file)
+        await fs.put(bytes(MIB), "/new")  # has a chunk file
+        new = (await fs.locate("/new")).chunks[0].handle
+    for name in cluster.masters:
+        await cluster.crash(name)
+    directory = cluster.metadata(MASTER)
+    shutil.move(directory, tmp_path / "before")
+    made = await restore_backup(operator, credentials, file, directory, 1 << 28)
+    gone = chance.choice(cluster.shadows)
+    [stays] = set(cluster.shadows) - {gone}
+    await cluster.start(MASTER)
+    await cluster.start(stays)
+    async with cluster.client() as fs:
+        await fs.mkdir("/made")
+        assert await fs.get("/old") == b"old"
+        assert (await fs.status()).restored
+        await cluster.level(stays)
+        # The other one counted when the backup was taken, and does not any more.
+        with pytest.raises(NotFound):
+            await fs.forget_shadow(address(gone))
+        await cluster.crash(MASTER)
+        await cluster.promote(stays)
+        status = await fs.status()
+        assert status.restored
+        assert status.term > made.term
+        assert {entry.path for entry in await fs.list("/")} == {"/old", "/made"}
+        # Long after the grace, the chunk of which no master knows is there.
+        await trio.sleep(cluster.settings["garbage_grace_seconds"] + 60)
+        files = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
+        assert new in {handle_of(path) for path in files}
 
 
 @over_seeds(1)
@@ -228,6 +232,5 @@ async def test_a_backup_that_is_mostly_log_is_made_anew(
             sizes.append(file.stat().st_size)
             with closing(backup_file.BackupFile.open(str(file), to_read=True)) as backup:
                 last = backup.last_point()
-            assert last is not None
             assert last.sequence == point.sequence
         assert any(after < before for before, after in pairwise(sizes)), sizes

@@ -46,14 +46,7 @@ from gfs.master.tables import ReservationTable
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.frames import encode_frame
-from gfs.protocol.messages import (
-    Message,
-    Multiplex,
-    ReadChunk,
-    ServerAddress,
-    Stat,
-    WriteSmall,
-)
+from gfs.protocol.messages import Message, Multiplex, ReadChunk, ServerAddress, Stat, WriteSmall
 from gfs.protocol.rpc import REPLY_BYTES_MAX, Reply, Rpc
 from gfs.testing import SimCluster
 from gfs.testing.inode import Hang
@@ -102,13 +95,7 @@ async def test_many_at_once_are_what_they_are_one_by_one(
 async def test_each_error_is_in_its_place(cluster: SimCluster, fs: Client) -> None:
     await fs.put(b"old", "/there")
     await fs.mkdir("/folder")
-    items = [
-        ("/new", b"1"),
-        ("/there", b"2"),
-        ("/folder", b"3"),
-        ("\ud800", b"4"),
-        ("/x", b"5"),
-    ]
+    items = [("/new", b"1"), ("/there", b"2"), ("/folder", b"3"), ("\ud800", b"4"), ("/x", b"5")]
     kinds = [Entry, AlreadyExists, IsADirectory, InvalidName, Entry]
     assert [type(each) for each in await fs.put_many(items)] == kinds
     paths = ["/new", "/nothing", "/folder", "\ud800", "/there", "/x"]

@@ -371,36 +371,32 @@ async def test_a_client_that_is_cut_off_while_a_file_gets_a_chunk_loses_nothing(
         assert_right(cluster)
 
 
-@over_seeds(4)
+@over_seeds(4, kind=ShadowedCluster, replicas_before_ack=1)
 async def test_a_snapshot_whose_beginning_is_not_safe_yet_is_given_up(
-    seed: int, chance: Random
+    chance: Random, cluster: ShadowedCluster, fs: Client
 ) -> None:
     """The shadow master that must have it is away just then. What was to be copied does
     not stand still for ever."""
-    async with (
-        ShadowedCluster(seed, replicas_before_ack=1) as cluster,
-        cluster.client() as fs,
-    ):
-        await cluster.level("shadow0")
-        await fs.put(b"1", "/a/file")
-        await trio.sleep(2)
-        cluster.network.partition(["shadow0"], [MASTER])
-        async with trio.open_nursery() as nursery:
+    await cluster.level("shadow0")
+    await fs.put(b"1", "/a/file")
+    await trio.sleep(2)
+    cluster.network.partition(["shadow0"], [MASTER])
+    async with trio.open_nursery() as nursery:
 
-            async def ask() -> None:
-                # It is asked for again, and carried out then or found to be there.
-                with contextlib.suppress(GfsError):
-                    await fs.snapshot("/a", "/b")
+        async def ask() -> None:
+            # It is asked for again, and carried out then or found to be there.
+            with contextlib.suppress(GfsError):
+                await fs.snapshot("/a", "/b")
 
-            nursery.start_soon(ask)
-            await trio.sleep(chance.uniform(6, 8))
-            cluster.network.heal()
-        await cluster.level("shadow0")
-        await fs.mkdir("/a/directory")
-        assert await fs.get("/a/file") == b"1"
-        if "/b" not in [entry.path for entry in await fs.list("/")]:
-            await fs.snapshot("/a", "/b")
-        assert await fs.get("/b/file") == b"1"
+        nursery.start_soon(ask)
+        await trio.sleep(chance.uniform(6, 8))
+        cluster.network.heal()
+    await cluster.level("shadow0")
+    await fs.mkdir("/a/directory")
+    assert await fs.get("/a/file") == b"1"
+    if "/b" not in [entry.path for entry in await fs.list("/")]:
+        await fs.snapshot("/a", "/b")
+    assert await fs.get("/b/file") == b"1"
 
 
 @pytest.mark.parametrize("asked_again", [True, False])
