@@ -39,10 +39,7 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
 
     def make(
-        *arguments: str,
-        name: str = "cluster",
-        chunkservers: int | None = 3,
-        control: bool = False,
+        *arguments: str, name: str = "cluster", chunkservers: int | None = 3, control: bool = False
     ) -> Cluster:
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)

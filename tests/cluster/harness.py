@@ -51,11 +51,7 @@ class Cluster:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *arguments: str,
-        chunkservers: int | None = 3,
-        control: bool = False,
+        self, directory: Path, *arguments: str, chunkservers: int | None = 3, control: bool = False
     ) -> None:
         self.directory = directory
         self.state = directory / "state"
@@ -75,7 +71,6 @@ class Cluster:
         assert self.process is not None
 
         def is_up() -> bool:
-            assert self.process is not None
             assert self.process.poll() is None, f"gfs up ended: {self.output.read_text()}"
             return self.ready_file.exists()
 
@@ -86,10 +81,7 @@ class Cluster:
         """Start without waiting."""
         with open(self.output, "ab") as output:
             self.process = forks.Command(
-                [
-                    *("up", "--state", self.state, "--ready-file", self.ready_file),
-                    *self.arguments,
-                ],
+                [*("up", "--state", self.state, "--ready-file", self.ready_file), *self.arguments],
                 stdout=output.fileno(),
                 stderr=output.fileno(),
                 env=self.environment,
@@ -105,7 +97,6 @@ class Cluster:
     def pid(self, name: str) -> int:
         """``"master"``, ``"chunkserver-2"``, ``"control"`` or ``"supervisor"``."""
         if name == "supervisor":
-            assert self.process is not None
             return self.process.pid
         return int(self._facts(name)["pid"])
 
@@ -171,7 +162,6 @@ class Cluster:
 
     def kill_all(self) -> None:
         """SIGKILL to everything in the ready file at once, and to the supervisor."""
-        assert self.process is not None
         pids = [self.process.pid, *self.pids()]
         for pid in pids:
             with suppress(ProcessLookupError):  # who has lost its supervisor ends by itself

@@ -3,92 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 from harness import Cluster
-from processes import wait_until, wait_whole
+from processes import wait_whole
 
 import gfs
 from gfs.blocks import CHUNK_BYTES, MIB
-from gfs.client import Client, Record
-
-WRITERS = 16
-
-
-async def collect(fs: Client, path: str, **options: bool) -> list[Record]:
-    return [record async for record in fs.records(path, **options)]
-
-
-def test_sixteen_writers_lose_no_record_when_chunkservers_die(
-    make_cluster: Callable[..., Cluster],
-) -> None:
-    cluster = make_cluster(chunkservers=4).start()
-    acknowledged: dict[int, bytes] = {}
-    done = [0] * WRITERS
-    rounds = 60
-
-    async def write(number: int, killed: trio.Event) -> None:
-        """Until the kills are over, and a little longer."""
-        async with gfs.connect(state=cluster.state) as fs:
-            left = rounds
-            while left > 0:
-                left -= killed.is_set()
-                done[number] += 1
-                size = 200_000 if done[number] % 10 == 0 else 100
-                data = b"%d/%d/" % (number, done[number]) + bytes(size)
-                offset = await fs.append("/log", data)
-                assert offset not in acknowledged, "two records at one place"
-                acknowledged[offset] = data
-
-    async def at_least(count: int) -> None:
-        async def are_there() -> bool:
-            return min(done) >= count
-
-        await wait_until(are_there, "records")
-
-    async def kill(killed: trio.Event) -> None:
-        await at_least(20)
-        async with gfs.connect(state=cluster.state) as fs:
-            located = await fs.locate("/log")
-            primary = located.chunks[-1].primary
-            secondary = next(r.id for r in located.chunks[-1].replicas if r.id != primary)
-        by_id = {server["id"]: server["pid"] for server in cluster.ready["chunkservers"]}
-        for victim in (primary, secondary):
-            before = min(done)
-            await trio.to_thread.run_sync(
-                cluster.kill, _name(cluster, by_id[victim]), signal.SIGKILL
-            )
-            await at_least(before + 20)
-        killed.set()
-
-    async def everything() -> None:
-        killed = trio.Event()
-        async with trio.open_nursery() as nursery:
-            for number in range(WRITERS):
-                nursery.start_soon(write, number, killed)
-            nursery.start_soon(kill, killed)
-        async with gfs.connect(state=cluster.state) as fs:
-            all_records = await collect(fs, "/log", duplicates=True)
-            there = {record.offset: record.data for record in all_records}
-            for offset, data in acknowledged.items():
-                assert there.get(offset) == data, f"the record at {offset} is lost"
-            once = [record.data for record in await collect(fs, "/log")]
-            assert sorted(once) == sorted(acknowledged.values())
-            assert (await fs.stat("/log")).length > max(acknowledged)
-
-    trio.run(everything)
-
-
-def _name(cluster: Cluster, pid: int) -> str:
-    return next(
-        server["dir"].rpartition("/")[2]
-        for server in cluster.ready["chunkservers"]
-        if server["pid"] == pid
-    )
 
 
 def test_records_of_the_greatest_size_fill_chunks(cluster: Cluster) -> None:

@@ -193,17 +193,6 @@ async def test_in_place_writes_match_a_plain_buffer(cluster: Cluster) -> None:
         await wait_whole(fs)
 
 
-async def test_a_file_replaced_while_it_is_read_is_old_or_new(cluster: Cluster) -> None:
-    old, new = content(5, 5 * MIB), content(6, 4 * MIB)
-    async with gfs.connect(state=cluster.state) as fs:
-        await fs.put(old, "/swap")
-        async with await fs.open("/swap") as file:
-            head = await file.read(MIB)
-            await fs.put(new, "/swap", overwrite=True)
-            assert head + await file.read() == old
-        assert await fs.get("/swap") == new
-
-
 async def test_four_hundred_writers_at_once(cluster: Cluster) -> None:
     settings = ClientSettings(memory_bytes=4 * MIB)
     async with gfs.connect(state=cluster.state, settings=settings) as fs:

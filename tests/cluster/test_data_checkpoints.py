@@ -162,8 +162,6 @@ def test_a_cluster_that_is_down_has_no_latest(make_cluster: Callable[..., Cluste
     fs.close()
 
 
-# --- processes that die ------------------------------------------------------------------
-
 WRITER = """
 import os, signal, sys, time
 import gfs.data
@@ -203,7 +201,6 @@ class Writer:
         )
 
     def half(self) -> Writer:
-        assert self.process.stdout is not None
         assert self.process.stdout.readline() == "half\n"
         return self
 

@@ -25,13 +25,6 @@ from processes import Processes
 
 import gfs
 from gfs.blocks import MIB
-from gfs.chunkserver.files.layout import (
-    HEAD_BYTES,
-    PROBE_BYTES,
-    SLOT_BYTES,
-    SLOT_OFFSETS,
-    decode_slot,
-)
 from gfs.config import ClientSettings
 from gfs.errors import ChunkUnavailable, DiskFull, NotEnoughChunkservers
 
@@ -66,9 +59,6 @@ class Disks(Processes):
         process = self.processes.pop(name)
         process.terminate()
         process.wait(HANG_SECONDS)
-
-    def chunk_files(self, directory: Path) -> list[Path]:
-        return sorted(directory.glob("chunks/*/*.chunk"))
 
     def replicas(self, directory: Path) -> set[int]:
         return set(on_disk.replicas(directory))
@@ -115,18 +105,6 @@ class Disks(Processes):
     def count(self, name: str) -> int:
         """Of the replicas that a server has."""
         return sum(len(self.replicas(directory)) for directory in self.directories(name))
-
-    def wait_file(self, name: str, length: int) -> Path:
-        """The one chunk file of a server, when all replicas are good and this long."""
-        self.wait_well()
-
-        def found() -> Path | None:
-            paths = [path for d in self.directories(name) for path in self.chunk_files(d)]
-            return paths[0] if len(paths) == 1 and paths[0].stat().st_size >= length else None
-
-        path = wait_for(found, f"one chunk file of {name}")
-        assert path is not None
-        return path
 
 
 @pytest.fixture
@@ -182,9 +160,6 @@ def make_small_disks(small_disks: Path) -> Iterator[Callable[..., Disks]]:
         disks.stop()
 
 
-# --- several disks -----------------------------------------------------------------------
-
-
 @pytest.mark.thin
 async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empty(
     make_disks: Callable[..., Disks],
@@ -218,83 +193,6 @@ async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empt
     async with disks.connect() as fs:
         for path, data in files.items():
             assert await fs.get(path) == data
-
-
-async def test_a_server_whose_disks_are_all_empty_is_a_new_one(
-    make_disks: Callable[..., Disks],
-) -> None:
-    disks = make_disks(GFS_MASTER_DEAD_SECONDS="3")
-    data = content(1, 5 * MIB)
-    async with disks.connect() as fs:
-        await fs.put(data, "/f")
-    before = disks.id(NAMES[0])
-    disks.stop_chunkserver(NAMES[0])
-    for directory in disks.directories(NAMES[0]):
-        for path in sorted(directory.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-    disks.start_chunkserver(NAMES[0])
-    wait_for((disks.directories(NAMES[0])[0] / "server.json").exists, "new identity")
-    assert disks.id(NAMES[0]) != before
-    disks.wait_live()
-    disks.wait_well()
-    wait_for(lambda: disks.count(NAMES[0]) == 1, "replica on the new server")
-    async with disks.connect() as fs:
-        assert await fs.get("/f") == data
-
-
-def test_a_chunk_that_two_disks_hold_is_kept_once(
-    make_disks: Callable[..., Disks], tmp_path: Path
-) -> None:
-    disks = make_disks()
-    large = tmp_path / "large"
-    large.write_bytes(content(1, 100_000))
-    disks.gfs("put", large, "/f")
-    path = disks.wait_file(NAMES[0], 100_000)
-    disks.stop_chunkserver(NAMES[0])
-    first, second = disks.directories(NAMES[0])
-    other = second if path.is_relative_to(first) else first
-    twin = other / path.relative_to(first if other == second else second)
-    twin.parent.mkdir(parents=True, exist_ok=True)
-    twin.write_bytes(path.read_bytes()[: HEAD_BYTES + 10])  # cut short: the worse of the two
-    disks.start_chunkserver(NAMES[0])
-    disks.wait_live()
-    disks.wait_well()
-    assert disks.gfs("cat", "/f").stdout == content(1, 100_000)
-
-
-def lose_newest_state(path: Path) -> None:
-    """Flip a bit in the newer state slot of a chunk file."""
-    with open(path, "r+b") as file:
-        head = file.read(PROBE_BYTES)
-        states = {at: decode_slot(head[at : at + SLOT_BYTES]) for at in SLOT_OFFSETS}
-        newest = max((state, at) for at, state in states.items() if state is not None)[1]
-        file.seek(newest + 14)
-        file.write(bytes([head[newest + 14] ^ 4]))
-
-
-async def test_a_replica_that_fell_back_to_an_older_state_is_replaced(
-    make_disks: Callable[..., Disks],
-) -> None:
-    """As after a power cut: the last state is gone, the one before it is whole."""
-    disks = make_disks()
-    async with disks.connect() as fs:
-        await fs.put(content(1, 100_000), "/f")
-        file = await fs.open("/f", "r+")
-        for number in range(3):
-            await file.pwrite(100_000 + 1000 * number, content(number, 1000))
-        await file.close()
-        whole = await fs.get("/f")
-    path = disks.wait_file(NAMES[0], HEAD_BYTES + len(whole))
-    disks.stop_chunkserver(NAMES[0])
-    lose_newest_state(path)
-    disks.start_chunkserver(NAMES[0])
-    disks.wait_live()
-    disks.wait_file(NAMES[0], HEAD_BYTES + len(whole))
-    async with disks.connect() as fs:
-        assert await fs.get("/f") == whole
-
-
-# --- full disks --------------------------------------------------------------------------
 
 
 #: How long a client tries again before it concludes that there is no room. Longer than a
@@ -423,9 +321,6 @@ async def test_many_writers_at_once_do_not_use_up_the_reserve(
         assert disks.all_run(), "full disks ended a chunkserver"
         for path, data in acknowledged.items():
             assert await fs.get(path) == data
-
-
-# --- packed replicas ---------------------------------------------------------------------
 
 
 def packed(disks: Disks) -> set[int]:

@@ -97,9 +97,7 @@ async def test_an_overwrite_is_in_the_synced_journal_before_it_is_in_its_place(
 
 
 @pytest.mark.thin
-async def test_all_killed_at_once_lose_nothing_that_only_the_journal_has(
-    synced: Processes,
-) -> None:
+async def test_all_killed_at_once_lose_nothing_that_only_the_journal_has(synced: Processes) -> None:
     chance = random.Random(1)
     model = bytearray(chance.randbytes(3 * MIB))
     async with gfs.connect(synced.master_address, key=synced.key) as fs:

@@ -122,9 +122,7 @@ async def test_one_at_a_time_has_the_hold(server: EtcdServer) -> None:
         assert (await one.view()).claim is None
 
 
-async def test_a_hold_ends_that_is_not_renewed_or_whose_key_was_deleted(
-    server: EtcdServer,
-) -> None:
+async def test_a_hold_ends_that_is_not_renewed_or_whose_key_was_deleted(server: EtcdServer) -> None:
     async with aclosing(engine(server, "two", SECONDS_MIN)) as one:
         hold = await one.take(Claim("a:1", 7), await one.view())
 

@@ -56,9 +56,6 @@ def fs(shared: GfsFileSystem, here: str) -> GfsFileSystem:
     return shared
 
 
-# --- where ------------------------------------------------------------------------------
-
-
 def test_a_url_with_the_address_and_a_file_with_the_key(cluster: Cluster, here: str) -> None:
     address = cluster.ready["master"]["address"]
     options: dict[str, Any] = {"key": str(cluster.state / "cluster.key"), "replication": 1}
@@ -159,9 +156,6 @@ def test_a_program_that_forgets_its_files_ends(cluster: Cluster) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     assert sync.connect(state=cluster.state).get("/forgotten") in (b"old", b"new")
-
-
-# --- files ------------------------------------------------------------------------------
 
 
 @pytest.mark.thin
@@ -706,9 +700,6 @@ def test_all_that_is_written_in_a_transaction_is_published_at_its_end(
     assert found == {f"{here}/many/{number}": b"%d" % number for number in range(100)}
 
 
-# --- the tree ---------------------------------------------------------------------------
-
-
 def test_listings_are_those_of_now(fs: GfsFileSystem, here: str, cluster: Cluster) -> None:
     with sync.connect(state=cluster.state) as other:
         for change, names in (
@@ -949,47 +940,38 @@ def test_what_is_no_built_in_error_is_caught_as_one(
 def test_errors_are_the_built_in_ones_with_the_path(fs: GfsFileSystem, here: str) -> None:
     fs.pipe(f"{here}/file", b"")
     fs.pipe(f"{here}/full/file", b"")
-    cases: list[tuple[Callable[[str], object], str, type[Exception]]] = [
-        (fs.open, "none", FileNotFoundError),
-        (fs.info, "none", FileNotFoundError),
-        (fs.ls, "none", FileNotFoundError),
-        (fs.cat, "none", FileNotFoundError),
-        (fs.rm, "none", FileNotFoundError),
-        (fs.rmdir, "none", FileNotFoundError),
-        (fs.modified, "none", FileNotFoundError),
-        (fs.ukey, "none", FileNotFoundError),
-        (lambda path: fs.mv(path, f"{path}-moved"), "none", FileNotFoundError),
-        (lambda path: fs.cp(path, f"{path}-copied"), "none", FileNotFoundError),
-        (lambda path: fs.get_file(path, "/nowhere"), "none", FileNotFoundError),
-        (lambda path: fs.mkdir(path, create_parents=False), "none/deep", FileNotFoundError),
-        (fs.open, "full", IsADirectoryError),
-        (fs.cat, "full", IsADirectoryError),
-        (fs.rm, "full", IsADirectoryError),
-        (lambda path: fs.open(path, "wb"), "full", IsADirectoryError),
-        (lambda path: fs.open(path, "ab"), "full", IsADirectoryError),
-        (lambda path: fs.pipe(path, b""), "full", IsADirectoryError),
-        (fs.mkdir, "file", FileExistsError),
-        (fs.mkdir, "full", FileExistsError),
-        (fs.makedirs, "full", FileExistsError),
-        (lambda path: fs.makedirs(path, exist_ok=True), "file", FileExistsError),
-        (fs.ls, "file/below", NotADirectoryError),
-        (lambda path: fs.pipe(path, b""), "file/below", NotADirectoryError),
-        (fs.rmdir, "file", NotADirectoryError),
-        (fs.rmdir, "full", OSError),
-        (fs.open, "../outside", ValueError),
-        (lambda path: fs.pipe(path, b""), "a/../../../outside", ValueError),
-        (fs.touch, "file/below", NotADirectoryError),
-    ]
-    for call, name, kind in cases:
-        with pytest.raises(kind, match=name.partition("/")[0]) as caught:
-            call(f"{here}/{name}")
-        assert getattr(caught.value, "errno", 0) == ERRNOS.get(kind, 0), name
+
+    def pipe(path: str) -> None:
+        fs.pipe(path, b"")
+
+    cases: dict[tuple[type[Exception], str], list[Callable[[str], object]]] = {
+        (FileNotFoundError, "none"): [
+            *(fs.open, fs.info, fs.ls, fs.cat, fs.rm, fs.rmdir, fs.modified, fs.ukey),
+            lambda path: fs.mv(path, f"{path}-moved"),
+            lambda path: fs.cp(path, f"{path}-copied"),
+            lambda path: fs.get_file(path, "/nowhere"),
+        ],
+        (FileNotFoundError, "none/deep"): [lambda path: fs.mkdir(path, create_parents=False)],
+        (IsADirectoryError, "full"): [
+            *(fs.open, fs.cat, fs.rm, pipe),
+            *(lambda path, mode=mode: fs.open(path, mode) for mode in ("wb", "ab")),
+        ],
+        (FileExistsError, "file"): [fs.mkdir, lambda path: fs.makedirs(path, exist_ok=True)],
+        (FileExistsError, "full"): [fs.mkdir, fs.makedirs],
+        (NotADirectoryError, "file/below"): [fs.ls, fs.touch, pipe],
+        (NotADirectoryError, "file"): [fs.rmdir],
+        (OSError, "full"): [fs.rmdir],
+        (ValueError, "../outside"): [fs.open],
+        (ValueError, "a/../../../outside"): [pipe],
+    }
+    for (kind, name), calls in cases.items():
+        for call in calls:
+            with pytest.raises(kind, match=name.partition("/")[0]) as caught:
+                call(f"{here}/{name}")
+            assert getattr(caught.value, "errno", 0) == ERRNOS.get(kind, 0), name
     assert not fs.exists(f"{here}/../outside")
     assert not fs.exists(f"{here}/file/below")
     assert fs.find(here) == [f"{here}/file", f"{here}/full/file"]
-
-
-# --- what fsspec builds on a file system ------------------------------------------------
 
 
 def test_a_mapper(fs: GfsFileSystem, here: str) -> None:

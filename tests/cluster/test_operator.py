@@ -26,9 +26,6 @@ def gfs(
     return done
 
 
-# --- settings in the environment ------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("command", "given", "meant"),
     [
@@ -74,9 +71,6 @@ def test_a_chunkserver_finds_the_master_in_the_environment(
         finally:
             process.terminate()
             assert process.wait(HANG_SECONDS) == 0
-
-
-# --- commands that cannot do all --------------------------------------------------------
 
 
 def test_rm_deletes_what_it_can_and_reports_the_rest(cluster: Cluster) -> None:

@@ -67,9 +67,6 @@ def free_base(count: int) -> int:
             return base
 
 
-# --- it serves ------------------------------------------------------------------
-
-
 def test_ready_file_is_true_and_the_cluster_serves(cluster: Cluster) -> None:
     ready = cluster.ready
     assert set(ready) == {"master", "chunkservers", "state"}
@@ -108,23 +105,18 @@ def test_a_second_one_on_the_same_state_is_refused(cluster: Cluster) -> None:
     assert cluster.ready == before
 
 
-# --- it stops -------------------------------------------------------------------
-
-
 def small(make_cluster: MakeCluster) -> Cluster:
     """One chunkserver: enough to look at processes, and quick to start."""
     return make_cluster("--replication", "1", chunkservers=1)
 
 
 @pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, marks=pytest.mark.thin), signal.SIGINT, signal.SIGHUP],
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.thin), signal.SIGINT, signal.SIGHUP]
 )
 def test_a_signal_stops_everything(make_cluster: MakeCluster, number: int) -> None:
     cluster = small(make_cluster).start()
     pids = cluster.pids()
     cluster.kill("supervisor", number)
-    assert cluster.process is not None
     assert cluster.process.wait(HANG_SECONDS) == 0
     assert not any(map(runs, pids))
     assert not cluster.ready_file.exists()
@@ -136,7 +128,6 @@ def test_a_signal_during_the_start_stops_what_was_started(make_cluster: MakeClus
     cluster.launch()
     wait_for((cluster.state / "log" / "master.log").exists, "first process")
     cluster.kill("supervisor", signal.SIGTERM)
-    assert cluster.process is not None
     assert cluster.process.wait(HANG_SECONDS) == 0
     assert processes_of(cluster.state) == []
 
@@ -150,7 +141,6 @@ def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -
     cluster.start()
     assert cluster.gfs("cat", "/a/b").stdout == b"kept"
     assert b"stopped" in cluster.gfs("down").stdout
-    assert cluster.process is not None
     assert cluster.process.wait(HANG_SECONDS) == 0
 
 
@@ -166,7 +156,6 @@ def test_children_do_not_outlive_a_killed_supervisor(make_cluster: MakeCluster) 
     cluster = small(make_cluster).start()
     pids = cluster.pids()
     cluster.kill("supervisor")
-    assert cluster.process is not None
     cluster.process.wait()
     # The next one waits for what is left of the last one, and then starts.
     cluster.ready_file.unlink()
@@ -181,7 +170,6 @@ def test_a_child_that_hangs_is_killed_in_the_end(make_cluster: MakeCluster) -> N
     pids = cluster.pids()
     wait_for(lambda: not runs(pids[0]), "end of the master")
     cluster.kill("supervisor", signal.SIGINT)  # hastens
-    assert cluster.process is not None
     assert cluster.process.wait(HANG_SECONDS) == 0
     assert not any(map(runs, pids))
 
@@ -199,9 +187,6 @@ async def test_one_that_is_hastened_waits_for_no_child() -> None:
             assert child.poll() is None
             runner.hasten()
     assert child.returncode == -signal.SIGKILL
-
-
-# --- it is refused ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [0, 2])
@@ -282,9 +267,6 @@ def test_a_child_that_cannot_start_stops_the_others(tmp_path: Path) -> None:
     assert processes_of(state) == []
 
 
-# --- more and fewer -----------------------------------------------------------------
-
-
 def test_chunkservers_join_and_are_never_left_out(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("--replication", "1", chunkservers=1).start()
     assert len(cluster.ready["chunkservers"]) == 1
@@ -307,9 +289,6 @@ def test_too_few_chunkservers_are_reported(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("--replication", "3", chunkservers=1).start()
     wait_for(lambda: "--replication 1" in cluster.output.read_text(), "advice")
     assert "Warning" in cluster.output.read_text()
-
-
-# --- in the background ---------------------------------------------------------------
 
 
 def test_detach_and_down(tmp_path: Path) -> None:

@@ -103,9 +103,6 @@ def fails(cluster: Cluster, *arguments: str | Path, code: int = 1, **options: ob
     return reported
 
 
-# --- put and get ------------------------------------------------------------------
-
-
 def test_a_file_goes_in_and_out(cluster: Cluster, top: str, tmp_path: Path) -> None:
     data = os.urandom(3 * MIB + 17)
     (tmp_path / "in").write_bytes(data)
@@ -153,7 +150,7 @@ def test_into_a_directory_as_cp_does(cluster: Cluster, top: str, tmp_path: Path)
     cluster.gfs("get", f"{top}/several/a", f"{top}/several/b", out / "more")
     cluster.gfs("get", f"{top}/several/b", cwd=out)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == [
-        *("a", "b", "more", "more/a", "more/b"),
+        *("a", "b", "more", "more/a", "more/b")
     ]
     assert "no name" in fails(cluster, "put", "-", top, input=b"x")
 
@@ -283,9 +280,6 @@ def test_failures_are_one_line(cluster: Cluster, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- names ------------------------------------------------------------------------
-
-
 def test_ls(cluster: Cluster, top: str) -> None:
     cluster.gfs("mkdir", "-p", f"{top}/d/e")
     for name in ("b", "a", "d/e/deep"):
@@ -293,14 +287,14 @@ def test_ls(cluster: Cluster, top: str) -> None:
     assert cluster.gfs("ls", top).stdout == b"a\nb\nd/\n"
     assert cluster.gfs("ls", f"{top}/a").stdout == f"{top}/a\n".encode()
     assert sorted(cluster.gfs("ls", "-R", top).stdout.decode().split()) == [
-        *(f"{top}/{name}" for name in ("a", "b", "d/", "d/e/", "d/e/deep")),
+        *(f"{top}/{name}" for name in ("a", "b", "d/", "d/e/", "d/e/deep"))
     ]
     long = cluster.gfs("ls", "-l", top).stdout.decode().splitlines()
     assert long[0].split()[:4] == ["f", "3", "5", "B"]
     assert long[2].startswith("d")
     listed = cluster.json("ls", top)
     assert [(entry["path"], entry["kind"]) for entry in listed] == [
-        *((f"{top}/a", "file"), (f"{top}/b", "file"), (f"{top}/d", "directory")),
+        *((f"{top}/a", "file"), (f"{top}/b", "file"), (f"{top}/d", "directory"))
     ]
     assert len(cluster.json("ls", "-R", top)) == 5
     cluster.gfs("mkdir", f"{top}/empty")
@@ -313,7 +307,7 @@ def test_stat_and_du(cluster: Cluster, top: str) -> None:
     entry = cluster.json("stat", f"{top}/file")
     assert (entry["kind"], entry["length"], entry["replication"]) == ("file", 1000, 3)
     assert [entry["kind"] for entry in cluster.json("stat", top, f"{top}/file")] == [
-        *("directory", "file"),
+        *("directory", "file")
     ]
     reported = cluster.gfs("stat", f"{top}/file").stdout.decode()
     assert "1000 bytes" in reported
@@ -393,9 +387,6 @@ def test_setrep(cluster: Cluster, top: str) -> None:
     fails(cluster, "setrep", "65", f"{top}/a")
 
 
-# --- health -----------------------------------------------------------------------
-
-
 def test_status(cluster: Cluster) -> None:
     def are_live() -> bool:
         return [server["state"] for server in cluster.json("status")["servers"]] == ["live"] * 3
@@ -429,9 +420,6 @@ def test_locate_and_fsck(cluster: Cluster, top: str) -> None:
     assert (report["files"], report["chunks"], report["damaged"]) == (1, 1, [])
 
 
-# --- manners ----------------------------------------------------------------------
-
-
 def test_a_closed_stdout_ends_quietly(cluster: Cluster, top: str) -> None:
     cluster.gfs("put", "-", f"{top}/file", input=os.urandom(4 * MIB))
     for arguments in (["cat", f"{top}/file"], ["get", f"{top}/file", "-"], ["status"]):
@@ -457,7 +445,6 @@ def test_ctrl_c_leaves_nothing_half_done(cluster: Cluster, top: str) -> None:
         stderr=subprocess.PIPE,
         env={**cluster.environment, "GFS_STATE": str(cluster.state)},
     ) as process:
-        assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(os.urandom(MIB))
         process.stdin.flush()
@@ -487,7 +474,6 @@ def test_a_terminal_sees_progress(cluster: Cluster, top: str) -> None:
         env={**cluster.environment, "GFS_STATE": str(cluster.state), "TERM": "xterm"},
     ) as process:
         os.close(follower)
-        assert process.stdin is not None
         process.stdin.write(bytes(3 * MIB))
         process.stdin.flush()
         shown = b""

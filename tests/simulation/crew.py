@@ -35,11 +35,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 def run_all(
-    run: Callable[[int], T],
-    seeds: Iterator[int],
-    jobs: int,
-    patience: float,
-    lost: Lost[T],
+    run: Callable[[int], T], seeds: Iterator[int], jobs: int, patience: float, lost: Lost[T]
 ) -> Iterator[T]:
     """``run`` of each seed, in ``jobs`` processes, as they come.
 
@@ -131,12 +127,7 @@ def _too_long(patience: float) -> str:
     return f"no end after {patience:g} s of real time"
 
 
-def _serve(
-    connection: Connection,
-    run: Callable[[int], T],
-    patience: float,
-    lost: Lost[T],
-) -> None:
+def _serve(connection: Connection, run: Callable[[int], T], patience: float, lost: Lost[T]) -> None:
     seed = -1
 
     def give_up(_: int, frame: FrameType | None) -> NoReturn:

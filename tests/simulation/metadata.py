@@ -163,9 +163,6 @@ def _read_all(directory: str, names: Sequence[str]) -> dict[str, Rows]:
         environment.close()
 
 
-# --- what must be true --------------------------------------------------------------
-
-
 def problems(metadata: Metadata) -> list[str]:
     """Everything about these rows that cannot be right."""
     return [

@@ -11,7 +11,7 @@ of that file that a snapshot made is the same number, negative, whichever made i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 DIRECTORY = 0
@@ -389,7 +389,3 @@ def step(tree: Tree, call: Call) -> tuple[str, object, Tree]:
 
 
 Step = Callable[[Tree, Call], tuple[str, object, Tree]]
-
-
-def makers(calls: Collection[int]) -> Sight:
-    return frozenset(calls)

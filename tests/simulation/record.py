@@ -9,12 +9,12 @@ allows.
 from __future__ import annotations
 
 import math
-import random
 import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from random import Random
 
 import trio
 from xxhash import xxh3_64_digest, xxh3_128_digest
@@ -42,7 +42,6 @@ from .names_model import (
     Snapshot,
 )
 
-STORY_EVENTS = 400
 #: So much later all know that a disk is not full any more, and none of its others is.
 FULL_SECONDS = 60.0
 #: A holder that is none any more serves reads for so long at most, and clients remember them.
@@ -143,8 +142,6 @@ class Record:
         self._last += 1
         return self._last
 
-    # --- the namespace ---------------------------------------------------------------
-
     def begin(self, who: str, call: Call, began: float | None = None) -> Event:
         """``began``: if that was earlier."""
         event = Event(who, call, self.now if began is None else began)
@@ -180,8 +177,6 @@ class Record:
         self.history.remove(event)
         self.tell(f"{event.who}: {event.call.number} did nothing")
 
-    # --- faults ---------------------------------------------------------------------------
-
     def begin_strike(self) -> None:
         self.strikes += 1
 
@@ -215,8 +210,6 @@ class Record:
         quiet_from = -math.inf if since is None else since - seconds
         return not self.strikes and (self.struck == -math.inf or self.struck < quiet_from)
 
-    # --- goals --------------------------------------------------------------------------
-
     def begin_goal(self, value: int) -> Goal:
         goal = Goal(value, self.now)
         self.goals.append(goal)
@@ -247,8 +240,6 @@ class Record:
         return {
             goal.value for goal in known if not any(goal.ended < other.began for other in certain)
         }
-
-    # --- files -------------------------------------------------------------------------
 
     def new_note(self) -> str:
         """An attribute that may be set from now on."""
@@ -463,7 +454,6 @@ class Record:
         once: bool = False,
     ) -> None:
         """``once``: without those that are there twice."""
-        assert model.log is not None
         since = self._since(since)
         problem = model.log.objection_to(found, since, model.shaken, start, end, once)
         if problem:
@@ -493,5 +483,5 @@ class Record:
             self.look_everywhere(model, write.start, write.end, write.began)
 
 
-def content(chance: random.Random, length: int) -> bytes:
+def content(chance: Random, length: int) -> bytes:
     return chance.randbytes(length)

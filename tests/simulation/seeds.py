@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import random
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from random import Random
 from typing import Any
 
 import pytest
 from share import turn
 
-from gfs.testing import run_simulated
+from gfs.testing import SimCluster, run_simulated
 
 
 def seeds(default_count: int) -> list[int]:
@@ -27,16 +28,46 @@ def seeds(default_count: int) -> list[int]:
     return list(range(int(first), int(last or first) + 1))
 
 
-def over_seeds(count: int) -> Callable[[Callable[..., Awaitable[None]]], Any]:
-    """Makes a test of ``async scenario(seed, chance)``: ``chance`` is the seed's own."""
+#: Names of clients that a scenario may ask for.
+CLIENTS = ("fs", "one", "other", "stray")
+
+
+def over_seeds(
+    which: int | list[int],
+    *,
+    kind: Callable[..., SimCluster] = SimCluster,
+    user: str | None = None,
+    **settings: Any,
+) -> Callable[..., Any]:
+    """Makes a test of ``async scenario(seed, chance, cluster, fs, …)``: for so many seeds, or
+    for those that are named.
+
+    A scenario takes of these what it needs: ``chance`` is the seed's own, ``cluster`` a running
+    one of that kind with these settings, and each of ``CLIENTS`` a client of it. The name of
+    ``fs`` is ``user``, that of ``stray`` the same.
+    """
 
     def decorate(scenario: Callable[..., Awaitable[None]]) -> Any:
-        @pytest.mark.parametrize("seed", seeds(count))
+        signature = inspect.signature(scenario)
+        given = [n for n in signature.parameters if n in ("seed", "chance", "cluster", *CLIENTS)]
+        clients = [name for name in given if name in CLIENTS]
+
+        async def run(seed: int, **more: object) -> None:
+            found: dict[str, object] = {"seed": seed, "chance": Random(f"{seed}/test")}
+            async with AsyncExitStack() as stack:
+                if clients or "cluster" in given:
+                    cluster = await stack.enter_async_context(kind(seed, **settings))
+                    found["cluster"] = cluster
+                    for name in clients:
+                        named = {"fs": user, "stray": "stray"}.get(name)
+                        found[name] = await stack.enter_async_context(cluster.client(named))
+                await scenario(**{name: found[name] for name in given}, **more)
+
+        @pytest.mark.parametrize("seed", which if isinstance(which, list) else seeds(which))
         @functools.wraps(scenario)
         def test(seed: int, **more: object) -> None:
-            run = functools.partial(scenario, seed, random.Random(f"{seed}/test"), **more)
             try:
-                run_simulated(seed, run)
+                run_simulated(seed, functools.partial(run, seed, **more))
             except BaseException as error:
                 error.add_note(
                     f"replay: GFS_SEEDS={seed} python -m pytest "
@@ -44,10 +75,10 @@ def over_seeds(count: int) -> Callable[[Callable[..., Awaitable[None]]], Any]:
                 )
                 raise
 
-        # What pytest is to give: all of the scenario's arguments but the chance.
-        signature = inspect.signature(scenario)
-        wanted = [p for name, p in signature.parameters.items() if name != "chance"]
-        test.__signature__ = signature.replace(parameters=wanted)  # type: ignore[attr-defined]
+        # What pytest is to give: the seed, and all of the scenario's arguments that are not ours.
+        wanted = [p for name, p in signature.parameters.items() if name not in given]
+        mine = inspect.Parameter("seed", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        test.__signature__ = signature.replace(parameters=[mine, *wanted])  # type: ignore[attr-defined]
         return test
 
     return decorate

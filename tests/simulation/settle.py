@@ -10,10 +10,10 @@ compared with the history of calls; and the master's rows are checked.
 from __future__ import annotations
 
 import gc
-import random
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from random import Random
 
 import trio
 
@@ -162,7 +162,7 @@ class Settling:
         self.record = record
         self.faults = faults
         self.losses = faults.losses
-        self.chance = random.Random(f"{plan.seed}/settling")
+        self.chance = Random(f"{plan.seed}/settling")
         #: (Server, directory) of the disks that their servers have given up.
         self.down: set[tuple[str, str]] = set()
         #: Chunks below their goal while status says that there are none: since when.
@@ -454,8 +454,6 @@ class Settling:
         if others and max(racks.values()) - min(others) > 1:
             return [f"chunk {handle:x} is on {names}, which could be in more racks"]
         return []
-
-    # --- the end ---------------------------------------------------------------------------
 
     async def check(self, fs: Client) -> None:
         await self._check_names(fs)

@@ -131,8 +131,6 @@ class ShadowedCluster(SimCluster):
         finally:
             process.kill()
 
-    # --- the operator ------------------------------------------------------------------
-
     async def promote(self, name: str, *, force: bool = False) -> PromoteReply:
         async with self.at(name) as fs:
             return await fs.promote(force=force)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import random
 from contextlib import AsyncExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -47,12 +47,12 @@ class Appended:
         self.at[offset] = data
         return offset
 
-    async def some(self, fs: Client, chance: random.Random, count: int, size: int = 300) -> None:
+    async def some(self, fs: Client, chance: Random, count: int, size: int = 300) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(count):
                 nursery.start_soon(self.append, fs, chance.randbytes(16) + content(chance, size))
 
-    async def keep_on(self, fs: Client, chance: random.Random) -> None:
+    async def keep_on(self, fs: Client, chance: Random) -> None:
         """Until cancelled; what fails is tried no more."""
         while True:
             try:
@@ -82,112 +82,103 @@ async def chain(fs: Client, cluster: SimCluster) -> list[str]:
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("comes_back", [False, True])
-@over_seeds(4)
+@over_seeds(4, chunkservers=4)
 async def test_any_server_of_the_chain_may_die(
-    seed: int, chance: random.Random, victim: int, comes_back: bool
+    chance: Random, cluster: SimCluster, fs: Client, victim: int, comes_back: bool
 ) -> None:
     appended = Appended()
-    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
-        await appended.some(fs, chance, 5)
-        name = (await chain(fs, cluster))[victim]
-        async with trio.open_nursery() as nursery:
-            for _ in range(4):
-                nursery.start_soon(appended.keep_on, fs, chance)
-            await trio.sleep(1)
-            cluster.kill_in_call(name, chance.randint(1, 12))
-            await trio.sleep(0.5)
-            await cluster.crash(name)
-            if comes_back:
-                await cluster.start(name)
-            await trio.sleep(20)
-            nursery.cancel_scope.cancel()
-        await appended.check(fs)
-        await cluster.wait_until(lambda: settled(fs), 60)
-        assert await sound(fs)
+    await appended.some(fs, chance, 5)
+    name = (await chain(fs, cluster))[victim]
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(appended.keep_on, fs, chance)
+        await trio.sleep(1)
+        cluster.kill_in_call(name, chance.randint(1, 12))
+        await trio.sleep(0.5)
+        await cluster.crash(name)
+        if comes_back:
+            await cluster.start(name)
+        await trio.sleep(20)
+        nursery.cancel_scope.cancel()
+    await appended.check(fs)
+    await cluster.wait_until(lambda: settled(fs), 60)
+    assert await sound(fs)
 
 
-@over_seeds(4)
+@over_seeds(4, chunkservers=3)
 async def test_a_secondary_that_misses_records_is_given_up_or_brought_up(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     appended = Appended()
-    async with SimCluster(seed, chunkservers=3) as cluster, cluster.client() as fs:
-        await appended.some(fs, chance, 5)
-        first, second, third = await chain(fs, cluster)
-        cluster.network.partition([second], [first, third])
-        await appended.some(fs, chance, 5, 70_000)
-        cluster.network.heal()
-        await appended.some(fs, chance, 5)
+    await appended.some(fs, chance, 5)
+    first, second, third = await chain(fs, cluster)
+    cluster.network.partition([second], [first, third])
+    await appended.some(fs, chance, 5, 70_000)
+    cluster.network.heal()
+    await appended.some(fs, chance, 5)
+    await appended.check(fs)
+    await cluster.wait_until(lambda: settled(fs), 60)
+    for name in (first, second, third):
+        others = [other for other in (first, second, third) if other != name]
+        cluster.network.partition(["client0"], others)
         await appended.check(fs)
-        await cluster.wait_until(lambda: settled(fs), 60)
-        for name in (first, second, third):
-            others = [other for other in (first, second, third) if other != name]
-            cluster.network.partition(["client0"], others)
-            await appended.check(fs)
-            cluster.network.heal()
+        cluster.network.heal()
 
 
-@over_seeds(4)
+@over_seeds(4, chunkservers=3, master=MasterSettings(lease_seconds=6, lease_margin_seconds=0.5))
 async def test_a_primary_that_lost_the_end_misleads_no_writer(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     """It is of the current version, whole by its own account, and shorter: whoever is
     primary, the others' records are there, and become its own."""
     appended = Appended()
-    settings = MasterSettings(lease_seconds=6, lease_margin_seconds=0.5)
-    async with (
-        SimCluster(seed, chunkservers=3, master=settings) as cluster,
-        cluster.client() as fs,
-    ):
-        await appended.some(fs, chance, 3)
-        victim = (await chain(fs, cluster))[chance.randrange(3)]
-        cluster.machine(victim).disk.write_back(chance)
-        await appended.some(fs, chance, 3, 70_000)
-        await cluster.crash("master")  # it does not come to know of the new length
-        await cluster.crash(victim)
-        cluster.machine(victim).disk.power_cut(chance)
-        cluster.begin(victim)
-        await cluster.start("master")
-        await appended.check(fs)
-        await trio.sleep(8)
-        await appended.some(fs, chance, 3)
-        await appended.check(fs)
-        await cluster.wait_until(lambda: settled(fs), 60)
-        assert await sound(fs)
+    await appended.some(fs, chance, 3)
+    victim = (await chain(fs, cluster))[chance.randrange(3)]
+    cluster.machine(victim).disk.write_back(chance)
+    await appended.some(fs, chance, 3, 70_000)
+    await cluster.crash("master")  # it does not come to know of the new length
+    await cluster.crash(victim)
+    cluster.machine(victim).disk.power_cut(chance)
+    cluster.begin(victim)
+    await cluster.start("master")
+    await appended.check(fs)
+    await trio.sleep(8)
+    await appended.some(fs, chance, 3)
+    await appended.check(fs)
+    await cluster.wait_until(lambda: settled(fs), 60)
+    assert await sound(fs)
 
 
-@over_seeds(4)
+@over_seeds(4, chunkservers=4)
 async def test_a_secondary_that_lost_the_end_fails_no_append(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     """The lease goes on, and all replicas were of one length when the primary looked."""
     appended = Appended()
-    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
-        await appended.some(fs, chance, 3)
-        victim = (await chain(fs, cluster))[chance.choice([1, 2])]
-        cluster.machine(victim).disk.write_back(chance)
-        await appended.some(fs, chance, 3, 5000)
-        await cluster.crash(victim)
-        cluster.machine(victim).disk.power_cut(chance)
-        await cluster.start(victim)
-        await trio.sleep(0.5)
-        await appended.some(fs, chance, 3)
-        await appended.check(fs)
-        await cluster.wait_until(lambda: settled(fs), 60)
-        assert await sound(fs)
+    await appended.some(fs, chance, 3)
+    victim = (await chain(fs, cluster))[chance.choice([1, 2])]
+    cluster.machine(victim).disk.write_back(chance)
+    await appended.some(fs, chance, 3, 5000)
+    await cluster.crash(victim)
+    cluster.machine(victim).disk.power_cut(chance)
+    await cluster.start(victim)
+    await trio.sleep(0.5)
+    await appended.some(fs, chance, 3)
+    await appended.check(fs)
+    await cluster.wait_until(lambda: settled(fs), 60)
+    assert await sound(fs)
 
 
-@over_seeds(3)
+@over_seeds(
+    3,
+    chunkservers=5,
+    master=MasterSettings(lease_seconds=6, lease_margin_seconds=0.5, dead_seconds=6),
+)
 async def test_leases_end_and_chunks_are_copied_under_appends(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     appended = Appended()
-    settings = MasterSettings(lease_seconds=6, lease_margin_seconds=0.5, dead_seconds=6)
-    async with (
-        SimCluster(seed, chunkservers=5, master=settings) as cluster,
-        cluster.client() as fs,
-        cluster.client("client1") as other,
-    ):
+    async with cluster.client("client1") as other:
         await appended.some(fs, chance, 3)
         async with trio.open_nursery() as nursery:
             for client in (fs, fs, other, other):
@@ -205,108 +196,96 @@ async def test_leases_end_and_chunks_are_copied_under_appends(
 
 @over_seeds(2)
 async def test_snapshots_have_what_was_acknowledged_before_them_and_nothing_after(
-    seed: int, chance: random.Random
+    chance: Random, fs: Client
 ) -> None:
     appended = Appended()
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await appended.some(fs, chance, 5)
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(appended.keep_on, fs, chance)
-            await trio.sleep(2)
-            before = dict(appended.at)
-            await fs.snapshot(PATH, "/copy")
-            copied = [(r.offset, r.data) async for r in fs.records("/copy", duplicates=True)]
-            await trio.sleep(5)
-            nursery.cancel_scope.cancel()
-        assert before.items() <= dict(copied).items()
-        again = [(r.offset, r.data) async for r in fs.records("/copy", duplicates=True)]
-        assert again == copied
-        assert len(appended.at) > len(before)
-        await appended.check(fs)
-        await fs.append("/copy", b"of the copy alone")
-        assert b"of the copy alone" not in [r.data async for r in fs.records(PATH)]
+    await appended.some(fs, chance, 5)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(appended.keep_on, fs, chance)
+        await trio.sleep(2)
+        before = dict(appended.at)
+        await fs.snapshot(PATH, "/copy")
+        copied = [(r.offset, r.data) async for r in fs.records("/copy", duplicates=True)]
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    assert before.items() <= dict(copied).items()
+    again = [(r.offset, r.data) async for r in fs.records("/copy", duplicates=True)]
+    assert again == copied
+    assert len(appended.at) > len(before)
+    await appended.check(fs)
+    await fs.append("/copy", b"of the copy alone")
+    assert b"of the copy alone" not in [r.data async for r in fs.records(PATH)]
+
+
+@over_seeds(2, chunkservers=4, chunkserver=ChunkserverSettings(reserve_bytes=1 << 20))
+async def test_a_full_disk_is_passed_by(chance: Random, cluster: SimCluster, fs: Client) -> None:
+    appended = Appended()
+    await appended.some(fs, chance, 3)
+    victim = (await chain(fs, cluster))[chance.randrange(3)]
+    disk = cluster.machine(victim).disk
+    space = disk.space(cluster.disks[0])
+    disk.mount(cluster.disks[0], space.total_bytes - space.free_bytes + 2000)
+    await appended.some(fs, chance, 5, 70_000)
+    await appended.check(fs)
 
 
 @over_seeds(2)
-async def test_a_full_disk_is_passed_by(seed: int, chance: random.Random) -> None:
+async def test_clients_that_hang_up_harm_no_others(chance: Random, fs: Client) -> None:
     appended = Appended()
-    reserve = ChunkserverSettings(reserve_bytes=1 << 20)
-    async with (
-        SimCluster(seed, chunkservers=4, chunkserver=reserve) as cluster,
-        cluster.client() as fs,
-    ):
-        await appended.some(fs, chance, 3)
-        victim = (await chain(fs, cluster))[chance.randrange(3)]
-        disk = cluster.machine(victim).disk
-        space = disk.space(cluster.disks[0])
-        disk.mount(cluster.disks[0], space.total_bytes - space.free_bytes + 2000)
-        await appended.some(fs, chance, 5, 70_000)
-        await appended.check(fs)
-
-
-@over_seeds(2)
-async def test_clients_that_hang_up_harm_no_others(seed: int, chance: random.Random) -> None:
-    appended = Appended()
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(appended.some, fs, chance, 20, 100_000)
-            for _ in range(10):
-                data = chance.randbytes(50_000)
-                appended.tried.add(data)
-                with trio.move_on_after(chance.uniform(0, 0.02)):
-                    await fs.append(PATH, data)
-        assert len(appended.at) == 20
-        await appended.check(fs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(appended.some, fs, chance, 20, 100_000)
+        for _ in range(10):
+            data = chance.randbytes(50_000)
+            appended.tried.add(data)
+            with trio.move_on_after(chance.uniform(0, 0.02)):
+                await fs.append(PATH, data)
+    assert len(appended.at) == 20
+    await appended.check(fs)
 
 
 @over_seeds(1)
-async def test_the_next_record_of_a_deleted_file_is_of_a_new_one(
-    seed: int, chance: random.Random
-) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.append(PATH, b"old")
-        await fs.delete(PATH)
-        await trio.sleep(70)
-        await fs.append(PATH, b"new")
-        assert [r.data async for r in fs.records(PATH)] == [b"new"]
+async def test_the_next_record_of_a_deleted_file_is_of_a_new_one(fs: Client) -> None:
+    await fs.append(PATH, b"old")
+    await fs.delete(PATH)
+    await trio.sleep(70)
+    await fs.append(PATH, b"new")
+    assert [r.data async for r in fs.records(PATH)] == [b"new"]
 
 
 @over_seeds(1)
 async def test_no_server_is_passed_over_for_a_chunk_that_is_gone(
-    seed: int, chance: random.Random
+    cluster: SimCluster, fs: Client
 ) -> None:
     """Its file was deleted under an appender, and the next that was put had fewer replicas."""
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.append(PATH, b"old")
-        await fs.delete(PATH, now=True)
-        await cluster.wait_until(
-            lambda: not any(handles_on(cluster, name) for name in cluster.chunkservers), 30
-        )
-        await fs.append(PATH, b"new")
-        assert [r.data async for r in fs.records(PATH)] == [b"new"]
-        await fs.put(b"x", "/file")
-        assert await replicas(fs, "/file") == 3
+    await fs.append(PATH, b"old")
+    await fs.delete(PATH, now=True)
+    await cluster.wait_until(
+        lambda: not any(handles_on(cluster, name) for name in cluster.chunkservers), 30
+    )
+    await fs.append(PATH, b"new")
+    assert [r.data async for r in fs.records(PATH)] == [b"new"]
+    await fs.put(b"x", "/file")
+    assert await replicas(fs, "/file") == 3
 
 
 @over_seeds(1)
-async def test_a_file_that_was_put_is_appended_to(seed: int, chance: random.Random) -> None:
+async def test_a_file_that_was_put_is_appended_to(cluster: SimCluster, fs: Client) -> None:
     """Its bytes stay, and what looks like a record in them is none."""
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.append("/other", b"a record of another file")
-        inner = await fs.get("/other")
-        before = b"x" + inner + bytes(100_000)
-        await fs.put(before, PATH)
-        offset = await fs.append(PATH, b"mine")
-        assert offset == len(before)
-        assert (await fs.get(PATH))[:offset] == before
-        assert [r.data async for r in fs.records(PATH)] == [b"mine"]
-        entry = await fs.stat(PATH)
-        assert entry.appended
-        assert not entry.digest
-        listed = {e.path: e.length for e in await fs.list("/")}
-        await cluster.wait_until(lambda: _listed(fs, entry.length), 10)
-        assert listed[PATH] <= entry.length
+    await fs.append("/other", b"a record of another file")
+    inner = await fs.get("/other")
+    before = b"x" + inner + bytes(100_000)
+    await fs.put(before, PATH)
+    offset = await fs.append(PATH, b"mine")
+    assert offset == len(before)
+    assert (await fs.get(PATH))[:offset] == before
+    assert [r.data async for r in fs.records(PATH)] == [b"mine"]
+    entry = await fs.stat(PATH)
+    assert entry.appended
+    assert not entry.digest
+    listed = {e.path: e.length for e in await fs.list("/")}
+    await cluster.wait_until(lambda: _listed(fs, entry.length), 10)
+    assert listed[PATH] <= entry.length
 
 
 async def _listed(fs: Client, length: int) -> bool:
@@ -314,33 +293,32 @@ async def _listed(fs: Client, length: int) -> bool:
 
 
 @over_seeds(1)
-async def test_what_is_refused(seed: int, chance: random.Random) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        with pytest.raises(InvalidArgument, match="quarter of a chunk"):
-            await fs.append(PATH, bytes(RECORD_BYTES_MAX + 1))
-        with pytest.raises(NotFound):
-            await fs.append(PATH, b"x", create=False)
-        await fs.mkdir("/directory")
-        with pytest.raises(IsADirectory):
-            await fs.append("/directory", b"x")
-        with pytest.raises(NotFound):
-            [r async for r in fs.records(PATH)]
-        assert await fs.append_many(PATH, []) == []
-        offsets = await fs.append_many(PATH, [b"first", b"", b"third"])
-        assert [r.offset async for r in fs.records(PATH)] == offsets == sorted(offsets)
-        assert offsets[-1] < CHUNK_BYTES
-        [chunk] = (await fs.locate(PATH)).chunks
-        connection = await fs._core.pool.acquire(chunk.replicas[0].address)
-        await connection.send(AppendRecords(1, chunk.handle, chunk.version, 0, []))
-        assert isinstance(refused := await connection.receive(), Failure)
-        assert refused.code == InvalidArgument.code
-        connection.close()
+async def test_what_is_refused(fs: Client) -> None:
+    with pytest.raises(InvalidArgument, match="quarter of a chunk"):
+        await fs.append(PATH, bytes(RECORD_BYTES_MAX + 1))
+    with pytest.raises(NotFound):
+        await fs.append(PATH, b"x", create=False)
+    await fs.mkdir("/directory")
+    with pytest.raises(IsADirectory):
+        await fs.append("/directory", b"x")
+    with pytest.raises(NotFound):
+        [r async for r in fs.records(PATH)]
+    assert await fs.append_many(PATH, []) == []
+    offsets = await fs.append_many(PATH, [b"first", b"", b"third"])
+    assert [r.offset async for r in fs.records(PATH)] == offsets == sorted(offsets)
+    assert offsets[-1] < CHUNK_BYTES
+    [chunk] = (await fs.locate(PATH)).chunks
+    connection = await fs._core.pool.acquire(chunk.replicas[0].address)
+    await connection.send(AppendRecords(1, chunk.handle, chunk.version, 0, []))
+    assert isinstance(refused := await connection.receive(), Failure)
+    assert refused.code == InvalidArgument.code
+    connection.close()
 
 
 @pytest.mark.parametrize("trouble", ["none", "busy", "cut", "primary dies"])
 @over_seeds(2)
 async def test_the_next_request_is_sent_before_the_answer_and_order_is_kept(
-    seed: int, chance: random.Random, trouble: str, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large requests follow one another without a pause. When one fails, none after it has a
     place before it."""
@@ -384,13 +362,13 @@ async def test_the_next_request_is_sent_before_the_answer_and_order_is_kept(
         assert found == [b"first", *data]
 
 
-@over_seeds(4)
+@over_seeds(4, chunkservers=3)
 async def test_those_who_wait_for_each_answer_share_exchanges(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster
 ) -> None:
     writers, rounds = 8, 20
     appended = Appended()
-    async with SimCluster(seed, chunkservers=3) as cluster, AsyncExitStack() as clients:
+    async with AsyncExitStack() as clients:
         every = [await clients.enter_async_context(cluster.client()) for _ in range(writers)]
         await appended.append(every[0], b"first")
 
@@ -416,41 +394,39 @@ def commits(cluster: SimCluster) -> int:
     (path,) = cluster.chunk_files(name)
     disk = cluster.machine(name).disk
     state = ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle_of(path))
-    assert state is not None
     return state.sequence
 
 
 @over_seeds(1)
 @pytest.mark.parametrize("to_path", [False, True])
 async def test_the_reported_length_of_a_growing_source_is_what_was_stored(
-    seed: int, chance: random.Random, tmp_path: Path, to_path: bool
+    chance: Random, fs: Client, tmp_path: Path, to_path: bool
 ) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        first = content(chance, 3 * MIB)
-        await fs.put(first, "/log")
-        opened: list[FileMap] = []
+    first = content(chance, 3 * MIB)
+    await fs.put(first, "/log")
+    opened: list[FileMap] = []
 
-        def grows(_: int) -> None:
-            opened[0].entry.length += 63  # as a look does, for where the next chunk is
+    def grows(_: int) -> None:
+        opened[0].entry.length += 63  # as a look does, for where the next chunk is
 
-        open_map = FileMap.open
+    open_map = FileMap.open
 
-        async def noted(*arguments: Any, **options: Any) -> FileMap:
-            opened.append(await open_map(*arguments, **options))
-            return opened[-1]
+    async def noted(*arguments: Any, **options: Any) -> FileMap:
+        opened.append(await open_map(*arguments, **options))
+        return opened[-1]
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(FileMap, "open", noted)
-            target: Any = str(tmp_path / "copy") if to_path else io.BytesIO()
-            entry = await fs.get("/log", target, progress=grows)
-        data = (tmp_path / "copy").read_bytes() if to_path else target.getvalue()
-        assert data == first
-        assert entry.length == len(first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileMap, "open", noted)
+        target: Any = str(tmp_path / "copy") if to_path else io.BytesIO()
+        entry = await fs.get("/log", target, progress=grows)
+    data = (tmp_path / "copy").read_bytes() if to_path else target.getvalue()
+    assert data == first
+    assert entry.length == len(first)
 
 
 @over_seeds(8)
 async def test_records_of_one_task_are_sent_once(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one may come at the instant at which the last one's request ends."""
     sent, transmit = 0, Appender._transmit

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from random import Random
 
 import pytest
 import trio
@@ -62,7 +62,7 @@ def on_requests(fs: Client, seen: list[object]) -> None:
     fs._core.master.call = noting_call  # type: ignore[method-assign,assignment]
 
 
-async def write_in_pieces(fs: Client, path: str, data: bytes, chance: random.Random) -> None:
+async def write_in_pieces(fs: Client, path: str, data: bytes, chance: Random) -> None:
     async with fs.create(path, overwrite=True) as file:
         done = 0
         while done < len(data):
@@ -71,35 +71,28 @@ async def write_in_pieces(fs: Client, path: str, data: bytes, chance: random.Ran
             done += count
 
 
-# --- digests -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "length",
     [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1, MIB, 2 * MIB + 70_000, CHUNK_BYTES, CHUNK_BYTES + 100_000],
 )
 @over_seeds(1)
-async def test_a_digest_is_that_of_the_stored_sums(
-    seed: int, chance: random.Random, length: int
-) -> None:
+async def test_a_digest_is_that_of_the_stored_sums(chance: Random, fs: Client, length: int) -> None:
     data = content(chance, length)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        entry = await fs.put(data, "/put")
-        assert entry.digest == digest_of(data)
-        assert len(entry.digest) == 16
-        await write_in_pieces(fs, "/written", data, chance)
-        assert (await fs.stat("/written")).digest == entry.digest
+    entry = await fs.put(data, "/put")
+    assert entry.digest == digest_of(data)
+    assert len(entry.digest) == 16
+    await write_in_pieces(fs, "/written", data, chance)
+    assert (await fs.stat("/written")).digest == entry.digest
 
 
-@over_seeds(2)
-async def test_a_digest_does_not_depend_on_the_pool(seed: int, chance: random.Random) -> None:
+@over_seeds(2, client=SMALL_POOL)
+async def test_a_digest_does_not_depend_on_the_pool(chance: Random, fs: Client) -> None:
     """With it empty, packets are small; in between they may be large again."""
     data = content(chance, 3 * MIB + 12_345)
-    async with SimCluster(seed) as cluster, cluster.client(settings=SMALL_POOL) as fs:
-        async with trio.open_nursery() as nursery:
-            for number in range(8):
-                nursery.start_soon(fs.put, data, f"/{number}")
-        assert {entry.digest for entry in await fs.list("/")} == {digest_of(data)}
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(fs.put, data, f"/{number}")
+    assert {entry.digest for entry in await fs.list("/")} == {digest_of(data)}
 
 
 @pytest.mark.parametrize(
@@ -115,32 +108,32 @@ async def test_a_digest_does_not_depend_on_the_pool(seed: int, chance: random.Ra
 )
 @over_seeds(1)
 async def test_a_flush_inside_a_block_gives_the_digest_up(
-    seed: int, chance: random.Random, pieces: list[int], known: bool
+    chance: Random, fs: Client, pieces: list[int], known: bool
 ) -> None:
     data = content(chance, sum(pieces))
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        async with fs.create("/file") as file:
-            done = 0
-            for count in pieces:
-                await file.write(data[done : done + count])
-                await file.flush()
-                done += count
-        assert await fs.get("/file") == data
-        assert (await fs.stat("/file")).digest == (digest_of(data) if known else b"")
+    async with fs.create("/file") as file:
+        done = 0
+        for count in pieces:
+            await file.write(data[done : done + count])
+            await file.flush()
+            done += count
+    assert await fs.get("/file") == data
+    assert (await fs.stat("/file")).digest == (digest_of(data) if known else b"")
 
 
-@over_seeds(6)
-async def test_what_is_sent_again_is_not_counted_again(seed: int, chance: random.Random) -> None:
+@over_seeds(6, chunkservers=5)
+async def test_what_is_sent_again_is_not_counted_again(
+    chance: Random, cluster: SimCluster, fs: Client
+) -> None:
     data = content(chance, 20 * MIB + 5)
-    async with SimCluster(seed, chunkservers=5) as cluster, cluster.client() as fs:
-        async with fs.create("/file") as file:
-            await file.write(data[: 6 * MIB])
-            (chunk,) = file._upload._chunks
-            victim = chance.choice(chunk.chain).address.partition(":")[0]
-            await cluster.crash(victim)
-            await file.write(data[6 * MIB :])
-        assert chunk.version > 1, "nothing was sent again"
-        assert (await fs.stat("/file")).digest == digest_of(data)
+    async with fs.create("/file") as file:
+        await file.write(data[: 6 * MIB])
+        (chunk,) = file._upload._chunks
+        victim = chance.choice(chunk.chain).address.partition(":")[0]
+        await cluster.crash(victim)
+        await file.write(data[6 * MIB :])
+    assert chunk.version > 1, "nothing was sent again"
+    assert (await fs.stat("/file")).digest == digest_of(data)
 
 
 def on_leases(fs: Client, action: Callable[[], Awaitable[None]]) -> None:
@@ -159,14 +152,14 @@ def on_leases(fs: Client, action: Callable[[], Awaitable[None]]) -> None:
 @pytest.mark.parametrize("where", ["inside", "at the end", "a chunk more"])
 @over_seeds(2)
 async def test_a_digest_is_gone_before_the_first_byte_changes(
-    seed: int, chance: random.Random, where: str
+    chance: Random, cluster: SimCluster, fs: Client, where: str
 ) -> None:
     """Durably: the master is killed between the grant and the write."""
     length = CHUNK_BYTES if where == "a chunk more" else 200_000
     data = content(chance, length)
     offset = 10 if where == "inside" else length
     granted = 0
-    async with SimCluster(seed) as cluster, cluster.client() as fs, cluster.client() as other:
+    async with cluster.client() as other:
         await fs.put(data, "/file", attributes=ATTRIBUTES)
         await fs.put(data, "/other")
 
@@ -191,274 +184,240 @@ async def test_a_digest_is_gone_before_the_first_byte_changes(
         assert (await fs.stat("/other")).digest == digest_of(data)
 
 
-# --- attributes ------------------------------------------------------------------------
+@over_seeds(1)
+async def test_attributes_are_in_every_entry(cluster: SimCluster, fs: Client) -> None:
+    put = await fs.put(b"x", "/d/file", attributes=ATTRIBUTES)
+    assert put.attributes == ATTRIBUTES
+    await cluster.restart("master")
+    await fs.rename("/d", "/e")
+    entry = await fs.stat("/e/file")
+    assert (entry.attributes, entry.digest) == (ATTRIBUTES, digest_of(b"x"))
+    assert await fs.list("/e") == [entry]
+    assert [e async for e in fs.scan("/e")] == [entry]
+    assert entry in [e async for e in fs.walk("/")]
+    assert (await fs.locate("/e/file")).entry == entry
+    async with await fs.open("/e/file") as file:
+        assert isinstance(file, ExistingFile)
+        assert file.entry == entry
+    async with fs.create("/e/new", attributes={"a": "b"}) as new:
+        await new.write(b"x")
+    assert new.entry.attributes == (await fs.stat("/e/new")).attributes == {"a": "b"}
+    # A file that replaces another keeps nothing of it.
+    await fs.put(b"y", "/e/new", overwrite=True)
+    assert (await fs.stat("/e/new")).attributes == {}
 
 
 @over_seeds(1)
-async def test_attributes_are_in_every_entry(seed: int, chance: random.Random) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        put = await fs.put(b"x", "/d/file", attributes=ATTRIBUTES)
-        assert put.attributes == ATTRIBUTES
-        await cluster.restart("master")
-        await fs.rename("/d", "/e")
-        entry = await fs.stat("/e/file")
-        assert (entry.attributes, entry.digest) == (ATTRIBUTES, digest_of(b"x"))
-        assert await fs.list("/e") == [entry]
-        assert [e async for e in fs.scan("/e")] == [entry]
-        assert entry in [e async for e in fs.walk("/")]
-        assert (await fs.locate("/e/file")).entry == entry
-        async with await fs.open("/e/file") as file:
-            assert isinstance(file, ExistingFile)
-            assert file.entry == entry
-        async with fs.create("/e/new", attributes={"a": "b"}) as new:
-            await new.write(b"x")
-        assert new.entry is not None
-        assert new.entry.attributes == (await fs.stat("/e/new")).attributes == {"a": "b"}
-        # A file that replaces another keeps nothing of it.
-        await fs.put(b"y", "/e/new", overwrite=True)
-        assert (await fs.stat("/e/new")).attributes == {}
-
-
-@over_seeds(1)
-async def test_mistakes_are_reported_before_anything_is_sent(
-    seed: int, chance: random.Random
-) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        seen: list[object] = []
-        on_requests(fs, seen)
-        for wrong in ({"A": "b"}, {"a": "b" * 1025}, {f"{n}": "" for n in range(17)}):
-            with pytest.raises(InvalidArgument):
-                await fs.put(b"x", "/file", attributes=wrong)
-            with pytest.raises(InvalidArgument):
-                fs.create("/file", attributes=wrong)
-        with pytest.raises(InvalidName):
-            fs.create("/file", parents="")
-        with pytest.raises(InvalidName):
-            fs.create("/" + "x" * 5000)
+async def test_mistakes_are_reported_before_anything_is_sent(fs: Client) -> None:
+    seen: list[object] = []
+    on_requests(fs, seen)
+    for wrong in ({"A": "b"}, {"a": "b" * 1025}, {f"{n}": "" for n in range(17)}):
         with pytest.raises(InvalidArgument):
-            fs.create("/file", expect=-1)
+            await fs.put(b"x", "/file", attributes=wrong)
         with pytest.raises(InvalidArgument):
-            await fs.delete("/file", expect=-1)
-        assert seen == []
-        assert fs._core.uploads == 0
-
-
-# --- compare and swap --------------------------------------------------------------------
+            fs.create("/file", attributes=wrong)
+    with pytest.raises(InvalidName):
+        fs.create("/file", parents="")
+    with pytest.raises(InvalidName):
+        fs.create("/" + "x" * 5000)
+    with pytest.raises(InvalidArgument):
+        fs.create("/file", expect=-1)
+    with pytest.raises(InvalidArgument):
+        await fs.delete("/file", expect=-1)
+    assert seen == []
+    assert fs._core.uploads == 0
 
 
 @over_seeds(1)
-async def test_a_file_is_replaced_only_as_expected(seed: int, chance: random.Random) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        first = await fs.put(b"1", "/d/file", expect=0)
-        with pytest.raises(AlreadyExists):
-            await fs.put(b"2", "/d/file", expect=0, overwrite=True)
-        second = await fs.put(b"2", "/d/file", expect=first.inode)
-        with pytest.raises(FileChanged, match="replaced or deleted meanwhile"):
-            await fs.put(b"3", "/d/file", expect=first.inode, overwrite=True)
-        with pytest.raises(FileChanged):
-            async with fs.create("/d/file", expect=first.inode) as file:
-                await file.write(b"3")
-        assert await fs.get("/d/file") == b"2"
-        with pytest.raises(FileChanged):
-            await fs.delete("/d/file", expect=first.inode)
+async def test_a_file_is_replaced_only_as_expected(fs: Client) -> None:
+    first = await fs.put(b"1", "/d/file", expect=0)
+    with pytest.raises(AlreadyExists):
+        await fs.put(b"2", "/d/file", expect=0, overwrite=True)
+    second = await fs.put(b"2", "/d/file", expect=first.inode)
+    with pytest.raises(FileChanged, match="replaced or deleted meanwhile"):
+        await fs.put(b"3", "/d/file", expect=first.inode, overwrite=True)
+    with pytest.raises(FileChanged):
+        async with fs.create("/d/file", expect=first.inode) as file:
+            await file.write(b"3")
+    assert await fs.get("/d/file") == b"2"
+    with pytest.raises(FileChanged):
+        await fs.delete("/d/file", expect=first.inode)
+    await fs.delete("/d/file", expect=second.inode)
+    with pytest.raises(NotFound):
         await fs.delete("/d/file", expect=second.inode)
-        with pytest.raises(NotFound):
-            await fs.delete("/d/file", expect=second.inode)
-        for path in ("/d/file", "/gone/file"):
-            with pytest.raises(FileChanged):
-                await fs.put(b"4", path, expect=second.inode)
-            assert not await fs.exists(path)
-        assert not await fs.exists("/gone")
-        directory = await fs.stat("/d")
-        with pytest.raises(IsADirectory):
-            await fs.put(b"4", "/d", expect=directory.inode)
-        await fs.delete("/d", expect=directory.inode)
+    for path in ("/d/file", "/gone/file"):
+        with pytest.raises(FileChanged):
+            await fs.put(b"4", path, expect=second.inode)
+        assert not await fs.exists(path)
+    assert not await fs.exists("/gone")
+    directory = await fs.stat("/d")
+    with pytest.raises(IsADirectory):
+        await fs.put(b"4", "/d", expect=directory.inode)
+    await fs.delete("/d", expect=directory.inode)
 
 
 @over_seeds(3)
-async def test_of_two_who_expect_the_same_one_wins(seed: int, chance: random.Random) -> None:
-    """Every increment of a counter counts, over a master that is killed."""
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(b"0", "/counter")
-
-        async def add(name: str) -> None:
-            async with cluster.client(name) as mine:
-                for _ in range(5):
-                    while True:
-                        async with await mine.open("/counter") as file:
-                            assert isinstance(file, ExistingFile)
-                            inode = file.entry.inode
-                            try:
-                                value = int(await file.read())
-                                await mine.put(b"%d" % (value + 1), "/counter", expect=inode)
-                                break
-                            except FileChanged:
-                                continue
-
-        async with trio.open_nursery() as nursery:
-            for number in range(4):
-                nursery.start_soon(add, f"adder{number}")
-            await trio.sleep(chance.uniform(0, 0.1))
-            await cluster.restart("master")
-        assert await fs.get("/counter") == b"20"
-
-
-@over_seeds(1)
-async def test_directories_are_made_only_below(seed: int, chance: random.Random) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.mkdir("/space")
-        await fs.put(b"x", "/space/a/b", parents="/space")
-        await fs.put(b"x", "/file", parents="/")
-        async with fs.create("/space/c/d", parents="/space") as file:
-            await file.write(b"x")
-        file = fs.create("/space/e", parents="/space")
-        await file.write(b"x")
-        await fs.delete("/space", recursive=True)
-        with pytest.raises(NotFound, match=r"^/space: no such directory"):
-            await file.close()
-        with pytest.raises(NotFound, match=r"^/space/deep: no such directory"):
-            await fs.put(b"x", "/space/deep/a", parents="/space/deep")
-        assert not await fs.exists("/space")
-        with pytest.raises(NotADirectory):
-            await fs.put(b"x", "/file/a", parents="/file")
-        for path in ("/a", "/spac/a", "/spaces/a", "/space"):
-            with pytest.raises(InvalidArgument, match="not a directory above"):
-                await fs.put(b"x", path, parents="/space")
-
-
-# --- round trips ------------------------------------------------------------------------
-
-
-@over_seeds(1)
-async def test_a_small_new_file_costs_what_put_costs(seed: int, chance: random.Random) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        seen: list[object] = []
-        on_requests(fs, seen)
-        await fs.put(b"x" * 1024, "/put")
-        of_put = [type(request) for request in seen]
-        seen.clear()
-        async with fs.create("/created") as file:
-            assert seen == []
-            await file.write(b"x" * 1024)
-        assert [type(request) for request in seen] == of_put
-        assert of_put.count(Publish) == 1
-        assert Stat not in of_put
-
-
-@over_seeds(1)
-async def test_any_buffer_can_be_written(seed: int, chance: random.Random) -> None:
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        async with fs.create("/file") as file:
-            numbers = memoryview(bytes(range(8))).cast("H")
-            for piece in (b"ab", bytearray(b"cd"), numbers, memoryview(b"").cast("H"), b""):
-                assert await file.write(piece) == memoryview(piece).nbytes
-        assert await fs.get("/file") == b"abcd" + bytes(range(8))
-
-
-# --- streams ----------------------------------------------------------------------------
-
-
-@over_seeds(1)
-async def test_an_open_file_is_streamed_without_another_look(
-    seed: int, chance: random.Random
+async def test_of_two_who_expect_the_same_one_wins(
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
-    data = content(chance, 2 * MIB + 100_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(data, "/file")
-        seen: list[object] = []
-        on_requests(fs, seen)
-        async with await fs.open("/file") as file:
-            assert isinstance(file, ExistingFile)
-            for offset, length in [
-                (0, None), (0, 0), (0, 1), (5, 10), (BLOCK_BYTES - 5, 10), (70_000, MIB),
-                (2 * MIB, None), (len(data) - 1, 99), (len(data), None), (len(data) + 5, 5),
-            ]:  # fmt: skip
-                got = b""
-                async with aclosing(file.stream(offset, length)) as pieces:
-                    async for view in pieces:
-                        assert 0 < len(view) <= MIB
-                        got += view
-                end = len(data) if length is None else offset + length
-                assert got == data[offset:end]
-            assert await file.pread(7, 9) == data[7:16]
-            with pytest.raises(InvalidArgument):
-                await anext(file.stream(-1))
-        assert [type(request) for request in seen] == [Locate]
-        with pytest.raises(ValueError, match="closed"):
-            file.stream()
+    """Every increment of a counter counts, over a master that is killed."""
+    await fs.put(b"0", "/counter")
+
+    async def add(name: str) -> None:
+        async with cluster.client(name) as mine:
+            for _ in range(5):
+                while True:
+                    async with await mine.open("/counter") as file:
+                        assert isinstance(file, ExistingFile)
+                        inode = file.entry.inode
+                        try:
+                            value = int(await file.read())
+                            await mine.put(b"%d" % (value + 1), "/counter", expect=inode)
+                            break
+                        except FileChanged:
+                            continue
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(add, f"adder{number}")
+        await trio.sleep(chance.uniform(0, 0.1))
+        await cluster.restart("master")
+    assert await fs.get("/counter") == b"20"
 
 
 @over_seeds(1)
-async def test_readers_that_stall_starve_nobody(seed: int, chance: random.Random) -> None:
+async def test_directories_are_made_only_below(fs: Client) -> None:
+    await fs.mkdir("/space")
+    await fs.put(b"x", "/space/a/b", parents="/space")
+    await fs.put(b"x", "/file", parents="/")
+    async with fs.create("/space/c/d", parents="/space") as file:
+        await file.write(b"x")
+    file = fs.create("/space/e", parents="/space")
+    await file.write(b"x")
+    await fs.delete("/space", recursive=True)
+    with pytest.raises(NotFound, match=r"^/space: no such directory"):
+        await file.close()
+    with pytest.raises(NotFound, match=r"^/space/deep: no such directory"):
+        await fs.put(b"x", "/space/deep/a", parents="/space/deep")
+    assert not await fs.exists("/space")
+    with pytest.raises(NotADirectory):
+        await fs.put(b"x", "/file/a", parents="/file")
+    for path in ("/a", "/spac/a", "/spaces/a", "/space"):
+        with pytest.raises(InvalidArgument, match="not a directory above"):
+            await fs.put(b"x", path, parents="/space")
+
+
+@over_seeds(1)
+async def test_a_small_new_file_costs_what_put_costs(fs: Client) -> None:
+    seen: list[object] = []
+    on_requests(fs, seen)
+    await fs.put(b"x" * 1024, "/put")
+    of_put = [type(request) for request in seen]
+    seen.clear()
+    async with fs.create("/created") as file:
+        assert seen == []
+        await file.write(b"x" * 1024)
+    assert [type(request) for request in seen] == of_put
+    assert of_put.count(Publish) == 1
+    assert Stat not in of_put
+
+
+@over_seeds(1)
+async def test_any_buffer_can_be_written(fs: Client) -> None:
+    async with fs.create("/file") as file:
+        numbers = memoryview(bytes(range(8))).cast("H")
+        for piece in (b"ab", bytearray(b"cd"), numbers, memoryview(b"").cast("H"), b""):
+            assert await file.write(piece) == memoryview(piece).nbytes
+    assert await fs.get("/file") == b"abcd" + bytes(range(8))
+
+
+@over_seeds(1)
+async def test_an_open_file_is_streamed_without_another_look(chance: Random, fs: Client) -> None:
+    data = content(chance, 2 * MIB + 100_000)
+    await fs.put(data, "/file")
+    seen: list[object] = []
+    on_requests(fs, seen)
+    async with await fs.open("/file") as file:
+        assert isinstance(file, ExistingFile)
+        for offset, length in [
+            (0, None), (0, 0), (0, 1), (5, 10), (BLOCK_BYTES - 5, 10), (70_000, MIB),
+            (2 * MIB, None), (len(data) - 1, 99), (len(data), None), (len(data) + 5, 5),
+        ]:  # fmt: skip
+            got = b""
+            async with aclosing(file.stream(offset, length)) as pieces:
+                async for view in pieces:
+                    assert 0 < len(view) <= MIB
+                    got += view
+            end = len(data) if length is None else offset + length
+            assert got == data[offset:end]
+        assert await file.pread(7, 9) == data[7:16]
+        with pytest.raises(InvalidArgument):
+            await anext(file.stream(-1))
+    assert [type(request) for request in seen] == [Locate]
+    with pytest.raises(ValueError, match="closed"):
+        file.stream()
+
+
+@over_seeds(1, client=SMALL_POOL)
+async def test_readers_that_stall_starve_nobody(chance: Random, fs: Client) -> None:
     """More of them than the pool has buffers; and what they see stays right."""
     data = content(chance, 2 * MIB + 100_000)
-    async with SimCluster(seed) as cluster, cluster.client(settings=SMALL_POOL) as fs:
-        await fs.put(data, "/file")
-        async with AsyncExitStack() as stack:
-            stalled = []
-            for _ in range(3 * POOL_BUFFERS):
-                pieces = await stack.enter_async_context(aclosing(fs.stream("/file")))
-                view = await anext(pieces)
-                stalled.append((pieces, view, len(view)))
-            assert fs._core.buffers.acquire_now() is None
-            with trio.fail_after(60):
-                assert b"".join([bytes(v) async for v in fs.stream("/file")]) == data
-                await fs.put(data, "/other")
-            assert {size for _, _, size in stalled} == {MIB, BLOCK_BYTES}
-            for pieces, view, size in stalled:
-                assert view == data[:size]
-                rest = [bytes(v) async for v in pieces]
-                assert b"".join(rest) == data[size:]
-        # All that was taken is given back.
-        for _ in range(POOL_BUFFERS):
-            assert fs._core.buffers.acquire_now() is not None
+    await fs.put(data, "/file")
+    async with AsyncExitStack() as stack:
+        stalled = []
+        for _ in range(3 * POOL_BUFFERS):
+            pieces = await stack.enter_async_context(aclosing(fs.stream("/file")))
+            view = await anext(pieces)
+            stalled.append((pieces, view, len(view)))
+        assert fs._core.buffers.acquire_now() is None
+        with trio.fail_after(60):
+            assert b"".join([bytes(v) async for v in fs.stream("/file")]) == data
+            await fs.put(data, "/other")
+        assert {size for _, _, size in stalled} == {MIB, BLOCK_BYTES}
+        for pieces, view, size in stalled:
+            assert view == data[:size]
+            rest = [bytes(v) async for v in pieces]
+            assert b"".join(rest) == data[size:]
+    # All that was taken is given back.
+    for _ in range(POOL_BUFFERS):
+        assert fs._core.buffers.acquire_now() is not None
 
 
-@over_seeds(1)
-async def test_a_small_range_leaves_the_pool_alone(seed: int, chance: random.Random) -> None:
+@over_seeds(1, client=SMALL_POOL)
+async def test_a_small_range_leaves_the_pool_alone(chance: Random, fs: Client) -> None:
     data = content(chance, MIB)
-    async with SimCluster(seed) as cluster, cluster.client(settings=SMALL_POOL) as fs:
-        await fs.put(data, "/file")
-        ranges = [(0, 100), (60_000, BLOCK_BYTES), (MIB - 10, None)]
-        for offset, length in ranges:
-            async with aclosing(fs.stream("/file", offset, length)) as pieces:
-                await anext(pieces)
-                taken = [fs._core.buffers.acquire_now() for _ in range(POOL_BUFFERS)]
-                assert None not in taken
-                for buffer in taken:
-                    if buffer is not None:
-                        fs._core.buffers.release(buffer)
-
-
-# --- what is set later ------------------------------------------------------------------
+    await fs.put(data, "/file")
+    ranges = [(0, 100), (60_000, BLOCK_BYTES), (MIB - 10, None)]
+    for offset, length in ranges:
+        async with aclosing(fs.stream("/file", offset, length)) as pieces:
+            await anext(pieces)
+            taken = [fs._core.buffers.acquire_now() for _ in range(POOL_BUFFERS)]
+            assert None not in taken
+            for buffer in taken:
+                if buffer is not None:
+                    fs._core.buffers.release(buffer)
 
 
 @over_seeds(1)
-async def test_attributes_and_times_are_set_later(seed: int, chance: random.Random) -> None:
+async def test_attributes_and_times_are_set_later(chance: Random, fs: Client) -> None:
     data = content(chance, 70_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        entry = await fs.put(data, "/f", attributes=ATTRIBUTES, modified_ns=5)
-        assert entry.modified_ns == 5
-        changed = await fs.set_attributes("/f", {"owner": "b"}, expect=entry.inode)
-        assert changed.attributes == ATTRIBUTES | {"owner": "b"}
-        assert (changed.inode, changed.digest, changed.modified_ns) == (
-            entry.inode,
-            entry.digest,
-            5,
-        )
-        changed = await fs.set_attributes("/f", removed=ATTRIBUTES, modified_ns=9)
-        assert changed == await fs.stat("/f")
-        assert (changed.attributes, changed.modified_ns) == ({}, 9)
-        with pytest.raises(FileChanged):
-            await fs.set_attributes("/f", ATTRIBUTES, expect=entry.inode + 1)
-        with pytest.raises(InvalidArgument):
-            await fs.set_attributes("/f", {"Big": ""})
-        made = await fs.mkdir("/d/e", parents=True, attributes=ATTRIBUTES)
-        assert (made.attributes, (await fs.stat("/d")).attributes) == (ATTRIBUTES, {})
-        assert (await fs.set_attributes("/", {"a": "b"})).attributes == {"a": "b"}
-        assert (await fs.snapshot("/f", "/g")).done
-        assert (await fs.stat("/g")).modified_ns == 9
-        async with fs.create("/h", attributes=ATTRIBUTES) as file:
-            file.describe({"a": "b"}, 7)
-        assert file.entry is not None
-        assert (file.entry.attributes, file.entry.modified_ns) == ({"a": "b"}, 7)
+    entry = await fs.put(data, "/f", attributes=ATTRIBUTES, modified_ns=5)
+    assert entry.modified_ns == 5
+    changed = await fs.set_attributes("/f", {"owner": "b"}, expect=entry.inode)
+    assert changed.attributes == ATTRIBUTES | {"owner": "b"}
+    assert (changed.inode, changed.digest, changed.modified_ns) == (entry.inode, entry.digest, 5)
+    changed = await fs.set_attributes("/f", removed=ATTRIBUTES, modified_ns=9)
+    assert changed == await fs.stat("/f")
+    assert (changed.attributes, changed.modified_ns) == ({}, 9)
+    with pytest.raises(FileChanged):
+        await fs.set_attributes("/f", ATTRIBUTES, expect=entry.inode + 1)
+    with pytest.raises(InvalidArgument):
+        await fs.set_attributes("/f", {"Big": ""})
+    made = await fs.mkdir("/d/e", parents=True, attributes=ATTRIBUTES)
+    assert (made.attributes, (await fs.stat("/d")).attributes) == (ATTRIBUTES, {})
+    assert (await fs.set_attributes("/", {"a": "b"})).attributes == {"a": "b"}
+    assert (await fs.snapshot("/f", "/g")).done
+    assert (await fs.stat("/g")).modified_ns == 9
+    async with fs.create("/h", attributes=ATTRIBUTES) as file:
+        file.describe({"a": "b"}, 7)
+    assert (file.entry.attributes, file.entry.modified_ns) == ({"a": "b"}, 7)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import Random
 
 import msgspec
 import pytest
@@ -26,11 +26,9 @@ from gfs.testing.life import Life
 from gfs.testing.trace import Trace
 
 from .ancestry import Ancestry
-from .everywhere import Everywhere
 from .faults import Faults
 from .files_model import FileModel
 from .linear import Event, find_order
-from .log_model import Append, LogModel
 from .losses import Losses, hangs_on_a_record
 from .metadata import read_metadata
 from .names_model import DIRECTORY, OK, Delete, Look, MakeDirectory, Snapshot, split
@@ -38,6 +36,7 @@ from .plan import Plan, make_plan
 from .promises import settled
 from .record import LOG, MADE_BY, Record, Violation
 from .run import told_of_elections
+from .seeds import over_seeds
 from .settle import Settling
 from .truth import COUNTED, CURRENT_SECONDS, Truth
 from .workload import Actor
@@ -76,32 +75,6 @@ def test_a_snapshot_is_seen_whole_or_not_at_all() -> None:
     assert find_order([*history[:4], half]) is None
 
 
-def test_a_part_of_a_log_need_not_have_all_records() -> None:
-    append = Append(b"record", "one", began=2.0, acknowledged=3.0, offset=0)
-    log = LogModel({append.data: append}, [append])
-    model = FileModel(1, b"", 0.0, log=log)
-    # Opened when it was empty, read afterwards; or only a part of it is asked for.
-    assert not model.objection(0, b"", since=1.0, until=9.0)
-    assert not model.objection(0, b"", since=4.0, until=9.0, part=True)
-    assert model.objection(0, b"", since=4.0, until=9.0)
-
-
-def test_bytes_from_before_an_acknowledged_write_are_no_file_s() -> None:
-    async def main() -> None:
-        record = Record(Trace())
-        model = record.new_file(1, b"old!", {MADE_BY: "1"})
-        await trio.sleep(1)
-        writes = record.begin_write(model, 0, b"new!", "one")
-        assert record.candidates(b"old!", 0.5) == record.candidates(b"new!", 0.5) == {1}
-        await trio.sleep(1)
-        record.acknowledge(model, writes)
-        assert record.candidates(b"old!", 1.5) == {1}  # it was asked for before
-        assert not record.candidates(b"old!", 2.0)
-        assert record.candidates(b"new!", 2.0) == {1}
-
-    run_simulated(0, main)
-
-
 def test_a_zero_past_the_published_end_is_a_hole_and_hides_nothing() -> None:
     model = FileModel(1, b"ab", 0.0)
     far = model.write(6, b"zz", 1.0, "one")
@@ -124,167 +97,64 @@ def test_a_zero_past_the_published_end_is_a_hole_and_hides_nothing() -> None:
     assert allowed(b"ab\0\0\0\0\0\0", 4.0)
 
 
-def test_a_copy_has_what_was_acknowledged_before_it_was_made_and_nothing_of_later() -> None:
-    """The calls are real, but for the writes: what is looked at is what they allow."""
-
-    async def main() -> None:
-        async with SimCluster(0, chunkservers=3) as cluster, cluster.client() as fs:
-            record = Record(cluster.trace, Ancestry(lambda: read_metadata(cluster.directory)))
-            model = record.new_file(1, b"....", {MADE_BY: "1"})
-            entry = await fs.put(b"....", "/a/x", attributes={MADE_BY: "1"})
-            record.named(1, entry.inode)
-            await trio.sleep(1)
-            record.acknowledge(model, record.begin_write(model, 0, b"1", "one"))
-            on_its_way = record.begin_write(model, 1, b"2", "one")
-            await trio.sleep(1)
-
-            await _snapshot(record, fs, 2, "/a", "/s")
-            await trio.sleep(1)
-            record.acknowledge(model, on_its_way)
-            record.acknowledge(model, record.begin_write(model, 2, b"3", "one"))
-            await trio.sleep(1)
-            # Seen much later than it was made; and a copy of it, later still.
-            await _snapshot(record, fs, 3, "/s/x", "/t")
-            for path in ("/s/x", "/t"):
-                copy = record.model(await fs.stat(path))
-                assert copy is not None
-                assert copy.number == -1
-                now = record.now
-                for possible in (b"1...", b"12.."):
-                    assert not copy.objection(0, possible, now, now)
-                for impossible in (b"....", b"1.3.", b"123."):
-                    assert copy.objection(0, impossible, now, now)
-            assert record.candidates(b"123.", record.now) == {1}
-            assert record.candidates(b"12..", record.now) == {-1}
-            assert not record.candidates(b"1.3.", record.now)
-
-    run_simulated(0, main)
-
-
-def test_a_copy_that_was_written_to_counts_though_nobody_has_seen_its_source() -> None:
-    async def main() -> None:
-        async with SimCluster(0, chunkservers=3) as cluster, cluster.client() as fs:
-            record = Record(cluster.trace, Ancestry(lambda: read_metadata(cluster.directory)))
-            record.new_file(1, b"....", {})
-            await fs.put(b"....", "/a/x")
-            await _snapshot(record, fs, 2, "/a", "/s")
-            copy = record.model(await fs.stat("/s/x"))
-            assert copy is not None
-            record.acknowledge(copy, record.begin_write(copy, 4, b"1", "one"))
-            await trio.sleep(1)
-            assert record.candidates(b"....1", record.now) == {-1}
-            assert not record.candidates(b"....2", record.now)
-
-    run_simulated(0, main)
-
-
 async def _snapshot(record: Record, fs: Client, number: int, source: str, target: str) -> None:
     event = record.begin("one", Snapshot(number, split(source), split(target)))
     await fs.snapshot(source, target)
     record.end(event, OK)
 
 
-def test_a_copy_of_a_log_has_the_records_of_before_and_none_of_later() -> None:
-    async def main() -> None:
-        async with SimCluster(0, chunkservers=3) as cluster, cluster.client() as fs:
-            record = Record(cluster.trace, Ancestry(lambda: read_metadata(cluster.directory)))
-            record.new_file(1, b"", {MADE_BY: "1", LOG: "1"})
-            entry = await fs.put(b"", "/log", attributes={MADE_BY: "1", LOG: "1"})
-            record.named(1, entry.inode)
-            for data in (b"one", b"two"):
-                append = record.begin_append(data, "one")
-                offset = await fs.append("/log", data)
-                record.end_append(append, offset, entry.inode)
-                if data == b"one":
-                    before = await fs.get("/log")
-                    await _snapshot(record, fs, 2, "/log", "/s")
-                    await trio.sleep(1)
-            copy = record.model(await fs.stat("/s"))
-            assert copy is not None
-            record.check_read(copy, 0, before, record.now)
-            for wrong in (b"", await fs.get("/log")):
-                with pytest.raises(Violation):
-                    record.check_read(copy, 0, wrong, record.now)
-            # One who appends to the copy makes it another file.
-            append = record.begin_append(b"three", "one")
-            offset = await fs.append("/s", b"three")
-            record.end_append(append, offset, copy.inode)
-            record.check_read(copy, 0, await fs.get("/s"), record.now)
-
-    run_simulated(0, main)
-
-
-def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something_is_wrong() -> None:
-    async def main() -> None:
-        plan = make_plan(0, kinds=[])
-        plan.chunkservers, plan.master = 3, MasterSettings(replication=2)
-        in_files = ChunkserverSettings(packed_bytes_max=0)
-        async with (
-            SimCluster(0, chunkservers=3, chunkserver=in_files) as cluster,
-            cluster.client() as fs,
-        ):
-            record = Record(cluster.trace)
-            losses = Losses(cluster, record, plan)
-            Everywhere(cluster, record, plan, losses)
-            model = record.new_file(1, b"bytes", {}, goal=3)
-            entry = await fs.put(b"bytes", "/x", replication=3)
-            record.published(1, entry.inode)
-            (path,) = cluster.chunk_files("chunkserver0")
-            cluster.machine("chunkserver0").disk.unlink(path)
-            with pytest.raises(Violation, match="instead of 3"):
-                record.published(1, entry.inode)
-            # Two are enough once that may have been the goal,
-            record.begin_goal(2)
-            record.published(1, entry.inode)
-            (path,) = cluster.chunk_files("chunkserver1")
-            cluster.machine("chunkserver1").disk.unlink(path)
-            with pytest.raises(Violation, match="instead of 2"):
-                record.published(1, entry.inode)
-            # and one is when something may be wrong; but no less.
-            record.begin_strike()
-            record.look_everywhere(model, 0, 5, record.now)
-            (path,) = cluster.chunk_files("chunkserver2")
-            cluster.machine("chunkserver2").disk.unlink(path)
-            with pytest.raises(Violation, match="no server"):
-                record.look_everywhere(model, 0, 5, record.now)
-            # A chunk that was lost during the write is excused; one that was before is not.
-            (handle,) = read_metadata(cluster.directory).handles(entry.inode)
-            losses.lost_at[handle] = record.now
-            record.look_everywhere(model, 0, 5, record.now)
-            with pytest.raises(Violation, match="no server"):
-                record.look_everywhere(model, 0, 5, record.now + 1)
-
-    run_simulated(0, main)
+@over_seeds([0], chunkservers=3)
+async def test_a_copy_of_a_log_has_the_records_of_before_and_none_of_later(
+    cluster: SimCluster, fs: Client
+) -> None:
+    record = Record(cluster.trace, Ancestry(lambda: read_metadata(cluster.directory)))
+    record.new_file(1, b"", {MADE_BY: "1", LOG: "1"})
+    entry = await fs.put(b"", "/log", attributes={MADE_BY: "1", LOG: "1"})
+    record.named(1, entry.inode)
+    for data in (b"one", b"two"):
+        append = record.begin_append(data, "one")
+        offset = await fs.append("/log", data)
+        record.end_append(append, offset, entry.inode)
+        if data == b"one":
+            before = await fs.get("/log")
+            await _snapshot(record, fs, 2, "/log", "/s")
+            await trio.sleep(1)
+    copy = record.model(await fs.stat("/s"))
+    assert copy is not None
+    record.check_read(copy, 0, before, record.now)
+    for wrong in (b"", await fs.get("/log")):
+        with pytest.raises(Violation):
+            record.check_read(copy, 0, wrong, record.now)
+    # One who appends to the copy makes it another file.
+    append = record.begin_append(b"three", "one")
+    offset = await fs.append("/s", b"three")
+    record.end_append(append, offset, copy.inode)
+    record.check_read(copy, 0, await fs.get("/s"), record.now)
 
 
-def test_a_power_cut_takes_as_much_from_a_volume_that_is_not_mounted() -> None:
-    async def main() -> None:
-        in_files = ChunkserverSettings(packed_bytes_max=0)
-        async with (
-            SimCluster(0, chunkservers=3, chunkserver=in_files) as cluster,
-            cluster.client() as fs,
-        ):
-            record = Record(cluster.trace)
-            plan = make_plan(0, kinds=[], durability="replicated")
-            losses = Losses(cluster, record, plan)
-            await fs.put(b"bytes", "/x")
-            (handle,) = read_metadata(cluster.directory).chunks
-            disk = cluster.machine("chunkserver0").disk
-            volume = disk.unmount("/disk0")
+@over_seeds([0], chunkservers=3, chunkserver=ChunkserverSettings(packed_bytes_max=0))
+async def test_a_power_cut_takes_as_much_from_a_volume_that_is_not_mounted(
+    cluster: SimCluster, fs: Client
+) -> None:
+    record = Record(cluster.trace)
+    plan = make_plan(0, kinds=[], durability="replicated")
+    losses = Losses(cluster, record, plan)
+    await fs.put(b"bytes", "/x")
+    (handle,) = read_metadata(cluster.directory).chunks
+    disk = cluster.machine("chunkserver0").disk
+    volume = disk.unmount("/disk0")
 
-            @contextmanager
-            def all_shown() -> Iterator[None]:
-                disk.mount_again("/disk0", volume)
-                yield
-                disk.unmount("/disk0")
+    @contextmanager
+    def all_shown() -> Iterator[None]:
+        disk.mount_again("/disk0", volume)
+        yield
+        disk.unmount("/disk0")
 
-            record.all_shown = all_shown
-            losses.count()
-            assert not losses.handles
-            losses.power_goes(cluster.chunkservers)
-            assert losses.handles == {handle}
-
-    run_simulated(0, main)
+    record.all_shown = all_shown
+    losses.count()
+    assert not losses.handles
+    losses.power_goes(cluster.chunkservers)
+    assert losses.handles == {handle}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +169,8 @@ def test_a_power_cut_takes_as_much_from_a_volume_that_is_not_mounted() -> None:
         ("ab", "", "c missed the grant", True),
     ],
 )
-def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_having_it(
+@over_seeds([0])
+async def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_having_it(
     lose_power: str, whole: str, away: str, is_lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first(found: list[tuple[Server, VerifyReply]]) -> Server | None:
@@ -309,46 +180,43 @@ def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_having
         async with await fs.open("/x", "r+") as file:
             await file.pwrite(0, data)
 
-    async def main() -> None:
-        monkeypatch.setattr(election, "best", first)
-        monkeypatch.setattr(election, "awaited", lambda *_: False)
-        plan = make_plan(0, kinds=[], durability="replicated")
-        async with SimCluster(0, chunkservers=4) as cluster, cluster.client() as fs:
-            record = Record(cluster.trace)
-            losses = Losses(cluster, record, plan)
-            await fs.put(b"old", "/x")
-            await write(fs, b"o")
-            (handle,) = read_metadata(cluster.directory).chunks
-            holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
-            named = dict(zip("abc", holders, strict=True))
-            for name in holders:
-                cluster.machine(name).disk.write_back(random.Random(0))
-            if away == "c missed the grant":
-                await cluster.crash(named["c"])
-            await write(fs, b"new")
-            if away == "c":
-                await cluster.crash(named["c"])
-            for each in whole:
-                cluster.machine(named[each]).disk.write_back(random.Random(0))
-            victims = [named[each] for each in lose_power]
+    monkeypatch.setattr(election, "best", first)
+    monkeypatch.setattr(election, "awaited", lambda *_: False)
+    plan = make_plan(0, kinds=[], durability="replicated")
+    async with SimCluster(0, chunkservers=4) as cluster, cluster.client() as fs:
+        record = Record(cluster.trace)
+        losses = Losses(cluster, record, plan)
+        await fs.put(b"old", "/x")
+        await write(fs, b"o")
+        (handle,) = read_metadata(cluster.directory).chunks
+        holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+        named = dict(zip("abc", holders, strict=True))
+        for name in holders:
+            cluster.machine(name).disk.write_back(Random(0))
+        if away == "c missed the grant":
+            await cluster.crash(named["c"])
+        await write(fs, b"new")
+        if away == "c":
+            await cluster.crash(named["c"])
+        for each in whole:
+            cluster.machine(named[each]).disk.write_back(Random(0))
+        victims = [named[each] for each in lose_power]
+        for name in victims:
+            cluster.kill(name)
+        losses.power_goes(victims)
+        for name in victims:
+            cluster.machine(name).disk.power_cut()
+        losses.power_is_gone()
+        losses.lost_at.clear()  # what was so at that moment
+        with told_of_elections(record) as elections:
             for name in victims:
-                cluster.kill(name)
-            losses.power_goes(victims)
-            for name in victims:
-                cluster.machine(name).disk.power_cut()
-            losses.power_is_gone()
-            losses.lost_at.clear()  # what was so at that moment
-            with told_of_elections(record) as elections:
-                for name in victims:
-                    await cluster.crash(name)
-                    await cluster.start(name)
-                await cluster.wait_until(lambda: elections.count == 1, 200)
-                await cluster.wait_until(lambda: settled(fs), 200)
-            losses.count()  # there are sound copies now
-            assert await fs.get("/x") == (b"new" if "a" in whole else b"old")
-            assert losses.handles == ({handle} if is_lost else set())
-
-    run_simulated(0, main)
+                await cluster.crash(name)
+                await cluster.start(name)
+            await cluster.wait_until(lambda: elections.count == 1, 200)
+            await cluster.wait_until(lambda: settled(fs), 200)
+        losses.count()  # there are sound copies now
+        assert await fs.get("/x") == (b"new" if "a" in whole else b"old")
+        assert losses.handles == ({handle} if is_lost else set())
 
 
 @pytest.mark.parametrize(
@@ -363,180 +231,149 @@ def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_having
         ("current", "current stale", "has chunkserver0 v2, chunkserver0 v1"),
     ],
 )
-def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alone(
+@over_seeds([0])
+async def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alone(
     given_up: str, used: str, told: str
 ) -> None:
-    async def main() -> None:
-        plan = make_plan(0, kinds=[])
-        plan.master = MasterSettings(replication=1, replicas_min=1)
-        plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
-        cluster = SimCluster(
-            0, chunkservers=1, disks=3, master=plan.master, chunkserver=plan.chunkserver
-        )
-        async with cluster, cluster.client() as fs:
-            disk = cluster.machine("chunkserver0").disk
-            await fs.put(b"bytes", "/x")
-            (path,) = cluster.chunk_files("chunkserver0")
-            content = {"stale": disk.read(path)}
-            async with await fs.open("/x", "r+") as file:
-                await file.pwrite(0, b"y")
-            metadata = read_metadata(cluster.directory)
-            content["current"] = content["damaged"] = disk.read(path)
-            disk.unlink(path)
-            free = iter(cluster.disks[1:])
-            for state, directory in [
-                *((each, cluster.disks[0]) for each in given_up.split()),
-                *((each, next(free)) for each in used.split()),
-            ]:
-                copy = f"{directory}/chunks/{path.partition('/chunks/')[2]}"
-                disk.make_directories(copy.rpartition("/")[0])
-                disk.open_inode(copy, "create").write(content[state], 0)
-                if state == "damaged":
-                    disk.spoil(copy, 0)
-            record = Record(cluster.trace)
-            settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
-            settling.down = {("chunkserver0", cluster.disks[0])}
-            found, short = settling._replica_problems(metadata)
-            assert [problem.partition(" v2 ")[2] for problem in found] == [told] * bool(told)
-            assert bool(short) == (told in ("has nothing", "has chunkserver0 v1"))
-
-    run_simulated(0, main)
+    plan = make_plan(0, kinds=[])
+    plan.master = MasterSettings(replication=1, replicas_min=1)
+    plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
+    cluster = SimCluster(
+        0, chunkservers=1, disks=3, master=plan.master, chunkserver=plan.chunkserver
+    )
+    async with cluster, cluster.client() as fs:
+        disk = cluster.machine("chunkserver0").disk
+        await fs.put(b"bytes", "/x")
+        (path,) = cluster.chunk_files("chunkserver0")
+        content = {"stale": disk.read(path)}
+        async with await fs.open("/x", "r+") as file:
+            await file.pwrite(0, b"y")
+        metadata = read_metadata(cluster.directory)
+        content["current"] = content["damaged"] = disk.read(path)
+        disk.unlink(path)
+        free = iter(cluster.disks[1:])
+        for state, directory in [
+            *((each, cluster.disks[0]) for each in given_up.split()),
+            *((each, next(free)) for each in used.split()),
+        ]:
+            copy = f"{directory}/chunks/{path.partition('/chunks/')[2]}"
+            disk.make_directories(copy.rpartition("/")[0])
+            disk.open_inode(copy, "create").write(content[state], 0)
+            if state == "damaged":
+                disk.spoil(copy, 0)
+        record = Record(cluster.trace)
+        settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+        settling.down = {("chunkserver0", cluster.disks[0])}
+        found, short = settling._replica_problems(metadata)
+        assert [problem.partition(" v2 ")[2] for problem in found] == [told] * bool(told)
+        assert bool(short) == (told in ("has nothing", "has chunkserver0 v1"))
 
 
-def test_every_figure_of_status_is_held_against_what_is_so() -> None:
-    async def main() -> None:
-        plan = make_plan(0, kinds=[])
-        plan.chunkserver = msgspec.structs.replace(plan.chunkserver, packed_bytes_max=0)
-        cluster = SimCluster(0, chunkservers=3, chunkserver=plan.chunkserver)
-        async with cluster, cluster.client() as fs:
-            for name in ("x", "y", "d/z"):
-                await fs.put(b"bytes", f"/{name}")
-            await fs.delete("/d", recursive=True)
-            await trio.sleep(CURRENT_SECONDS)
-            losses = Losses(cluster, Record(cluster.trace), plan)
-            truth = Truth(cluster, plan.chunkserver, losses)
+@over_seeds([0])
+async def test_every_figure_of_status_is_held_against_what_is_so() -> None:
+    plan = make_plan(0, kinds=[])
+    plan.chunkserver = msgspec.structs.replace(plan.chunkserver, packed_bytes_max=0)
+    cluster = SimCluster(0, chunkservers=3, chunkserver=plan.chunkserver)
+    async with cluster, cluster.client() as fs:
+        for name in ("x", "y", "d/z"):
+            await fs.put(b"bytes", f"/{name}")
+        await fs.delete("/d", recursive=True)
+        await trio.sleep(CURRENT_SECONDS)
+        losses = Losses(cluster, Record(cluster.trace), plan)
+        truth = Truth(cluster, plan.chunkserver, losses)
 
-            async def told(change: Callable[[StatusReply], object] = id) -> list[str]:
-                status, metadata = await fs.status(), read_metadata(cluster.directory)
-                change(status)
-                return truth.differences(metadata, status)
+        async def told(change: Callable[[StatusReply], object] = id) -> list[str]:
+            status, metadata = await fs.status(), read_metadata(cluster.directory)
+            change(status)
+            return truth.differences(metadata, status)
 
-            assert not await told()
+        assert not await told()
 
-            def count(name: str) -> Callable[[StatusReply], object]:
-                return lambda status: setattr(status.totals, name, getattr(status.totals, name) + 1)
+        def count(name: str) -> Callable[[StatusReply], object]:
+            return lambda status: setattr(status.totals, name, getattr(status.totals, name) + 1)
 
-            for name in COUNTED:
-                assert any(found.startswith(name) for found in await told(count(name)))
-            assert await told(lambda status: status.servers.pop())
-            assert await told(lambda status: setattr(status.servers[0], "state", "dead"))
-            assert await told(lambda status: status.servers[0].disks.clear())
-            for changes in ({"chunks": 9}, {"state": "full"}, {"free_bytes": 9}):
-                assert await told(
-                    lambda status, changes=changes: status.servers[0].disks.append(
-                        msgspec.structs.replace(status.servers[0].disks.pop(), **changes)
-                    )
+        for name in COUNTED:
+            assert any(found.startswith(name) for found in await told(count(name)))
+        assert await told(lambda status: status.servers.pop())
+        assert await told(lambda status: setattr(status.servers[0], "state", "dead"))
+        assert await told(lambda status: status.servers[0].disks.clear())
+        for changes in ({"chunks": 9}, {"state": "full"}, {"free_bytes": 9}):
+            assert await told(
+                lambda status, changes=changes: status.servers[0].disks.append(
+                    msgspec.structs.replace(status.servers[0].disks.pop(), **changes)
                 )
-            # And the other way round: the disks differ from what all records say.
-            (path,) = cluster.chunk_files("chunkserver0")[:1]
-            cluster.machine("chunkserver0").disk.truncate(path, 0)
-            assert len(await told()) == 1
-            cluster.machine("chunkserver0").disk.unlink(path)
-            assert len(await told()) == 3
-
-    run_simulated(0, main)
+            )
+        # And the other way round: the disks differ from what all records say.
+        (path,) = cluster.chunk_files("chunkserver0")[:1]
+        cluster.machine("chunkserver0").disk.truncate(path, 0)
+        assert len(await told()) == 1
+        cluster.machine("chunkserver0").disk.unlink(path)
+        assert len(await told()) == 3
 
 
 @pytest.mark.parametrize(
     ("waits", "is_readable", "is_right"),
     [(True, False, True), (True, True, False), (False, False, False)],
 )
-def test_an_unreadable_replica_need_not_count_while_its_chunk_waits_for_a_disk(
+@over_seeds([0])
+async def test_an_unreadable_replica_need_not_count_while_its_chunk_waits_for_a_disk(
     waits: bool, is_readable: bool, is_right: bool
 ) -> None:
-    async def main() -> None:
-        plan = make_plan(0, kinds=[])
-        plan.master = MasterSettings(replication=1, replicas_min=1)
-        plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
-        cluster = SimCluster(
-            0, chunkservers=1, disks=2, master=plan.master, chunkserver=plan.chunkserver
-        )
-        async with cluster, cluster.client() as fs:
-            disk = cluster.machine("chunkserver0").disk
-            await fs.put(b"bytes", "/x")
-            (path,) = cluster.chunk_files("chunkserver0")
-            whole, other = cluster.disks
-            if not path.startswith(f"{whole}/"):
-                whole, other = other, whole
-            content = disk.read(path)
-            copy = path.replace(whole, other)
-            await cluster.crash("chunkserver0")
-            volume = disk.unmount(whole)
-            await cluster.start("chunkserver0")
-            # What the server does not count, since its head tells nothing at its start, or
-            # since it was never told of it.
-            disk.make_directories(copy.rpartition("/")[0])
-            disk.open_inode(copy, "create").write(content if is_readable else bytes(99), 0)
-            disk.mount_again(whole, volume)
-            record = Record(cluster.trace)
-            settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
-            settling.faults.failed.add(("chunkserver0", whole))
-            if not waits:
-                disk.unlink(path)
-            if is_right:
+    plan = make_plan(0, kinds=[])
+    plan.master = MasterSettings(replication=1, replicas_min=1)
+    plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
+    cluster = SimCluster(
+        0, chunkservers=1, disks=2, master=plan.master, chunkserver=plan.chunkserver
+    )
+    async with cluster, cluster.client() as fs:
+        disk = cluster.machine("chunkserver0").disk
+        await fs.put(b"bytes", "/x")
+        (path,) = cluster.chunk_files("chunkserver0")
+        whole, other = cluster.disks
+        if not path.startswith(f"{whole}/"):
+            whole, other = other, whole
+        content = disk.read(path)
+        copy = path.replace(whole, other)
+        await cluster.crash("chunkserver0")
+        volume = disk.unmount(whole)
+        await cluster.start("chunkserver0")
+        # What the server does not count, since its head tells nothing at its start, or
+        # since it was never told of it.
+        disk.make_directories(copy.rpartition("/")[0])
+        disk.open_inode(copy, "create").write(content if is_readable else bytes(99), 0)
+        disk.mount_again(whole, volume)
+        record = Record(cluster.trace)
+        settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+        settling.faults.failed.add(("chunkserver0", whole))
+        if not waits:
+            disk.unlink(path)
+        if is_right:
+            await settling._check_status(fs)
+        else:
+            with pytest.raises(Violation, match="has 0 replicas, and 1 chunk files"):
                 await settling._check_status(fs)
-            else:
-                with pytest.raises(Violation, match="has 0 replicas, and 1 chunk files"):
-                    await settling._check_status(fs)
-
-    run_simulated(0, main)
 
 
 def lone_actor(record: Record, plan: Plan) -> Actor:
     """One without a cluster that runs."""
-    return Actor("one", record, random.Random(0), plan, SimCluster(0), "")
+    return Actor("one", record, Random(0), plan, SimCluster(0), "")
 
 
-def test_a_call_without_an_end_is_reported() -> None:
-    async def hang(actor: Actor, fs: Client) -> None:
-        await trio.sleep_forever()
-
-    async def linger(actor: Actor, fs: Client) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(10_000)
-
-    async def pause(actor: Actor, fs: Client) -> None:
-        await actor._rest(10_000)
-
-    async def act(kind: object) -> None:
-        actor = lone_actor(Record(Trace()), make_plan(0))
-        actor._kinds, actor._weights = [kind], [1.0]  # type: ignore[list-item]
-        for _ in range(100):  # some of which hang up
-            await actor.act(None)  # type: ignore[arg-type]
-
-    run_simulated(0, lambda: act(pause))
-    for kind in (hang, linger):
-        with pytest.raises(Violation):
-            run_simulated(0, lambda kind=kind: act(kind))
-
-
-def test_a_record_is_held_to_when_it_is_known_what_file_it_is_in() -> None:
-    async def main() -> None:
-        record = Record(Trace())
-        model = record.new_file(1, b"", {MADE_BY: "1", LOG: "1"})
-        append = record.begin_append(b"record", "one")
-        await trio.sleep(1)
-        record.end_append(append, 0, inode=7)
-        record.check_read(model, 0, b"", record.now)  # of another file, for all that is known
-        record.named(1, 7)
-        with pytest.raises(Violation, match="not there"):
-            record.check_read(model, 0, b"", record.now)
-        record.new_file(2, b"", {MADE_BY: "2"})
-        record.end_append(record.begin_append(b"another", "one"), 0, inode=8)
-        with pytest.raises(Violation, match="is no log"):
-            record.named(2, 8)
-
-    run_simulated(0, main)
+@over_seeds([0])
+async def test_a_record_is_held_to_when_it_is_known_what_file_it_is_in() -> None:
+    record = Record(Trace())
+    model = record.new_file(1, b"", {MADE_BY: "1", LOG: "1"})
+    append = record.begin_append(b"record", "one")
+    await trio.sleep(1)
+    record.end_append(append, 0, inode=7)
+    record.check_read(model, 0, b"", record.now)  # of another file, for all that is known
+    record.named(1, 7)
+    with pytest.raises(Violation, match="not there"):
+        record.check_read(model, 0, b"", record.now)
+    record.new_file(2, b"", {MADE_BY: "2"})
+    record.end_append(record.begin_append(b"another", "one"), 0, inode=8)
+    with pytest.raises(Violation, match="is no log"):
+        record.named(2, 8)
 
 
 def test_a_refusal_must_have_a_reason_and_a_failure_too_where_nothing_is_wrong() -> None:
@@ -597,5 +434,5 @@ def test_only_a_write_that_was_cut_off_hangs_on_an_unsynced_record() -> None:
     # Nor is it known what a file says of itself whose head cannot be read.
     disk.spoil(path, 0)
     assert hangs_on_a_record(disk, path)
-    disk.write_back(random.Random(0))
+    disk.write_back(Random(0))
     assert not hangs_on_a_record(disk, path)

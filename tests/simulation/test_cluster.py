@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import struct
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 
 from gfs.blocks import MIB
 from gfs.chunkserver.disks.identity import NAMES
+from gfs.client import Client
 from gfs.config import MasterSettings
 from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.testing import SimCluster, run_simulated
 
 from .packs import handles_on
-from .promises import (
-    assert_sound,
-    content,
-    later,
-)
+from .promises import assert_sound, content, later
 from .seeds import over_seeds
 
 
-@over_seeds(4)
-async def test_of_concurrent_writers_one_whole_file_wins(seed: int, chance: random.Random) -> None:
+@over_seeds(4, chunkservers=4)
+async def test_of_concurrent_writers_one_whole_file_wins(
+    chance: Random, cluster: SimCluster
+) -> None:
     versions = [content(chance, chance.randint(1, 2 * MIB)) for _ in range(8)]
-    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as reader:
+    async with cluster.client() as reader:
         await reader.put(versions[0], "/file")
         done = trio.Event()
 
@@ -62,60 +61,60 @@ async def test_of_concurrent_writers_one_whole_file_wins(seed: int, chance: rand
 
 
 @over_seeds(4)
-async def test_of_writers_that_must_not_replace_one_wins(seed: int, chance: random.Random) -> None:
+async def test_of_writers_that_must_not_replace_one_wins(chance: Random, fs: Client) -> None:
     versions = [content(chance, 100_000 + n) for n in range(6)]
     winners: list[bytes] = []
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
 
-        async def write(data: bytes) -> None:
-            try:
-                await fs.put(data, "/file")
-            except AlreadyExists:
-                return
-            winners.append(data)
+    async def write(data: bytes) -> None:
+        try:
+            await fs.put(data, "/file")
+        except AlreadyExists:
+            return
+        winners.append(data)
 
-        async with trio.open_nursery() as nursery:
-            for data in versions:
-                nursery.start_soon(write, data)
-        assert len(winners) == 1
-        assert await fs.get("/file") == winners[0]
+    async with trio.open_nursery() as nursery:
+        for data in versions:
+            nursery.start_soon(write, data)
+    assert len(winners) == 1
+    assert await fs.get("/file") == winners[0]
 
 
 @over_seeds(2)
-async def test_hostile_peers_cost_their_connection_only(seed: int, chance: random.Random) -> None:
+async def test_hostile_peers_cost_their_connection_only(
+    chance: Random, cluster: SimCluster, fs: Client
+) -> None:
     data = content(chance, MIB)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        evil = cluster.universe.machine("evil").start_process().world
-        addresses = ["master:9400", *(f"{name}:9500" for name in cluster.chunkservers)]
+    evil = cluster.universe.machine("evil").start_process().world
+    addresses = ["master:9400", *(f"{name}:9500" for name in cluster.chunkservers)]
 
-        async def attack(address: str, garbage: bytes, stalls: bool) -> None:
-            stream = await evil.network.connect(address)
-            try:
-                await stream.send_all(garbage)
-                while not stalls and await stream.receive_into(memoryview(bytearray(4096))):
-                    pass
-                await trio.sleep(30)
-            except ConnectionError:
+    async def attack(address: str, garbage: bytes, stalls: bool) -> None:
+        stream = await evil.network.connect(address)
+        try:
+            await stream.send_all(garbage)
+            while not stalls and await stream.receive_into(memoryview(bytearray(4096))):
                 pass
-            finally:
-                stream.close()
+            await trio.sleep(30)
+        except ConnectionError:
+            pass
+        finally:
+            stream.close()
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(50):
-                address = chance.choice(addresses)
-                garbage = chance.randbytes(chance.randint(0, 500))
-                nursery.start_soon(attack, address, garbage, chance.random() < 0.3)
-            start = trio.current_time()
-            for number in range(5):
-                await fs.put(data, f"/{number}")
-                assert await fs.get(f"/{number}") == data
-            assert trio.current_time() - start < 2
-        await assert_sound(fs)
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            address = chance.choice(addresses)
+            garbage = chance.randbytes(chance.randint(0, 500))
+            nursery.start_soon(attack, address, garbage, chance.random() < 0.3)
+        start = trio.current_time()
+        for number in range(5):
+            await fs.put(data, f"/{number}")
+            assert await fs.get(f"/{number}") == data
+        assert trio.current_time() - start < 2
+    await assert_sound(fs)
 
 
 async def eventful(seed: int) -> str:
     """Everything that could fall out differently, in one run; its trace's digest."""
-    chance = random.Random(seed)
+    chance = Random(seed)
     async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
         data = content(chance, 5 * MIB)
         async with trio.open_nursery() as nursery:
@@ -156,7 +155,7 @@ def test_the_callers_own_error_comes_out_as_it_is() -> None:
 
 
 @over_seeds(1)
-async def test_a_cluster_ends_whose_server_cannot_start(seed: int, chance: random.Random) -> None:
+async def test_a_cluster_ends_whose_server_cannot_start(seed: int, chance: Random) -> None:
     """Whoever watches it tries for ever, but for the end."""
     with trio.fail_after(100):
         async with SimCluster(seed, supervised=True) as cluster:
@@ -168,41 +167,37 @@ async def test_a_cluster_ends_whose_server_cannot_start(seed: int, chance: rando
             assert not cluster.node("chunkserver0").ready.is_set()
 
 
-@over_seeds(1)
-async def test_who_waits_for_a_start_waits_through_one_that_fails(
-    seed: int, chance: random.Random
-) -> None:
+@over_seeds(1, supervised=True)
+async def test_who_waits_for_a_start_waits_through_one_that_fails(cluster: SimCluster) -> None:
     """Its supervisor starts it again, and that one serves."""
-    async with SimCluster(seed, supervised=True) as cluster:
-        await cluster.crash("chunkserver0")
-        disk = cluster.machine("chunkserver0").disk
-        disk.fail("/disk0")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(later, 1, disk.fail, "/disk0", 0)
-            await cluster.start("chunkserver0")
+    await cluster.crash("chunkserver0")
+    disk = cluster.machine("chunkserver0").disk
+    disk.fail("/disk0")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(later, 1, disk.fail, "/disk0", 0)
+        await cluster.start("chunkserver0")
 
 
 @over_seeds(1)
 async def test_what_is_refused_keeps_no_reader_of_the_database(
-    seed: int, chance: random.Random
+    cluster: SimCluster, fs: Client
 ) -> None:
     """There are 1024 of them, and the collector comes by seldom in a process that serves."""
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(b"here", "/here")
-        gc.collect()
-        gc.disable()
-        try:
-            for number in range(40):
-                for call in (fs.stat, fs.get, fs.delete, fs.undelete):
-                    with pytest.raises(NotFound):
-                        await call(f"/none/{number}")
-                with pytest.raises(AlreadyExists):
-                    await fs.put(b"new", "/here")
+    await fs.put(b"here", "/here")
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(40):
+            for call in (fs.stat, fs.get, fs.delete, fs.undelete):
                 with pytest.raises(NotFound):
-                    await fs.rename(f"/none/{number}", "/there")
-            assert open_readers(cluster.directory) < 10
-        finally:
-            gc.enable()
+                    await call(f"/none/{number}")
+            with pytest.raises(AlreadyExists):
+                await fs.put(b"new", "/here")
+            with pytest.raises(NotFound):
+                await fs.rename(f"/none/{number}", "/there")
+        assert open_readers(cluster.directory) < 10
+    finally:
+        gc.enable()
 
 
 def open_readers(directory: str) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import io
 import logging
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -41,8 +41,6 @@ from gfs.testing import SimCluster
 from .packs import handles_on
 from .promises import STALL_SECONDS, assert_sound, content, replicas, wait_for_goal
 from .seeds import over_seeds
-
-# --- the ordinary way --------------------------------------------------------------------
 
 
 @contextmanager
@@ -85,67 +83,64 @@ def asked_of_master() -> Iterator[Counter[str]]:
         logger.setLevel(level)
 
 
-@over_seeds(2)
-async def test_bytes_never_pass_through_the_master(seed: int, chance: random.Random) -> None:
-    data = content(chance, 8 * MIB)
-    cluster = SimCluster(seed, chunkservers=4)
-    async with cluster, cluster.client("user") as fs:
-
-        async def moves(work: Callable[[], Awaitable[object]], count: int) -> None:
-            with counted(cluster) as sent:
-                await work()
-            masters = sum(sent[pair] for pair in sent if "master" in pair)
-            assert sum(sent.values()) - masters >= count
-            assert masters < BLOCK_BYTES
-
-        async def lose_a_server() -> None:
-            holders = [name for name in cluster.chunkservers if handles_on(cluster, name)]
-            assert len(holders) == 3
-            await cluster.crash(holders[0])
-            rest = [name for name in cluster.chunkservers if name != holders[0]]
-            await cluster.wait_until(lambda: all(map(partial(handles_on, cluster), rest)), 60)
-            await trio.sleep(2)
-            assert await replicas(fs, "/file", without=holders[:1]) == 3
-
-        async def overwrite() -> None:
-            async with await fs.open("/file", "r+") as file:
-                await file.pwrite(123_456, data[: 4 * MIB])
-
-        await moves(lambda: fs.put(data, "/file"), 3 * len(data))
-        await moves(lambda: fs.get("/file"), len(data))
-        await moves(lose_a_server, len(data))
-        await moves(overwrite, 3 * 4 * MIB)
-        await moves(lambda: fs.append("/log", data[: 4 * MIB]), 3 * 4 * MIB)
-
-
-@over_seeds(1)
-async def test_a_server_that_failed_is_tried_last(seed: int, chance: random.Random) -> None:
-    servers = [ServerAddress(f"server{n}", f"10.0.0.{n}:1", "") for n in range(3)]
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        core = fs._core
-        assert core.in_order(servers) == servers
-        core.suspect("server0")
-        assert core.in_order(servers) == [*servers[1:], servers[0]]
-        await trio.sleep(SUSPECT_SECONDS + 1)
-        assert core.in_order(servers) == servers
-
-
-@over_seeds(1)
-async def test_a_write_for_which_there_are_no_servers_is_given_up(
-    seed: int, chance: random.Random
+@over_seeds(2, chunkservers=4, user="user")
+async def test_bytes_never_pass_through_the_master(
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
-    client = ClientSettings(retry_seconds=20.0)
-    async with SimCluster(seed, client=client) as cluster, cluster.client() as fs:
-        for name in cluster.chunkservers:
-            cluster.kill(name)
-        await trio.sleep(120)
-        with trio.fail_after(60), pytest.raises(NotEnoughChunkservers):
-            await fs.put(content(chance, 2 * MIB), "/file")
+    data = content(chance, 8 * MIB)
+
+    async def moves(work: Callable[[], Awaitable[object]], count: int) -> None:
+        with counted(cluster) as sent:
+            await work()
+        masters = sum(sent[pair] for pair in sent if "master" in pair)
+        assert sum(sent.values()) - masters >= count
+        assert masters < BLOCK_BYTES
+
+    async def lose_a_server() -> None:
+        holders = [name for name in cluster.chunkservers if handles_on(cluster, name)]
+        assert len(holders) == 3
+        await cluster.crash(holders[0])
+        rest = [name for name in cluster.chunkservers if name != holders[0]]
+        await cluster.wait_until(lambda: all(map(partial(handles_on, cluster), rest)), 60)
+        await trio.sleep(2)
+        assert await replicas(fs, "/file", without=holders[:1]) == 3
+
+    async def overwrite() -> None:
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(123_456, data[: 4 * MIB])
+
+    await moves(lambda: fs.put(data, "/file"), 3 * len(data))
+    await moves(lambda: fs.get("/file"), len(data))
+    await moves(lose_a_server, len(data))
+    await moves(overwrite, 3 * 4 * MIB)
+    await moves(lambda: fs.append("/log", data[: 4 * MIB]), 3 * 4 * MIB)
+
+
+@over_seeds(1)
+async def test_a_server_that_failed_is_tried_last(fs: Client) -> None:
+    servers = [ServerAddress(f"server{n}", f"10.0.0.{n}:1", "") for n in range(3)]
+    core = fs._core
+    assert core.in_order(servers) == servers
+    core.suspect("server0")
+    assert core.in_order(servers) == [*servers[1:], servers[0]]
+    await trio.sleep(SUSPECT_SECONDS + 1)
+    assert core.in_order(servers) == servers
+
+
+@over_seeds(1, client=ClientSettings(retry_seconds=20.0))
+async def test_a_write_for_which_there_are_no_servers_is_given_up(
+    chance: Random, cluster: SimCluster, fs: Client
+) -> None:
+    for name in cluster.chunkservers:
+        cluster.kill(name)
+    await trio.sleep(120)
+    with trio.fail_after(60), pytest.raises(NotEnoughChunkservers):
+        await fs.put(content(chance, 2 * MIB), "/file")
 
 
 @over_seeds(1)
 async def test_an_append_to_full_disks_says_so(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = mock.AsyncMock(side_effect=DiskFull("no space is left"))
     monkeypatch.setattr(Appender, "_transmit", full)
@@ -158,7 +153,7 @@ async def test_an_append_to_full_disks_says_so(
 
 @over_seeds(1)
 async def test_no_client_is_counted_when_all_is_done(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies would give way to it for as long as the server runs."""
     made: list[throttle.Throttle] = []
@@ -185,24 +180,22 @@ async def test_no_client_is_counted_when_all_is_done(
         assert fs._core.buffers.in_use == 0
 
 
-@over_seeds(1)
+@over_seeds(1, client=ClientSettings(retry_seconds=5.0))
 async def test_a_disk_that_is_full_to_its_reserve_takes_no_overwrite(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = content(chance, 2 * MIB)
-    client = ClientSettings(retry_seconds=5.0)
-    async with SimCluster(seed, client=client) as cluster, cluster.client() as fs:
-        await fs.put(data, "/file")
-        monkeypatch.setattr(Disk, "has_room", lambda disk, reserve: False)
-        async with await fs.open("/file", "r+") as file:
-            with pytest.raises(ChunkUnavailable, match="full to its reserve"):
-                await file.pwrite(0, bytes(MIB))
+    await fs.put(data, "/file")
+    monkeypatch.setattr(Disk, "has_room", lambda disk, reserve: False)
+    async with await fs.open("/file", "r+") as file:
+        with pytest.raises(ChunkUnavailable, match="full to its reserve"):
+            await file.pwrite(0, bytes(MIB))
 
 
 @pytest.mark.parametrize("size", [0, 1000, 3 * MIB + 7])
 @over_seeds(1)
 async def test_progress_adds_up_to_the_length(
-    seed: int, chance: random.Random, size: int, tmp_path: Path
+    chance: Random, fs: Client, size: int, tmp_path: Path
 ) -> None:
     data = content(chance, size)
     (tmp_path / "source").write_bytes(data)
@@ -212,20 +205,19 @@ async def test_progress_adds_up_to_the_length(
 
     sources: list[Any] = [data, tmp_path / "source", io.BytesIO(data), pieces()]
     targets: list[Any] = [None, tmp_path / "target", io.BytesIO()]
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        for number, source in enumerate(sources):
-            steps: list[int] = []
-            await fs.put(source, f"/file-{number}", progress=steps.append)
-            assert sum(steps) == size
-        for target in targets:
-            steps = []
-            await fs.get("/file-0", target, progress=steps.append)
-            assert sum(steps) == size
+    for number, source in enumerate(sources):
+        steps: list[int] = []
+        await fs.put(source, f"/file-{number}", progress=steps.append)
+        assert sum(steps) == size
+    for target in targets:
+        steps = []
+        await fs.get("/file-0", target, progress=steps.append)
+        assert sum(steps) == size
 
 
 @over_seeds(1)
 async def test_the_locations_of_many_chunks_are_asked_for_at_once_and_remembered(
-    seed: int, chance: random.Random
+    seed: int, chance: Random
 ) -> None:
     master = MasterSettings(map_bytes=1 << 30, replication=1)
     client = ClientSettings(location_seconds=60.0)
@@ -245,9 +237,9 @@ async def test_the_locations_of_many_chunks_are_asked_for_at_once_and_remembered
                 assert asked["Locate"] == 2
 
 
-@over_seeds(2)
+@over_seeds(2, user="writer")
 async def test_a_write_to_many_replicas_takes_as_long_as_to_one(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     """Each server passes on what it gets while it gets the next; the client sends once.
 
@@ -255,68 +247,61 @@ async def test_a_write_to_many_replicas_takes_as_long_as_to_one(
     """
     data = content(chance, 32 * MIB)
     rate = 16 * MIB  # bytes a second, of each link
-    async with SimCluster(seed) as cluster, cluster.client("writer") as fs:
-        cluster.network.bytes_per_second = rate
-        cluster.network.buffer_bytes = 2 * MIB
-        started = trio.current_time()
-        with counted(cluster) as sent:
-            await fs.put(data, "/file")
-        took = trio.current_time() - started
-        # One after the other, the three transfers would take 6 s; packets of 1 MiB that
-        # are passed on when they are whole, 2 s and two packets' time, 0.125 s.
-        assert 2 <= took < 2.5
-        heavy = {pair: count for pair, count in sent.items() if count > MIB}
-        assert len(heavy) == 3
-        assert [source for source, _ in heavy].count("writer") == 1
-        assert all(len(data) <= count < len(data) + MIB for count in heavy.values())
-        assert await replicas(fs, "/file") == 3
-
-
-# --- pauses and deaths -------------------------------------------------------------------
+    cluster.network.bytes_per_second = rate
+    cluster.network.buffer_bytes = 2 * MIB
+    started = trio.current_time()
+    with counted(cluster) as sent:
+        await fs.put(data, "/file")
+    took = trio.current_time() - started
+    # One after the other, the three transfers would take 6 s; packets of 1 MiB that
+    # are passed on when they are whole, 2 s and two packets' time, 0.125 s.
+    assert 2 <= took < 2.5
+    heavy = {pair: count for pair, count in sent.items() if count > MIB}
+    assert len(heavy) == 3
+    assert [source for source, _ in heavy].count("writer") == 1
+    assert all(len(data) <= count < len(data) + MIB for count in heavy.values())
+    assert await replicas(fs, "/file") == 3
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["", "and the master was restarted"])
 @pytest.mark.parametrize("away", [0.0, 1.0, 20.0])
-@over_seeds(1)
+@over_seeds(1, user="writer")
 async def test_a_writer_that_was_away_for_long_gets_the_error_that_its_chunks_are_gone(
-    seed: int, chance: random.Random, restarts: bool, away: float
+    chance: Random, cluster: SimCluster, fs: Client, restarts: bool, away: float
 ) -> None:
     """It brings its reservation back; what it had written was collected meanwhile."""
-    async with SimCluster(seed) as cluster, cluster.client("writer") as fs:
-        file = await fs.open("/slow", "w")
-        await file.write(content(chance, CHUNK_BYTES))
-        await file.write(b"x")  # the first chunk is complete
-        await trio.sleep(1)
-        cluster.network.partition(["writer"], ["master"])
-        if restarts:
-            await cluster.restart("master")
-        await cluster.wait_until(
-            lambda: not any(handles_on(cluster, name) for name in cluster.chunkservers), 300
-        )
-        cluster.network.heal()
-        fs._core.master.close()  # it connects anew
-        await trio.sleep(away)
-        with pytest.raises(ChunkUnavailable):
-            await file.close()
-        assert not await fs.exists("/slow")
+    file = await fs.open("/slow", "w")
+    await file.write(content(chance, CHUNK_BYTES))
+    await file.write(b"x")  # the first chunk is complete
+    await trio.sleep(1)
+    cluster.network.partition(["writer"], ["master"])
+    if restarts:
+        await cluster.restart("master")
+    await cluster.wait_until(
+        lambda: not any(handles_on(cluster, name) for name in cluster.chunkservers), 300
+    )
+    cluster.network.heal()
+    fs._core.master.close()  # it connects anew
+    await trio.sleep(away)
+    with pytest.raises(ChunkUnavailable):
+        await file.close()
+    assert not await fs.exists("/slow")
 
 
-@over_seeds(1)
+@over_seeds(1, client=ClientSettings(retry_seconds=20.0), user="writer")
 async def test_a_write_in_place_that_reaches_no_replica_is_given_up(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     """The master has live chunkservers to name, whatever this client says of them."""
-    client = ClientSettings(retry_seconds=20.0)
-    async with SimCluster(seed, client=client) as cluster, cluster.client("writer") as fs:
-        await fs.put(content(chance, 1000), "/file")
-        async with await fs.open("/file", "r+") as file:
-            cluster.network.partition(["writer"], list(cluster.chunkservers))
-            with trio.fail_after(120), pytest.raises(ChunkUnavailable, match="keeps failing"):
-                await file.pwrite(0, b"x")
+    await fs.put(content(chance, 1000), "/file")
+    async with await fs.open("/file", "r+") as file:
+        cluster.network.partition(["writer"], list(cluster.chunkservers))
+        with trio.fail_after(120), pytest.raises(ChunkUnavailable, match="keeps failing"):
+            await file.pwrite(0, b"x")
 
 
 @over_seeds(1)
-async def test_a_copy_gives_way_to_clients(seed: int, chance: random.Random) -> None:
+async def test_a_copy_gives_way_to_clients(seed: int, chance: Random) -> None:
     """It is paced by the server that makes it, which takes another one's reads and no more."""
     settings = ChunkserverSettings(background_bytes_per_second=128 * KIB)
     cluster = SimCluster(seed, chunkservers=4, chunkserver=settings)
@@ -333,12 +318,14 @@ async def test_a_copy_gives_way_to_clients(seed: int, chance: random.Random) -> 
             assert trio.current_time() - began > 31
 
 
+@pytest.mark.parametrize("how", ["its lease ends", "it is started again"])
 @pytest.mark.parametrize("count", [1, 3])
 @over_seeds(1)
-async def test_the_end_of_a_lease_costs_no_replica(
-    seed: int, chance: random.Random, count: int
+async def test_a_primary_that_has_no_lease_any_more_costs_no_replica(
+    seed: int, chance: Random, count: int, how: str
 ) -> None:
-    """The primary's count has ended, the master's has not."""
+    """The primary's count has ended, or it knows of no lease; the master's has not, since it was
+    not told of the end."""
     data = bytearray(content(chance, 300_000))
     master = MasterSettings(map_bytes=1 << 30, replication=count)
     cluster = SimCluster(seed, chunkservers=count, master=master)
@@ -349,50 +336,32 @@ async def test_the_end_of_a_lease_costs_no_replica(
                 await file.pwrite(10, text)
                 data[10 : 10 + len(text)] = text
                 assert len((await fs.locate("/file")).chunks[0].replicas) == count
-                await trio.sleep(57.5)
+                if how == "its lease ends":
+                    await trio.sleep(57.5)
+                else:
+                    for name in cluster.chunkservers:
+                        await cluster.restart(name)
         assert await fs.get("/file") == bytes(data)
         await assert_sound(fs)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@over_seeds(1)
-async def test_a_primary_started_again_costs_no_replica(
-    seed: int, chance: random.Random, count: int
-) -> None:
-    """It knows of no lease; the master, which was not told of its end, of one."""
-    master = MasterSettings(map_bytes=1 << 30, replication=count)
-    cluster = SimCluster(seed, chunkservers=count, master=master)
-    async with cluster, cluster.client() as fs:
-        await fs.put(content(chance, 300_000), "/file")
-        async with await fs.open("/file", "r+") as file:
-            await file.pwrite(10, b"first")
-            for name in cluster.chunkservers:
-                await cluster.restart(name)
-            await file.pwrite(10, b"second")
-            assert await file.pread(10, 6) == b"second"
-        assert len((await fs.locate("/file")).chunks[0].replicas) == count
-        await assert_sound(fs)
-
-
-@over_seeds(1)
+@over_seeds(1, chunkserver=ChunkserverSettings(durability="fsync"))
 async def test_a_power_cut_right_after_a_grant_leaves_current_replicas(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster
 ) -> None:
     data = content(chance, 300_000)
-    settings = ChunkserverSettings(durability="fsync")
-    async with SimCluster(seed, chunkserver=settings) as cluster:
-        async with cluster.client() as fs:
-            entry = await fs.put(data, "/file")
-            master = fs._core.master
-            number = master.next_sequence()
-            request = AcquireLease(0, master.id, number, entry.inode, 0, 0, [])
-            await master.ask(request, LeaseReply)
-        await cluster.crash_all()
-        for name in cluster.chunkservers:
-            cluster.machine(name).disk.power_cut()
-        await cluster.start_all()
-        async with cluster.client() as fs:
-            assert await fs.get("/file") == data
+    async with cluster.client() as fs:
+        entry = await fs.put(data, "/file")
+        master = fs._core.master
+        number = master.next_sequence()
+        request = AcquireLease(0, master.id, number, entry.inode, 0, 0, [])
+        await master.ask(request, LeaseReply)
+    await cluster.crash_all()
+    for name in cluster.chunkservers:
+        cluster.machine(name).disk.power_cut()
+    await cluster.start_all()
+    async with cluster.client() as fs:
+        assert await fs.get("/file") == data
 
 
 #: What each of two writers writes, a piece at a time: disjoint, in any order, most of it
@@ -407,7 +376,7 @@ SIDE_BY_SIDE = {
 @pytest.mark.parametrize("where", SIDE_BY_SIDE)
 @over_seeds(10)
 async def test_writers_side_by_side_keep_what_the_other_wrote(
-    seed: int, chance: random.Random, where: str
+    seed: int, chance: Random, where: str
 ) -> None:
     """How checkpoints are written. Zeros are where nobody wrote, and nowhere else."""
     expected, end = bytearray(3 * CHUNK_BYTES), 0
@@ -453,26 +422,25 @@ async def test_writers_side_by_side_keep_what_the_other_wrote(
 @pytest.mark.parametrize("allowed", [0, 999, 1000, 5000])
 @over_seeds(1)
 async def test_no_more_is_filled_with_zeros_than_the_writer_allows(
-    seed: int, chance: random.Random, allowed: int
+    chance: Random, fs: Client, allowed: int
 ) -> None:
     """What was acknowledged, and is lost by all replicas, must not become zeros."""
     data = content(chance, 100_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        entry = await fs.put(data, "/file")
-        writer, held = await _lease(fs._core, entry.inode, 0, 0, "")
-        assert held == len(data)
-        work = _send_all(writer, len(data) + 1000, memoryview(b"after"), allowed)
-        if allowed < 1000:
-            with pytest.raises(ChainBroken, match="has 100000 bytes here"):
-                await work
-            assert await fs.get("/file") == data
-        else:
+    entry = await fs.put(data, "/file")
+    writer, held = await _lease(fs._core, entry.inode, 0, 0, "")
+    assert held == len(data)
+    work = _send_all(writer, len(data) + 1000, memoryview(b"after"), allowed)
+    if allowed < 1000:
+        with pytest.raises(ChainBroken, match="has 100000 bytes here"):
             await work
-            async with await fs.open("/file", "r+") as file:
-                await file.pwrite(101_005, b".")
-            assert await fs.get("/file") == data + bytes(1000) + b"after."
-        writer.abandon()
-        await assert_sound(fs)
+        assert await fs.get("/file") == data
+    else:
+        await work
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(101_005, b".")
+        assert await fs.get("/file") == data + bytes(1000) + b"after."
+    writer.abandon()
+    await assert_sound(fs)
 
 
 @pytest.mark.parametrize(
@@ -489,106 +457,109 @@ async def test_no_more_is_filled_with_zeros_than_the_writer_allows(
 @pytest.mark.parametrize("mode", ["upload", "mutate"])
 @over_seeds(1)
 async def test_numbers_that_make_no_sense_cost_one_exchange(
-    seed: int, chance: random.Random, mode: str,
-    version: int | None, handle: int | None, start: int, offset: int,
-) -> None:  # fmt: skip
+    chance: Random,
+    fs: Client,
+    mode: str,
+    version: int | None,
+    handle: int | None,
+    start: int,
+    offset: int,
+) -> None:
     data = content(chance, 100_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(data, "/file")
-        (chunk,) = (await fs.locate("/file")).chunks
-        connection = await fs._core.pool.acquire(chunk.replicas[0].address)
-        await connection.send(
-            WriteChunk(
-                id=0,
-                version=chunk.version if version is None else version,
-                handle=chunk.handle if handle is None else handle,
-                offset=start,
-                mode=mode,
-                chain=[],
-                primary=False,
-            )
+    await fs.put(data, "/file")
+    (chunk,) = (await fs.locate("/file")).chunks
+    connection = await fs._core.pool.acquire(chunk.replicas[0].address)
+    await connection.send(
+        WriteChunk(
+            id=0,
+            version=chunk.version if version is None else version,
+            handle=chunk.handle if handle is None else handle,
+            offset=start,
+            mode=mode,
+            chain=[],
+            primary=False,
         )
-        body = bytes(65536)
-        packet = Packet(id=0, offset=offset, last=True, sums=packet_sums(0, body))
-        await connection.send(packet, body)
-        with trio.move_on_after(5):
-            assert isinstance(await connection.receive(), Failure)
-        connection.close()
-        assert await fs.get("/file") == data
-        await assert_sound(fs)
+    )
+    body = bytes(65536)
+    packet = Packet(id=0, offset=offset, last=True, sums=packet_sums(0, body))
+    await connection.send(packet, body)
+    with trio.move_on_after(5):
+        assert isinstance(await connection.receive(), Failure)
+    connection.close()
+    assert await fs.get("/file") == data
+    await assert_sound(fs)
 
 
 @pytest.mark.costly
 @pytest.mark.parametrize("chunks", [1, 3])
 @over_seeds(1)
 async def test_who_reads_a_file_that_is_replaced_reads_it_to_its_end(
-    seed: int, chance: random.Random, chunks: int
+    chance: Random, cluster: SimCluster, fs: Client, chunks: int
 ) -> None:
     """And then it goes."""
     old = chance.randbytes(CHUNK_BYTES * (chunks - 1) + 300_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(old, "/file")
-        file = await fs.open("/file")
-        assert await file.read(100_000) == old[:100_000]
-        await fs.put(b"new", "/file", overwrite=True)
-        await trio.sleep(5 if chunks == 1 else 300)
-        assert await file.read() == old[100_000:]
-        await file.close()
-        assert await fs.get("/file") == b"new"
-        await cluster.wait_until(
-            lambda: all(len(handles_on(cluster, name)) <= 1 for name in cluster.chunkservers), 900
-        )
-        await assert_sound(fs)
+    await fs.put(old, "/file")
+    file = await fs.open("/file")
+    assert await file.read(100_000) == old[:100_000]
+    await fs.put(b"new", "/file", overwrite=True)
+    await trio.sleep(5 if chunks == 1 else 300)
+    assert await file.read() == old[100_000:]
+    await file.close()
+    assert await fs.get("/file") == b"new"
+    await cluster.wait_until(
+        lambda: all(len(handles_on(cluster, name)) <= 1 for name in cluster.chunkservers), 900
+    )
+    await assert_sound(fs)
 
 
 @pytest.mark.parametrize("how", ["put", "append"])
 @over_seeds(3)
 async def test_a_new_chunk_has_all_its_replicas_as_soon_as_enough_servers_are_live(
-    seed: int, chance: random.Random, how: str
+    chance: Random, cluster: SimCluster, fs: Client, how: str
 ) -> None:
     """One of them is live, and has not told yet what it holds."""
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        late = chance.choice(cluster.chunkservers)
-        await cluster.crash(late)
-        await cluster.wait_until(partial(live, fs, 2))
-        cluster.network.slow("master", late, (0.1, 0.3), 1e9)
-        cluster.begin(late)
-        await cluster.wait_until(partial(live, fs, 3), every=0.001)
-        assert not cluster.node(late).ready.is_set(), "it has told all already"
-        if how == "put":
-            await fs.put(content(chance, 300_000), "/file")
-        else:
-            await fs.append("/file", b"record")
-        assert await replicas(fs, "/file") == 3
+    late = chance.choice(cluster.chunkservers)
+    await cluster.crash(late)
+    await cluster.wait_until(partial(live, fs, 2))
+    cluster.network.slow("master", late, (0.1, 0.3), 1e9)
+    cluster.begin(late)
+    await cluster.wait_until(partial(live, fs, 3), every=0.001)
+    assert not cluster.node(late).ready.is_set(), "it has told all already"
+    if how == "put":
+        await fs.put(content(chance, 300_000), "/file")
+    else:
+        await fs.append("/file", b"record")
+    assert await replicas(fs, "/file") == 3
 
 
 @over_seeds(4)
-async def test_who_lacks_the_end_of_a_full_chunk_gets_it(seed: int, chance: random.Random) -> None:
+async def test_who_lacks_the_end_of_a_full_chunk_gets_it(
+    chance: Random, cluster: SimCluster, fs: Client
+) -> None:
     """A record that did not fit made one server fill the chunk, and all were killed before
     the others did. They have done it before anybody is told that the chunk is full."""
     record = bytes(200_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(content(chance, CHUNK_BYTES - 100_000), "/log")
-        (chunk,) = (await fs.locate("/log")).chunks
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(fs.append, "/log", record)
-            await cluster.wait_until(
-                lambda: CHUNK_BYTES in lengths(cluster, chunk.handle), every=0.00005
-            )
-            await cluster.crash_all()
-            nursery.cancel_scope.cancel()
-        assert len(set(lengths(cluster, chunk.handle))) > 1, "all of them had filled it"
-        await cluster.start_all()
+    await fs.put(content(chance, CHUNK_BYTES - 100_000), "/log")
+    (chunk,) = (await fs.locate("/log")).chunks
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fs.append, "/log", record)
+        await cluster.wait_until(
+            lambda: CHUNK_BYTES in lengths(cluster, chunk.handle), every=0.00005
+        )
+        await cluster.crash_all()
+        nursery.cancel_scope.cancel()
+    assert len(set(lengths(cluster, chunk.handle))) > 1, "all of them had filled it"
+    await cluster.start_all()
 
-        async def all_reported() -> bool:
-            return [server.chunks for server in (await fs.status()).servers] == [1] * 3
+    async def all_reported() -> bool:
+        return [server.chunks for server in (await fs.status()).servers] == [1] * 3
 
-        await cluster.wait_until(all_reported)
-        async with cluster.client("another") as other:
-            await other.append("/log", record)
-        assert lengths(cluster, chunk.handle) == [CHUNK_BYTES] * 3
-        assert len((await fs.locate("/log")).chunks) == 2
-        await assert_sound(fs)
+    await cluster.wait_until(all_reported)
+    async with cluster.client("another") as other:
+        await other.append("/log", record)
+    assert lengths(cluster, chunk.handle) == [CHUNK_BYTES] * 3
+    assert len((await fs.locate("/log")).chunks) == 2
+    await assert_sound(fs)
 
 
 def lengths(cluster: SimCluster, handle: int) -> list[int]:
@@ -611,7 +582,7 @@ async def nothing(cluster: SimCluster) -> None:
 
 
 async def a_server_connects_anew(cluster: SimCluster) -> None:
-    cluster.network.cut("master", random.Random(cluster.seed).choice(cluster.chunkservers))
+    cluster.network.cut("master", Random(cluster.seed).choice(cluster.chunkservers))
 
 
 async def all_servers_connect_anew(cluster: SimCluster) -> None:
@@ -628,7 +599,7 @@ async def the_master_is_started_again(cluster: SimCluster) -> None:
 )
 @over_seeds(8)
 async def test_a_writer_that_pauses_loses_no_replica(
-    seed: int, chance: random.Random, meanwhile: Callable[[SimCluster], Awaitable[None]]
+    seed: int, chance: Random, meanwhile: Callable[[SimCluster], Awaitable[None]]
 ) -> None:
     """The servers end an exchange in which nothing moves, each by its own count, and
     hang up a second later: at any of these moments the next packet may come."""
@@ -658,32 +629,34 @@ async def test_a_writer_that_pauses_loses_no_replica(
 )
 @over_seeds(8)
 async def test_a_death_costs_a_writer_one_replica_whoever_has_just_come_back(
-    seed: int, chance: random.Random, meanwhile: Callable[[SimCluster], Awaitable[None]]
+    chance: Random,
+    cluster: SimCluster,
+    fs: Client,
+    meanwhile: Callable[[SimCluster], Awaitable[None]],
 ) -> None:
     """Of the two that are left the master does not know yet that they are there."""
     data = content(chance, 300_000)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        async with await fs.open("/file", "w") as file:
-            await file.write(data[:100_000])
-            await file.flush()
-            await cluster.crash(chance.choice(cluster.chunkservers))
-            await meanwhile(cluster)
-            began = trio.current_time()
-            await file.write(data[100_000:])
-            await file.flush()
-            assert trio.current_time() - began < STALL_SECONDS
-        assert await replicas(fs, "/file") == 2
-        assert await fs.get("/file") == data
+    async with await fs.open("/file", "w") as file:
+        await file.write(data[:100_000])
+        await file.flush()
+        await cluster.crash(chance.choice(cluster.chunkservers))
+        await meanwhile(cluster)
+        began = trio.current_time()
+        await file.write(data[100_000:])
+        await file.flush()
+        assert trio.current_time() - began < STALL_SECONDS
+    assert await replicas(fs, "/file") == 2
+    assert await fs.get("/file") == data
 
 
 @pytest.mark.parametrize("old", [2 * MIB + 1, 2 * MIB, 2 * MIB + 100_000])
 @over_seeds(1)
 async def test_a_file_that_grew_is_read_as_it_was_opened(
-    seed: int, chance: random.Random, old: int
+    chance: Random, cluster: SimCluster, fs: Client, old: int
 ) -> None:
     """What was its last block is a part of one by now, and the reader knows it."""
     data = content(chance, old)
-    async with SimCluster(seed) as cluster, cluster.client() as fs, cluster.client() as other:
+    async with cluster.client() as other:
         await fs.put(data, "/file")
         async with await fs.open("/file") as file, await other.open("/file", "r+") as writer:
             await writer.pwrite(old, content(chance, 1000))
@@ -697,18 +670,14 @@ async def test_a_file_that_grew_is_read_as_it_was_opened(
 
 
 @pytest.mark.parametrize("how", ["read", "stream"])
-@over_seeds(2)
+@over_seeds(2, chunkservers=3, user="reader")
 async def test_what_was_read_ahead_is_used_no_longer_than_locations(
-    seed: int, chance: random.Random, how: str
+    chance: Random, cluster: SimCluster, fs: Client, how: str
 ) -> None:
     """A reader takes his time, and others write, which whoever he asked first has missed."""
     size = 6 * MIB
     data = bytearray(content(chance, size))
-    async with (
-        SimCluster(seed, chunkservers=3) as cluster,
-        cluster.client("reader") as fs,
-        cluster.client("writer") as other,
-    ):
+    async with cluster.client("writer") as other:
         await fs.put(bytes(data), "/file")
         file = await fs.open("/file")
         pieces = file.stream()

@@ -3,10 +3,10 @@ acknowledged is lost; and while it does not lie, nothing old is read."""
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Awaitable
 from contextlib import closing, suppress
+from random import Random
 from typing import Any
 
 import msgspec
@@ -15,14 +15,7 @@ import trio
 
 from gfs.client import Client
 from gfs.config import ClientSettings, MasterSettings
-from gfs.errors import (
-    Busy,
-    GfsError,
-    MasterUnavailable,
-    NotFound,
-    StaleVersion,
-    WrongClusterKey,
-)
+from gfs.errors import Busy, GfsError, MasterUnavailable, NotFound, StaleVersion, WrongClusterKey
 from gfs.io import World
 from gfs.master import run_master
 from gfs.master.election import View
@@ -38,160 +31,153 @@ from .seeds import over_seeds
 from .test_master_deaths import Acknowledged
 
 
-@over_seeds(6)
+@over_seeds(6, kind=ElectedCluster)
 async def test_another_one_takes_over_from_a_master_that_dies(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, one: Client, other: Client
 ) -> None:
     work = Acknowledged(chance)
-    async with ElectedCluster(seed) as cluster, cluster.client() as one, cluster.client() as other:
-        first = await cluster.followed()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(work.write, one, "one")
-            nursery.start_soon(work.write, other, "other")
-            await trio.sleep(chance.uniform(0, 0.4))
-            await cluster.crash(first)
-            died = trio.current_time()
-            await one.mkdir("/after")
-            assert trio.current_time() - died < HOLD_SECONDS + 2
-            nursery.cancel_scope.cancel()
-        await trio.sleep(chance.choice([0, 10]))
-        await cluster.start(first)
-        assert await cluster.followed() != first
-        await work.check(one)
+    first = await cluster.followed()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.write, one, "one")
+        nursery.start_soon(work.write, other, "other")
+        await trio.sleep(chance.uniform(0, 0.4))
+        await cluster.crash(first)
+        died = trio.current_time()
+        await one.mkdir("/after")
+        assert trio.current_time() - died < HOLD_SECONDS + 2
+        nursery.cancel_scope.cancel()
+    await trio.sleep(chance.choice([0, 10]))
+    await cluster.start(first)
+    assert await cluster.followed() != first
+    await work.check(one)
 
 
-@over_seeds(6)
+@over_seeds(6, kind=ElectedCluster)
 async def test_nothing_acknowledged_is_lost_whatever_the_engine_does(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, one: Client, other: Client
 ) -> None:
     """It is late, loses requests and answers, is cut off from some or all, and gives the hold
     to another one although it has not ended; masters die meanwhile."""
     work = Acknowledged(chance)
-    async with ElectedCluster(seed) as cluster, cluster.client() as one, cluster.client() as other:
-        await cluster.followed()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(work.write, one, "one")
-            nursery.start_soon(work.write, other, "other")
-            for _ in range(6):
-                cluster.engine.unkind = Unkindness(
-                    late=chance.choice([0.01, 0.3, 2.0]),
-                    lost=chance.choice([0.0, 0.1, 0.4]),
-                    early=chance.choice([1.0, 1.0, 0.3]),
-                )
-                cut = chance.choice([0, 1, 1, 3])
-                cluster.engine.away = set(chance.sample(cluster.masters, cut))
-                await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
-                if chance.random() < 0.4:
-                    victim = chance.choice(cluster.masters)
-                    await cluster.crash(victim)
-                    await trio.sleep(chance.choice([0, 1, 6]))
-                    cluster.begin(victim)
-            nursery.cancel_scope.cancel()
-        cluster.engine.unkind, cluster.engine.away = Unkindness(), set()
-        await cluster.followed()
-        await work.check(one)
+    await cluster.followed()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.write, one, "one")
+        nursery.start_soon(work.write, other, "other")
+        for _ in range(6):
+            cluster.engine.unkind = Unkindness(
+                late=chance.choice([0.01, 0.3, 2.0]),
+                lost=chance.choice([0.0, 0.1, 0.4]),
+                early=chance.choice([1.0, 1.0, 0.3]),
+            )
+            cut = chance.choice([0, 1, 1, 3])
+            cluster.engine.away = set(chance.sample(cluster.masters, cut))
+            await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
+            if chance.random() < 0.4:
+                victim = chance.choice(cluster.masters)
+                await cluster.crash(victim)
+                await trio.sleep(chance.choice([0, 1, 6]))
+                cluster.begin(victim)
+        nursery.cancel_scope.cancel()
+    cluster.engine.unkind, cluster.engine.away = Unkindness(), set()
+    await cluster.followed()
+    await work.check(one)
 
 
-@over_seeds(8)
+@over_seeds(8, kind=ElectedCluster)
 async def test_a_master_whose_machine_was_suspended_answers_nothing(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, fs: Client
 ) -> None:
     """Its tasks go on in any order after that; a look-up may come before the end of its hold
     is noticed."""
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        holder = await cluster.followed()
-        await fs.mkdir("/a")
-        quick = ClientSettings(retry_seconds=0.05)
-        async with cluster._connected([holder, "nobody"], "alone", quick) as alone:
-            await alone.stat("/a")
-            await trio.sleep(chance.uniform(0, HOLD_SECONDS))
-            cluster.machine(holder).time.suspended_seconds += chance.choice([HOLD_SECONDS, 3600])
-            answers = []
-            with suppress(GfsError):
-                answers.append(await alone.stat("/a"))
-            assert not answers
-        await cluster.followed()
-        await fs.mkdir("/b")
+    holder = await cluster.followed()
+    await fs.mkdir("/a")
+    quick = ClientSettings(retry_seconds=0.05)
+    async with cluster._connected([holder, "nobody"], "alone", quick) as alone:
+        await alone.stat("/a")
+        await trio.sleep(chance.uniform(0, HOLD_SECONDS))
+        cluster.machine(holder).time.suspended_seconds += chance.choice([HOLD_SECONDS, 3600])
+        answers = []
+        with suppress(GfsError):
+            answers.append(await alone.stat("/a"))
+        assert not answers
+    await cluster.followed()
+    await fs.mkdir("/b")
 
 
-@over_seeds(8)
+@over_seeds(8, kind=ElectedCluster)
 async def test_no_read_is_older_than_what_was_acknowledged(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, fs: Client
 ) -> None:
     """A counter is a chain of names; readers look how far it is, at any master that says that
     it is one. While the engine does not lie, they never see less than was acknowledged before
     they asked, and never less than another one saw before."""
     made = seen = -1
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        await cluster.followed()
+    await cluster.followed()
 
-        async def count() -> None:
-            nonlocal made
-            for number in range(10_000):
-                with suppress(GfsError):
-                    await fs.mkdir(f"/{number}")
-                    made = number
-                await trio.sleep(chance.uniform(0, 0.1))
+    async def count() -> None:
+        nonlocal made
+        for number in range(10_000):
+            with suppress(GfsError):
+                await fs.mkdir(f"/{number}")
+                made = number
+            await trio.sleep(chance.uniform(0, 0.1))
 
-        async def read(name: str) -> None:
-            quick = ClientSettings(retry_seconds=0.2)
-            while True:
-                await trio.sleep(chance.uniform(0, 0.05))
-                with suppress(GfsError):
-                    async with cluster._connected([name, "nobody"], None, quick) as reader:
-                        while True:
-                            await look(reader)
-
-        async def look(reader: Client) -> None:
-            nonlocal seen
-            least = max(made, seen)
-            found = [int(entry.path[1:]) for entry in await reader.list("/")]
-            assert max(found, default=-1) >= least
-            seen = max(seen, *found)
+    async def read(name: str) -> None:
+        quick = ClientSettings(retry_seconds=0.2)
+        while True:
             await trio.sleep(chance.uniform(0, 0.05))
+            with suppress(GfsError):
+                async with cluster._connected([name, "nobody"], None, quick) as reader:
+                    while True:
+                        await look(reader)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(count)
-            for name in cluster.masters:
-                nursery.start_soon(read, name)
-            for _ in range(4):
-                await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
-                await _fail(cluster, chance)
-            nursery.cancel_scope.cancel()
-        assert made >= 0
-        await cluster.followed()
+    async def look(reader: Client) -> None:
+        nonlocal seen
+        least = max(made, seen)
+        found = [int(entry.path[1:]) for entry in await reader.list("/")]
+        assert max(found, default=-1) >= least
+        seen = max(seen, *found)
+        await trio.sleep(chance.uniform(0, 0.05))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        for name in cluster.masters:
+            nursery.start_soon(read, name)
+        for _ in range(4):
+            await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
+            await _fail(cluster, chance)
+        nursery.cancel_scope.cancel()
+    assert made >= 0
+    await cluster.followed()
 
 
-@over_seeds(8)
-async def test_names_are_linearizable_over_failovers(seed: int, chance: random.Random) -> None:
+@over_seeds(8, kind=ElectedCluster)
+async def test_names_are_linearizable_over_failovers(
+    chance: Random, cluster: ElectedCluster
+) -> None:
     """There is an order of all calls that explains what every caller saw, whichever master
     answered it, those included that ask one master alone. The engine is late, loses requests and
     answers and is cut off, but does not lie."""
     history: list[Event] = []
-    async with ElectedCluster(seed) as cluster:
-        await cluster.followed()
-        async with (
-            cluster.client() as one,
-            cluster.client() as other,
-            trio.open_nursery() as nursery,
-        ):
-            for name, fs in (("one", one), ("other", other)):
-                nursery.start_soon(_change_names, fs, name, chance, history)
-            for name in cluster.masters:
-                nursery.start_soon(_look_at, cluster, name, chance, history)
-            for _ in range(3):
-                cluster.engine.unkind = Unkindness(
-                    late=chance.choice([0.01, 0.3, 0.7]), lost=chance.choice([0.0, 0.1, 0.3])
-                )
-                await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
-                await _fail(cluster, chance)
-            nursery.cancel_scope.cancel()
-        cluster.engine.unkind = Unkindness()
-        with trio.move_on_after(60) as wait:
-            await cluster.holder(seconds=3600)
-        assert not wait.cancelled_caught, "nobody is elected any more"
-        if find_order(history) is None:
-            raise AssertionError(explain(history))
+    await cluster.followed()
+    async with cluster.client() as one, cluster.client() as other, trio.open_nursery() as nursery:
+        for name, fs in (("one", one), ("other", other)):
+            nursery.start_soon(_change_names, fs, name, chance, history)
+        for name in cluster.masters:
+            nursery.start_soon(_look_at, cluster, name, chance, history)
+        for _ in range(3):
+            cluster.engine.unkind = Unkindness(
+                late=chance.choice([0.01, 0.3, 0.7]), lost=chance.choice([0.0, 0.1, 0.3])
+            )
+            await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
+            await _fail(cluster, chance)
+        nursery.cancel_scope.cancel()
+    cluster.engine.unkind = Unkindness()
+    with trio.move_on_after(60) as wait:
+        await cluster.holder(seconds=3600)
+    assert not wait.cancelled_caught, "nobody is elected any more"
+    if find_order(history) is None:
+        raise AssertionError(explain(history))
 
 
 #: Calls that fail with these have changed nothing, because of the names that were there.
@@ -211,7 +197,7 @@ async def _record(history: list[Event], who: str, call: Call, work: Awaitable[ob
         event.ended, event.outcome, event.seen = trio.current_time(), OK, seen
 
 
-async def _change_names(fs: Client, who: str, chance: random.Random, history: list[Event]) -> None:
+async def _change_names(fs: Client, who: str, chance: Random, history: list[Event]) -> None:
     while True:
         number = len(history) + 1
         name, target = chance.sample(NAMES, 2)
@@ -233,7 +219,7 @@ async def _names(fs: Client) -> dict[str, int]:
 
 
 async def _look_at(
-    cluster: ElectedCluster, name: str, chance: random.Random, history: list[Event]
+    cluster: ElectedCluster, name: str, chance: Random, history: list[Event]
 ) -> None:
     """Ask this master alone, whether it is one or not."""
     quick = ClientSettings(retry_seconds=0.2)
@@ -246,7 +232,7 @@ async def _look_at(
                     await trio.sleep(chance.uniform(0, 0.4))
 
 
-async def _fail(cluster: ElectedCluster, chance: random.Random) -> None:
+async def _fail(cluster: ElectedCluster, chance: Random) -> None:
     """Something happens to the holder, and passes."""
     holder = await cluster.holder()
     match chance.choice(["dies", "engine", "network", "suspended"]):
@@ -269,167 +255,165 @@ async def _fail(cluster: ElectedCluster, chance: random.Random) -> None:
             cluster.machine(holder).time.suspended_seconds += chance.uniform(0, 10)
 
 
-@over_seeds(4)
-async def test_one_that_may_lack_something_is_not_elected(seed: int, chance: random.Random) -> None:
+@over_seeds(4, kind=ElectedCluster)
+async def test_one_that_may_lack_something_is_not_elected(
+    chance: Random, cluster: ElectedCluster, fs: Client
+) -> None:
     """The master dies, one shadow master is cut off, and the other has missed what was
     acknowledged last: nobody serves until the two meet."""
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
-        behind, ahead = chance.sample([name for name in cluster.masters if name != first], 2)
-        cluster.network.partition([behind], [first, ahead])
-        for number in range(20):
-            await fs.mkdir(f"/{number}")
-        await cluster.crash(first)
-        cluster.engine.away = {ahead}
-        taken = cluster.engine.taken
-        await trio.sleep(4 * HOLD_SECONDS)
-        assert cluster.engine.taken > taken, "it had the chance"
-        assert not await cluster.serving()
-        cluster.network.heal()
-        cluster.engine.away = set()
-        await cluster.followed(count=1)
-        assert len(await fs.list("/")) == 20
+    first = await cluster.followed()
+    behind, ahead = chance.sample([name for name in cluster.masters if name != first], 2)
+    cluster.network.partition([behind], [first, ahead])
+    for number in range(20):
+        await fs.mkdir(f"/{number}")
+    await cluster.crash(first)
+    cluster.engine.away = {ahead}
+    taken = cluster.engine.taken
+    await trio.sleep(4 * HOLD_SECONDS)
+    assert cluster.engine.taken > taken, "it had the chance"
+    assert not await cluster.serving()
+    cluster.network.heal()
+    cluster.engine.away = set()
+    await cluster.followed(count=1)
+    assert len(await fs.list("/")) == 20
 
 
-@over_seeds(4)
-async def test_a_former_master_goes_on_with_one_witness(seed: int, chance: random.Random) -> None:
+@over_seeds(4, kind=ElectedCluster)
+async def test_a_former_master_goes_on_with_one_witness(
+    chance: Random, cluster: ElectedCluster, fs: Client
+) -> None:
     """The engine was away for longer than a hold, and a shadow master is lost meanwhile: of the
     two that are left the former master has everything, and the other one, if it is level."""
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
-        await fs.mkdir("/before")
-        cluster.engine.away = set(cluster.masters)
-        await trio.sleep(HOLD_SECONDS)
-        assert not await cluster.serving()
-        await cluster.crash(chance.choice([name for name in cluster.masters if name != first]))
-        cluster.engine.away = set()
-        await fs.mkdir("/after")
-        await cluster.followed(count=1)
+    first = await cluster.followed()
+    await fs.mkdir("/before")
+    cluster.engine.away = set(cluster.masters)
+    await trio.sleep(HOLD_SECONDS)
+    assert not await cluster.serving()
+    await cluster.crash(chance.choice([name for name in cluster.masters if name != first]))
+    cluster.engine.away = set()
+    await fs.mkdir("/after")
+    await cluster.followed(count=1)
 
 
-@over_seeds(2)
+@over_seeds(2, kind=ElectedCluster)
 async def test_a_cluster_that_lost_all_its_directories_is_not_begun_again(
-    seed: int, chance: random.Random
+    cluster: ElectedCluster,
 ) -> None:
-    async with ElectedCluster(seed) as cluster:
-        await cluster.followed()
-        for name in cluster.masters:
-            await cluster.crash(name)
-            shutil.rmtree(cluster.metadata(name))
-            cluster.begin(name)
-        await trio.sleep(4 * HOLD_SECONDS)
-        assert not await cluster.serving()
+    await cluster.followed()
+    for name in cluster.masters:
+        await cluster.crash(name)
+        shutil.rmtree(cluster.metadata(name))
+        cluster.begin(name)
+    await trio.sleep(4 * HOLD_SECONDS)
+    assert not await cluster.serving()
 
 
-@over_seeds(6)
+@over_seeds(6, kind=ElectedCluster)
 async def test_a_master_that_lost_its_directory_leaves_the_hold_to_others(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, fs: Client
 ) -> None:
     """All start at once, and it is the first to ask."""
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        cluster.engine.unkind = Unkindness(late=chance.choice([0.0, 0.01, 0.3]))
-        await cluster.followed()
-        await fs.mkdir("/before")
-        for name in cluster.masters:
-            await cluster.crash(name)
-        lost = chance.choice(cluster.masters)
-        shutil.rmtree(cluster.metadata(lost))
-        await trio.sleep(2 * HOLD_SECONDS)
-        for name in [lost, *(each for each in cluster.masters if each != lost)]:
-            cluster.begin(name)
-            await trio.sleep(chance.choice([0, 0.1, 1]))
-        assert await cluster.followed() != lost
-        await fs.stat("/before")
+    cluster.engine.unkind = Unkindness(late=chance.choice([0.0, 0.01, 0.3]))
+    await cluster.followed()
+    await fs.mkdir("/before")
+    for name in cluster.masters:
+        await cluster.crash(name)
+    lost = chance.choice(cluster.masters)
+    shutil.rmtree(cluster.metadata(lost))
+    await trio.sleep(2 * HOLD_SECONDS)
+    for name in [lost, *(each for each in cluster.masters if each != lost)]:
+        cluster.begin(name)
+        await trio.sleep(chance.choice([0, 0.1, 1]))
+    assert await cluster.followed() != lost
+    await fs.stat("/before")
 
 
-@over_seeds(4)
-async def test_an_operator_moves_the_master(seed: int, chance: random.Random) -> None:
+@over_seeds(4, kind=ElectedCluster)
+async def test_an_operator_moves_the_master(
+    chance: Random, cluster: ElectedCluster, fs: Client
+) -> None:
     """It is the one that was asked which is the master then, in the next term, and calls that
     are under way wait for it."""
     work = Acknowledged(chance)
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(work.write, fs, "one")
-            await trio.sleep(chance.uniform(0, 0.4))
-            chosen = chance.choice([name for name in cluster.masters if name != first])
-            reply = await cluster.promote(chosen)
-            assert reply.term >> 32 == 2
-            assert await cluster.holder() == chosen
-            await trio.sleep(1)
-            nursery.cancel_scope.cancel()
-        assert await cluster.followed() == chosen
-        await work.check(fs)
+    first = await cluster.followed()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.write, fs, "one")
+        await trio.sleep(chance.uniform(0, 0.4))
+        chosen = chance.choice([name for name in cluster.masters if name != first])
+        reply = await cluster.promote(chosen)
+        assert reply.term >> 32 == 2
+        assert await cluster.holder() == chosen
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert await cluster.followed() == chosen
+    await work.check(fs)
 
 
-@over_seeds(12)
+@over_seeds(12, kind=ElectedCluster, hold_seconds=120.0)
 async def test_an_operator_moves_a_master_whose_hold_is_long(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, fs: Client
 ) -> None:
     """Who is to get it looks for it at once, however rarely it looks otherwise."""
-    async with ElectedCluster(seed, hold_seconds=120.0) as cluster, cluster.client() as fs:
-        await cluster.followed()
-        await trio.sleep(chance.uniform(0, 20))
-        first = await cluster.followed()
-        chosen = chance.choice([name for name in cluster.masters if name != first])
-        began = trio.current_time()
-        await cluster.promote(chosen)
-        assert trio.current_time() - began < 5
-        assert await cluster.holder() == chosen
-        await fs.stat("/")
+    await cluster.followed()
+    await trio.sleep(chance.uniform(0, 20))
+    first = await cluster.followed()
+    chosen = chance.choice([name for name in cluster.masters if name != first])
+    began = trio.current_time()
+    await cluster.promote(chosen)
+    assert trio.current_time() - began < 5
+    assert await cluster.holder() == chosen
+    await fs.stat("/")
 
 
-@over_seeds(4)
+@over_seeds(4, kind=ElectedCluster)
 async def test_who_holds_is_answered_while_a_master_is_elected(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, fs: Client
 ) -> None:
     """As every other call: with the same deadline, and one error at its end."""
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
+    first = await cluster.followed()
+    await fs.election()
+    await cluster.crash(first)
+    await trio.sleep(chance.uniform(0, 0.5))
+    assert (await fs.election()).engine == "the engine"
+    with pytest.raises(NotFound):
+        await fs.order_disk("no-server", "/d", "status")
+    for name in cluster.masters:
+        if name != first:
+            await cluster.crash(name)
+    began = trio.current_time()
+    with pytest.raises(MasterUnavailable, match="no answer from the master at"):
         await fs.election()
-        await cluster.crash(first)
-        await trio.sleep(chance.uniform(0, 0.5))
-        assert (await fs.election()).engine == "the engine"
-        with pytest.raises(NotFound):
-            await fs.order_disk("no-server", "/d", "status")
-        for name in cluster.masters:
-            if name != first:
-                await cluster.crash(name)
-        began = trio.current_time()
-        with pytest.raises(MasterUnavailable, match="no answer from the master at"):
-            await fs.election()
-        assert trio.current_time() - began > cluster.client_settings.retry_seconds - 1
+    assert trio.current_time() - began > cluster.client_settings.retry_seconds - 1
 
 
-@over_seeds(4)
+@over_seeds(4, kind=ElectedCluster)
 async def test_nothing_is_handed_over_while_nobody_can_be_elected(
-    seed: int, chance: random.Random
+    chance: Random, cluster: ElectedCluster, fs: Client
 ) -> None:
     """The engine is away, for all or for the master alone: the order is refused, and the master
     serves for as long as it may."""
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
-        chosen = chance.choice([name for name in cluster.masters if name != first])
-        is_everybody = chance.random() < 0.5
+    first = await cluster.followed()
+    chosen = chance.choice([name for name in cluster.masters if name != first])
+    is_everybody = chance.random() < 0.5
 
-        async def promote() -> None:
-            with pytest.raises((Busy, StaleVersion)) as caught:
-                await cluster.promote(chosen)
-            if is_everybody:
-                assert "the engine does not answer" in str(caught.value)
-                assert "nothing was changed" in str(caught.value)
+    async def promote() -> None:
+        with pytest.raises((Busy, StaleVersion)) as caught:
+            await cluster.promote(chosen)
+        if is_everybody:
+            assert "the engine does not answer" in str(caught.value)
+            assert "nothing was changed" in str(caught.value)
 
-        await trio.sleep(chance.uniform(0, 1))
-        cluster.engine.away = set(cluster.masters) if is_everybody else {first}
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(promote)
-            if is_everybody:
-                await trio.sleep(1.0)
-                with trio.fail_after(0.5):
-                    await fs.mkdir("/meanwhile")
-        cluster.engine.away = set()
-        await fs.mkdir("/after")
-        await cluster.followed()
+    await trio.sleep(chance.uniform(0, 1))
+    cluster.engine.away = set(cluster.masters) if is_everybody else {first}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(promote)
+        if is_everybody:
+            await trio.sleep(1.0)
+            with trio.fail_after(0.5):
+                await fs.mkdir("/meanwhile")
+    cluster.engine.away = set()
+    await fs.mkdir("/after")
+    await cluster.followed()
 
 
 class Unrecorded(ElectedCluster):
@@ -445,43 +429,41 @@ class Unrecorded(ElectedCluster):
         pass
 
 
-@over_seeds(6)
-async def test_a_founder_that_died_founds_or_joins(seed: int, chance: random.Random) -> None:
+@over_seeds(6, kind=Unrecorded)
+async def test_a_founder_that_died_founds_or_joins(chance: Random, cluster: Unrecorded) -> None:
     """There is never a second cluster, and nobody has to empty a directory."""
-    async with Unrecorded(seed) as cluster:
-        which = chance.choice(["alone", "later", "together"])
-        others = [name for name in cluster.masters if name != MASTER]
-        for name in {"alone": [MASTER], "later": others}.get(which, []):
+    which = chance.choice(["alone", "later", "together"])
+    others = [name for name in cluster.masters if name != MASTER]
+    for name in {"alone": [MASTER], "later": others}.get(which, []):
+        cluster.begin(name)
+    await trio.sleep(chance.choice([0, 20]) if which == "together" else 20)
+    for name in cluster.names:
+        if not cluster.node(name).running:
             cluster.begin(name)
-        await trio.sleep(chance.choice([0, 20]) if which == "together" else 20)
-        for name in cluster.names:
-            if not cluster.node(name).running:
-                cluster.begin(name)
-        await cluster.followed()
-        recorded = cluster.engine.view().cluster
-        assert which != "alone" or recorded == "feed" * 4
-        assert which != "later" or recorded != "feed" * 4
-        async with cluster.client() as fs:
-            await fs.put(b"x", "/x")
-            assert (await fs.status()).cluster == recorded
+    await cluster.followed()
+    recorded = cluster.engine.view().cluster
+    assert which != "alone" or recorded == "feed" * 4
+    assert which != "later" or recorded != "feed" * 4
+    async with cluster.client() as fs:
+        await fs.put(b"x", "/x")
+        assert (await fs.status()).cluster == recorded
 
 
-@over_seeds(6)
+@over_seeds(6, kind=Unrecorded)
 async def test_an_empty_founder_leaves_the_hold_to_the_one_with_the_metadata(
-    seed: int, chance: random.Random
+    chance: Random, cluster: Unrecorded
 ) -> None:
     """All start at once, and the one that died as it began a cluster records it while another
     one gets the hold to begin one."""
-    async with Unrecorded(seed) as cluster:
-        cluster.engine.unkind = Unkindness(late=chance.choice([0.01, 0.3, 0.6]))
-        for name in chance.sample(cluster.names, len(cluster.names)):
-            cluster.begin(name)
-        await cluster.followed()
+    cluster.engine.unkind = Unkindness(late=chance.choice([0.01, 0.3, 0.6]))
+    for name in chance.sample(cluster.names, len(cluster.names)):
+        cluster.begin(name)
+    await cluster.followed()
 
 
-@over_seeds(6)
+@over_seeds(6, kind=ElectedCluster)
 async def test_one_that_is_to_copy_leaves_the_hold_to_others(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, cluster: ElectedCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A master comes back with operations that were not acknowledged, and finds out that it is
     to follow another one right after it got the hold, because the engine lied. That one dies
@@ -492,101 +474,97 @@ async def test_one_that_is_to_copy_leaves_the_hold_to_others(
         await trio.sleep(1)
         return await fetch(shadow)
 
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
-        others = [name for name in cluster.masters if name != first]
-        cluster.network.partition([first], others)
-        with trio.move_on_after(0.5):
-            await fs.mkdir("/not-acknowledged")
-        await cluster.crash(first)
-        second = await cluster.holder()
-        monkeypatch.setattr(Shadow, "_fetch_from_any", fetch_slowly)
-        cluster.engine.unkind = Unkindness(late=0.6, early=0.3)
-        await trio.sleep(HOLD_SECONDS / 2)
-        cluster.engine.unkind = Unkindness(late=0.6)
-        cluster.engine.away = set(others)
-        cluster.begin(first)
+    first = await cluster.followed()
+    others = [name for name in cluster.masters if name != first]
+    cluster.network.partition([first], others)
+    with trio.move_on_after(0.5):
+        await fs.mkdir("/not-acknowledged")
+    await cluster.crash(first)
+    second = await cluster.holder()
+    monkeypatch.setattr(Shadow, "_fetch_from_any", fetch_slowly)
+    cluster.engine.unkind = Unkindness(late=0.6, early=0.3)
+    await trio.sleep(HOLD_SECONDS / 2)
+    cluster.engine.unkind = Unkindness(late=0.6)
+    cluster.engine.away = set(others)
+    cluster.begin(first)
 
-        async def has_hold() -> bool:
-            claim = cluster.engine.view().claim
-            return claim is not None and claim.address == address(first)
+    async def has_hold() -> bool:
+        claim = cluster.engine.view().claim
+        return claim is not None and claim.address == address(first)
 
-        await cluster.wait_until(has_hold, 20, "its hold")
-        await trio.sleep(chance.uniform(0, 0.5))
-        cluster.network.heal()
-        await trio.sleep(0.5)
-        await cluster.crash(second)
-        await trio.sleep(1)
-        cluster.begin(second)
-        cluster.engine.unkind, cluster.engine.away = Unkindness(), set()
-        await cluster.followed()
+    await cluster.wait_until(has_hold, 20, "its hold")
+    await trio.sleep(chance.uniform(0, 0.5))
+    cluster.network.heal()
+    await trio.sleep(0.5)
+    await cluster.crash(second)
+    await trio.sleep(1)
+    cluster.begin(second)
+    cluster.engine.unkind, cluster.engine.away = Unkindness(), set()
+    await cluster.followed()
 
 
 @pytest.mark.parametrize("why", ["it copied from a master that was ending", "it errs"])
-@over_seeds(4)
+@over_seeds(4, kind=ElectedCluster)
 async def test_a_shadow_is_never_taken_for_the_ended_master(
-    seed: int, chance: random.Random, why: str, monkeypatch: pytest.MonkeyPatch
+    chance: Random, cluster: ElectedCluster, fs: Client, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine was replaced and keeps its address, so that it counts. It lacks what only the
     other shadow master acknowledged, and must ask that one."""
     fetch = Shadow._fetch
 
     async def fetch_unseen(shadow: Shadow, rpc: Rpc, where: str) -> bool:
-        assert shadow._candidate is not None
         cluster.engine.away, shadow._candidate.view = {new}, View()
         try:
             return await fetch(shadow, rpc, where)
         finally:
             cluster.engine.away = set()
 
-    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
-        first = await cluster.followed()
-        await fs.mkdir("/before")
-        new, other = chance.sample([name for name in cluster.masters if name != first], 2)
-        await cluster.crash(new)
-        shutil.rmtree(cluster.metadata(new))
-        if why != "it errs":
-            monkeypatch.setattr(Shadow, "_fetch", fetch_unseen)
-        cluster.begin(new)
-        await cluster.followed()
-        await cluster.crash(new)
-        with closing(open_store(cluster.metadata(new), 1 << 28, False, "", 1)) as store:
-            standing = store.standing
-            assert standing.follows
-            if why == "it errs":
-                ended = {"ended": store.state.term, "successor": address(new)}
-                store.set_standing(msgspec.structs.replace(standing, **ended))
-        cluster.network.partition([new], [first, other])
-        cluster.engine.away = {other}
-        cluster.begin(new)
-        await fs.mkdir("/after")
-        await trio.sleep(chance.uniform(0, 1))
-        await cluster.crash(first)
-        taken = cluster.engine.taken
-        await trio.sleep(3 * HOLD_SECONDS)
-        assert cluster.engine.taken > taken, "it had the chance"
-        assert not await cluster.serving()
-        cluster.network.heal()
-        cluster.engine.away = set()
-        await cluster.followed(count=1)
-        await fs.stat("/after")
+    first = await cluster.followed()
+    await fs.mkdir("/before")
+    new, other = chance.sample([name for name in cluster.masters if name != first], 2)
+    await cluster.crash(new)
+    shutil.rmtree(cluster.metadata(new))
+    if why != "it errs":
+        monkeypatch.setattr(Shadow, "_fetch", fetch_unseen)
+    cluster.begin(new)
+    await cluster.followed()
+    await cluster.crash(new)
+    with closing(open_store(cluster.metadata(new), 1 << 28, False, "", 1)) as store:
+        standing = store.standing
+        assert standing.follows
+        if why == "it errs":
+            ended = {"ended": store.state.term, "successor": address(new)}
+            store.set_standing(msgspec.structs.replace(standing, **ended))
+    cluster.network.partition([new], [first, other])
+    cluster.engine.away = {other}
+    cluster.begin(new)
+    await fs.mkdir("/after")
+    await trio.sleep(chance.uniform(0, 1))
+    await cluster.crash(first)
+    taken = cluster.engine.taken
+    await trio.sleep(3 * HOLD_SECONDS)
+    assert cluster.engine.taken > taken, "it had the chance"
+    assert not await cluster.serving()
+    cluster.network.heal()
+    cluster.engine.away = set()
+    await cluster.followed(count=1)
+    await fs.stat("/after")
 
 
-@over_seeds(2)
+@over_seeds(2, kind=Unrecorded)
 async def test_a_master_without_shadows_that_lost_its_hold_is_a_shadow_after_a_restart(
-    seed: int, chance: random.Random
+    cluster: Unrecorded,
 ) -> None:
-    async with Unrecorded(seed) as cluster:
-        cluster.begin(MASTER)
-        await cluster.holder()
-        cluster.engine.away = {MASTER}
-        await trio.sleep(HOLD_SECONDS + 1)
-        await cluster.crash(MASTER)
-        with closing(open_store(cluster.metadata(MASTER), 1 << 28, False, "", 1)) as store:
-            assert store.standing.follows == [address(MASTER)]
-        cluster.engine.away = set()
-        cluster.begin(MASTER)
-        await cluster.holder()
+    cluster.begin(MASTER)
+    await cluster.holder()
+    cluster.engine.away = {MASTER}
+    await trio.sleep(HOLD_SECONDS + 1)
+    await cluster.crash(MASTER)
+    with closing(open_store(cluster.metadata(MASTER), 1 << 28, False, "", 1)) as store:
+        assert store.standing.follows == [address(MASTER)]
+    cluster.engine.away = set()
+    cluster.begin(MASTER)
+    await cluster.holder()
 
 
 class WithStranger(ElectedCluster):
@@ -603,22 +581,21 @@ class WithStranger(ElectedCluster):
         )
 
 
-@over_seeds(2)
+@over_seeds(2, kind=WithStranger)
 async def test_an_address_of_another_cluster_does_not_hide_the_master(
-    seed: int, chance: random.Random
+    cluster: WithStranger,
 ) -> None:
-    async with WithStranger(seed) as cluster:
-        await cluster.start("stranger")
-        first = await cluster.followed()
-        addresses = [first, "stranger", *(name for name in cluster.masters if name != first)]
-        async with cluster._connected(addresses, None, None) as fs:
-            await fs.mkdir("/a")
-            await cluster.crash(first)
-            await fs.mkdir("/b")
-        quick = ClientSettings(retry_seconds=1)
-        with pytest.raises(WrongClusterKey):
-            async with cluster._connected(["stranger"], None, quick):
-                pass
-        with pytest.raises(MasterUnavailable, match="another cluster key"):
-            async with cluster._connected(["stranger", first], None, quick):
-                pass
+    await cluster.start("stranger")
+    first = await cluster.followed()
+    addresses = [first, "stranger", *(name for name in cluster.masters if name != first)]
+    async with cluster._connected(addresses, None, None) as fs:
+        await fs.mkdir("/a")
+        await cluster.crash(first)
+        await fs.mkdir("/b")
+    quick = ClientSettings(retry_seconds=1)
+    with pytest.raises(WrongClusterKey):
+        async with cluster._connected(["stranger"], None, quick):
+            pass
+    with pytest.raises(MasterUnavailable, match="another cluster key"):
+        async with cluster._connected(["stranger", first], None, quick):
+            pass

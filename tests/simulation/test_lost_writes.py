@@ -3,13 +3,14 @@ never taken to be there."""
 
 from __future__ import annotations
 
-import random
 from contextlib import suppress
+from random import Random
 
 import pytest
 import trio
 
 from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
 from gfs.testing import SimCluster
@@ -23,7 +24,7 @@ from .seeds import over_seeds
 VICTIM = "chunkserver1"
 
 
-class Worst(random.Random):
+class Worst(Random):
     """Whatever can be lost is."""
 
     def random(self) -> float:
@@ -50,7 +51,7 @@ def replicas(cluster: SimCluster) -> list[bytes]:
 @pytest.mark.parametrize("fate", ["written back", "pulled"])
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
 async def test_the_replicas_of_a_disk_that_lost_writes_do_not_count(
-    seed: int, chance: random.Random, how: str, fate: str, durability: str
+    seed: int, chance: Random, how: str, fate: str, durability: str
 ) -> None:
     data, new = content(chance, 300_000), content(chance, 100_000)
     settings = ChunkserverSettings(durability=durability, mark_seconds=5.0)
@@ -61,7 +62,7 @@ async def test_the_replicas_of_a_disk_that_lost_writes_do_not_count(
         await fs.put(data, "/file")
         async with await fs.open("/file", "r+") as file:
             await file.pwrite(65_536, data[:100_000])
-            disk.write_back(random.Random(1))  # its version is on the platter, at least
+            disk.write_back(Random(1))  # its version is on the platter, at least
             await file.pwrite(65_536, new)
         expected = data[:65_536] + new + data[165_536:]
         (path,) = cluster.chunk_files(VICTIM)
@@ -99,32 +100,30 @@ async def test_the_replicas_of_a_disk_that_lost_writes_do_not_count(
         assert replicas(cluster) == [expected] * 3
 
 
-@over_seeds(1)
+@over_seeds(1, chunkserver=ChunkserverSettings(durability="fsync"))
 async def test_failures_that_were_never_reported_cost_one_start(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
     """Each file's is told once, to whoever syncs it next: the disk must not fail at one start
     after another, as often as it has such files."""
-    settings = ChunkserverSettings(durability="fsync")
     files = {f"/{number}": content(chance, 70_000) for number in range(6)}
-    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
-        for path, data in files.items():
-            await fs.put(data, path)
-        disk = cluster.machine(VICTIM).disk
-        for path, data in files.items():
-            async with await fs.open(path, "r+") as file:
-                await file.pwrite(0, data[::-1][:1000])
-            files[path] = data[::-1][:1000] + data[1000:]
-        await cluster.crash(VICTIM)
-        directory = f"{cluster.disks[0]}/chunks"
-        disk.fail(directory, what=["sync"])
-        disk.write_back(Worst())
-        disk.fail(directory, 0)
+    for path, data in files.items():
+        await fs.put(data, path)
+    disk = cluster.machine(VICTIM).disk
+    for path, data in files.items():
+        async with await fs.open(path, "r+") as file:
+            await file.pwrite(0, data[::-1][:1000])
+        files[path] = data[::-1][:1000] + data[1000:]
+    await cluster.crash(VICTIM)
+    directory = f"{cluster.disks[0]}/chunks"
+    disk.fail(directory, what=["sync"])
+    disk.write_back(Worst())
+    disk.fail(directory, 0)
 
-        await cluster.start(VICTIM)
-        await trio.sleep(5)
-        servers = [server for server in (await fs.status()).servers if VICTIM in server.address]
-        assert [disk.state for server in servers for disk in server.disks] == ["ok"]
-        for path, data in files.items():
-            await wait_for_goal(cluster, fs, path, 3)
-            assert await fs.get(path) == data
+    await cluster.start(VICTIM)
+    await trio.sleep(5)
+    servers = [server for server in (await fs.status()).servers if VICTIM in server.address]
+    assert [disk.state for server in servers for disk in server.disks] == ["ok"]
+    for path, data in files.items():
+        await wait_for_goal(cluster, fs, path, 3)
+        assert await fs.get(path) == data

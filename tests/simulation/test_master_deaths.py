@@ -3,7 +3,7 @@ there, whole, and nothing else is there in part."""
 
 from __future__ import annotations
 
-import random
+from random import Random
 
 import pytest
 import trio
@@ -14,21 +14,14 @@ from gfs.errors import NotFound
 from gfs.testing import SimCluster
 
 from .packs import handles_on
-from .promises import (
-    LARGE_BYTES,
-    assert_sound,
-    content,
-    later,
-    settled,
-    wait_for_goal,
-)
+from .promises import LARGE_BYTES, assert_sound, content, later, settled, wait_for_goal
 from .seeds import over_seeds
 
 
 class Acknowledged:
     """Writers of many small files, and what they were told."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: Random) -> None:
         self.chance = chance
         self.sent: dict[str, bytes] = {}
         self.done: dict[str, bytes | None] = {}
@@ -90,10 +83,10 @@ class Acknowledged:
 
 
 @over_seeds(6)
-async def test_the_master_dies_and_comes_back(seed: int, chance: random.Random) -> None:
+async def test_the_master_dies_and_comes_back(chance: Random, cluster: SimCluster) -> None:
     """Clients carry on by themselves; nothing acknowledged is lost."""
     work = Acknowledged(chance)
-    async with SimCluster(seed) as cluster, cluster.client() as one, cluster.client() as other:
+    async with cluster.client() as one, cluster.client() as other:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work.write, one, "one")
             nursery.start_soon(work.write, other, "other")
@@ -110,72 +103,73 @@ async def test_the_master_dies_and_comes_back(seed: int, chance: random.Random) 
 
 
 @over_seeds(4)
-async def test_the_master_dies_in_a_large_put(seed: int, chance: random.Random) -> None:
+async def test_the_master_dies_in_a_large_put(
+    chance: Random, cluster: SimCluster, fs: Client
+) -> None:
     data = content(chance, LARGE_BYTES)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        async with trio.open_nursery() as nursery:
-            death, return_ = chance.uniform(0, 0.3), chance.choice([0, 1, 10])
-            nursery.start_soon(later, death, cluster.crash, "master")
-            nursery.start_soon(later, death + return_ + 0.1, cluster.start, "master")
-            await fs.put(data, "/file")
-        assert await fs.get("/file") == data
-        await wait_for_goal(cluster, fs, "/file", 3)
-        await assert_sound(fs)
+    async with trio.open_nursery() as nursery:
+        death, return_ = chance.uniform(0, 0.3), chance.choice([0, 1, 10])
+        nursery.start_soon(later, death, cluster.crash, "master")
+        nursery.start_soon(later, death + return_ + 0.1, cluster.start, "master")
+        await fs.put(data, "/file")
+    assert await fs.get("/file") == data
+    await wait_for_goal(cluster, fs, "/file", 3)
+    await assert_sound(fs)
 
 
 @over_seeds(6)
-async def test_everything_dies_at_once(seed: int, chance: random.Random) -> None:
+async def test_everything_dies_at_once(chance: Random, cluster: SimCluster) -> None:
     work = Acknowledged(chance)
-    async with SimCluster(seed) as cluster:
 
-        async def write(name: str) -> None:
-            async with cluster.client(name) as fs:
-                await work.write(fs, name)
+    async def write(name: str) -> None:
+        async with cluster.client(name) as fs:
+            await work.write(fs, name)
 
-        for turn in range(2):
-            clients = [f"one{turn}", f"other{turn}"]
-            async with trio.open_nursery() as nursery:
-                for name in clients:
-                    nursery.start_soon(write, name)
-                await trio.sleep(chance.uniform(0.02, 0.2))
-                for name in clients:
-                    cluster.kill(name)
-                await cluster.crash_all()
-            await cluster.start_all()
-            async with cluster.client() as fs:
-                await work.check(fs)
-        async with cluster.client() as fs:
-            await cluster.wait_until(lambda: settled(fs), 90, every=1)
-            await assert_sound(fs)
-            wanted = (await fs.status()).totals.chunks
-
-            def no_garbage() -> bool:
-                return all(len(handles_on(cluster, s)) == wanted for s in cluster.chunkservers)
-
-            await cluster.wait_until(no_garbage, 300, f"{wanted} chunks each", every=5)
-
-
-@over_seeds(3)
-async def test_everything_dies_in_a_large_put_over_a_file(seed: int, chance: random.Random) -> None:
-    """The old file or the new one, never a mixture and never none."""
-    old, new = content(chance, MIB), content(chance, LARGE_BYTES)
-    async with SimCluster(seed) as cluster:
-        acknowledged = False
-
-        async def put() -> None:
-            nonlocal acknowledged
-            async with cluster.client("writer") as fs:
-                await fs.put(old, "/file")
-                await fs.put(new, "/file", overwrite=True)
-                acknowledged = True
-                await trio.sleep_forever()
-
+    for turn in range(2):
+        clients = [f"one{turn}", f"other{turn}"]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(put)
-            await trio.sleep(chance.uniform(0.1, 0.4))
-            cluster.kill("writer")
+            for name in clients:
+                nursery.start_soon(write, name)
+            await trio.sleep(chance.uniform(0.02, 0.2))
+            for name in clients:
+                cluster.kill(name)
             await cluster.crash_all()
         await cluster.start_all()
         async with cluster.client() as fs:
-            found = await fs.get("/file")
-            assert found == new or (found == old and not acknowledged)
+            await work.check(fs)
+    async with cluster.client() as fs:
+        await cluster.wait_until(lambda: settled(fs), 90, every=1)
+        await assert_sound(fs)
+        wanted = (await fs.status()).totals.chunks
+
+        def no_garbage() -> bool:
+            return all(len(handles_on(cluster, s)) == wanted for s in cluster.chunkservers)
+
+        await cluster.wait_until(no_garbage, 300, f"{wanted} chunks each", every=5)
+
+
+@over_seeds(3)
+async def test_everything_dies_in_a_large_put_over_a_file(
+    chance: Random, cluster: SimCluster
+) -> None:
+    """The old file or the new one, never a mixture and never none."""
+    old, new = content(chance, MIB), content(chance, LARGE_BYTES)
+    acknowledged = False
+
+    async def put() -> None:
+        nonlocal acknowledged
+        async with cluster.client("writer") as fs:
+            await fs.put(old, "/file")
+            await fs.put(new, "/file", overwrite=True)
+            acknowledged = True
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put)
+        await trio.sleep(chance.uniform(0.1, 0.4))
+        cluster.kill("writer")
+        await cluster.crash_all()
+    await cluster.start_all()
+    async with cluster.client() as fs:
+        found = await fs.get("/file")
+        assert found == new or (found == old and not acknowledged)

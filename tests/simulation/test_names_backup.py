@@ -4,18 +4,19 @@ is what the master had at that operation, but for the term."""
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from contextlib import closing, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
 import trio
 
 from gfs.blocks import MIB
+from gfs.client import Client
 from gfs.config import MasterSettings
 from gfs.errors import DiskFull, InvalidArgument, MasterUnavailable, NotFound, StartupError
 from gfs.master import restore_backup, take_backup
@@ -44,130 +45,132 @@ def records(path: Path) -> bytes:
 
 @over_seeds(6)
 async def test_what_is_restored_is_what_the_master_had(
-    seed: int, chance: random.Random, tmp_path: Path
+    chance: Random, cluster: SimCluster, fs: Client, tmp_path: Path
 ) -> None:
     work, file = Steady(chance), tmp_path / "backup"
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
 
-        async def back_up() -> None:
-            with suppress(MasterUnavailable), trio.move_on_after(chance.choice([1e-4, 1e-3, 60])):
-                await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+    async def back_up() -> None:
+        with suppress(MasterUnavailable), trio.move_on_after(chance.choice([1e-4, 1e-3, 60])):
+            await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(work.write, fs, "one")
-            for _ in range(12):
-                await trio.sleep(chance.choice([0, 0.1, 2]))
-                await back_up()
-                if chance.random() < 0.2:
-                    await cluster.crash("master")
-                    await trio.sleep(chance.choice([0, 1]))
-                    await cluster.start("master")
-            await trio.sleep(1)
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.write, fs, "one")
+        for _ in range(12):
+            await trio.sleep(chance.choice([0, 0.1, 2]))
+            await back_up()
+            if chance.random() < 0.2:
+                await cluster.crash("master")
+                await trio.sleep(chance.choice([0, 1]))
+                await cluster.start("master")
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
 
-        async def more(names: str) -> Point:
-            for number in range(100):
-                await fs.mkdir(f"/{names}-{number}")
-            return await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+    async def more(names: str) -> Point:
+        for number in range(100):
+            await fs.mkdir(f"/{names}-{number}")
+        return await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
 
-        await more("first")
-        before = records(file)
-        await more("second")
-        assert records(file).startswith(before)
-        # One that was started since knows of no backup, and trims what nobody waits for.
-        await cluster.crash("master")
-        await cluster.start("master")
-        await trio.sleep(200)
-        point = await more("third")
-        assert not records(file).startswith(before)
-        await cluster.crash("master")
-        had = stored_in(cluster.directory)
-        directory = str(tmp_path / "restored")
-        made = await restore_backup(operator, credentials, str(file), directory, 1 << 28)
-        assert made.point == point
-        assert not made.silent
-        state = msgspec.msgpack.decode(point.state, type=State)
-        assert made.files == state.files
-        found = stored_in(directory)
-        # The term begins with a row of its own; the master trims its log and the answers.
-        for name in had.keys() - {"operation_log", "answers"}:
-            assert found[name] == had[name], name
-        for name, count in (("operation_log", 1), ("answers", 0)):
-            assert len(set(found[name]) - set(had[name])) >= count
-            assert set(had[name]) <= set(found[name])
+    await more("first")
+    before = records(file)
+    await more("second")
+    assert records(file).startswith(before)
+    # One that was started since knows of no backup, and trims what nobody waits for.
+    await cluster.crash("master")
+    await cluster.start("master")
+    await trio.sleep(200)
+    point = await more("third")
+    assert not records(file).startswith(before)
+    await cluster.crash("master")
+    had = stored_in(cluster.directory)
+    directory = str(tmp_path / "restored")
+    made = await restore_backup(operator, credentials, str(file), directory, 1 << 28)
+    assert made.point == point
+    assert not made.silent
+    state = msgspec.msgpack.decode(point.state, type=State)
+    assert made.files == state.files
+    found = stored_in(directory)
+    # The term begins with a row of its own; the master trims its log and the answers.
+    for name in had.keys() - {"operation_log", "answers"}:
+        assert found[name] == had[name], name
+    for name, count in (("operation_log", 1), ("answers", 0)):
+        assert len(set(found[name]) - set(had[name])) >= count
+        assert set(had[name]) <= set(found[name])
 
 
 @over_seeds(2)
 async def test_the_log_is_kept_for_the_next_backup(
-    seed: int, chance: random.Random, tmp_path: Path
+    chance: Random, cluster: SimCluster, fs: Client, tmp_path: Path
 ) -> None:
     """Also from a backup on that found nothing new: the next needs the row that it ended with."""
     file = tmp_path / "backup"
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
-        await fs.mkdir("/before")
-        for _ in range(1 + chance.randrange(2)):
-            await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
-        before = records(file)
-        for number in range(30):
-            await fs.mkdir(f"/{number}")
-            await trio.sleep(10)
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
+    await fs.mkdir("/before")
+    for _ in range(1 + chance.randrange(2)):
         await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
-        assert records(file).startswith(before)
+    before = records(file)
+    for number in range(30):
+        await fs.mkdir(f"/{number}")
+        await trio.sleep(10)
+    await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+    assert records(file).startswith(before)
 
 
-@over_seeds(2)
+@over_seeds(
+    2,
+    kind=ShadowedCluster,
+    shadows=2,
+    replicas_before_ack=1,
+    master={"garbage_grace_seconds": 60.0},
+)
 async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
-    seed: int, chance: random.Random, tmp_path: Path
+    chance: Random, cluster: ShadowedCluster, tmp_path: Path
 ) -> None:
     """They have operations that it lacks, and count for what is acknowledged."""
     file = str(tmp_path / "backup")
-    quick = {"garbage_grace_seconds": 60.0}
-    async with ShadowedCluster(seed, shadows=2, replicas_before_ack=1, master=quick) as cluster:
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
-        async with cluster.client() as fs:
-            await cluster.level("shadow0")
-            await cluster.level("shadow1")
-            await fs.put(b"old", "/old")
-            await take_backup(operator, [address(MASTER)], credentials, file)
-            await fs.put(bytes(MIB), "/new")  # has a chunk file
-            new = (await fs.locate("/new")).chunks[0].handle
-        for name in cluster.masters:
-            await cluster.crash(name)
-        directory = cluster.metadata(MASTER)
-        shutil.move(directory, tmp_path / "before")
-        made = await restore_backup(operator, credentials, file, directory, 1 << 28)
-        gone = chance.choice(cluster.shadows)
-        [stays] = set(cluster.shadows) - {gone}
-        await cluster.start(MASTER)
-        await cluster.start(stays)
-        async with cluster.client() as fs:
-            await fs.mkdir("/made")
-            assert await fs.get("/old") == b"old"
-            assert (await fs.status()).restored
-            await cluster.level(stays)
-            # The other one counted when the backup was taken, and does not any more.
-            with pytest.raises(NotFound):
-                await fs.forget_shadow(address(gone))
-            await cluster.crash(MASTER)
-            await cluster.promote(stays)
-            status = await fs.status()
-            assert status.restored
-            assert status.term > made.term
-            assert {entry.path for entry in await fs.list("/")} == {"/old", "/made"}
-            # Long after the grace, the chunk of which no master knows is there.
-            await trio.sleep(cluster.settings["garbage_grace_seconds"] + 60)
-            files = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
-            assert new in {handle_of(path) for path in files}
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
+    async with cluster.client() as fs:
+        await cluster.level("shadow0")
+        await cluster.level("shadow1")
+        await fs.put(b"old", "/old")
+        await take_backup(operator, [address(MASTER)], credentials, file)
+        await fs.put(bytes(MIB), "/new")  # has a chunk file
+        new = (await fs.locate("/new")).chunks[0].handle
+    for name in cluster.masters:
+        await cluster.crash(name)
+    directory = cluster.metadata(MASTER)
+    shutil.move(directory, tmp_path / "before")
+    made = await restore_backup(operator, credentials, file, directory, 1 << 28)
+    gone = chance.choice(cluster.shadows)
+    [stays] = set(cluster.shadows) - {gone}
+    await cluster.start(MASTER)
+    await cluster.start(stays)
+    async with cluster.client() as fs:
+        await fs.mkdir("/made")
+        assert await fs.get("/old") == b"old"
+        assert (await fs.status()).restored
+        await cluster.level(stays)
+        # The other one counted when the backup was taken, and does not any more.
+        with pytest.raises(NotFound):
+            await fs.forget_shadow(address(gone))
+        await cluster.crash(MASTER)
+        await cluster.promote(stays)
+        status = await fs.status()
+        assert status.restored
+        assert status.term > made.term
+        assert {entry.path for entry in await fs.list("/")} == {"/old", "/made"}
+        # Long after the grace, the chunk of which no master knows is there.
+        await trio.sleep(cluster.settings["garbage_grace_seconds"] + 60)
+        files = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
+        assert new in {handle_of(path) for path in files}
 
 
 @over_seeds(1)
 async def test_where_a_backup_is_restored(
-    seed: int, chance: random.Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also at the top of a disk, through a link, and where a restore was killed; not where
     a master's metadata is, nor where one is restored now. On the disk when it returns."""
@@ -210,7 +213,7 @@ async def test_where_a_backup_is_restored(
 
 @over_seeds(2)
 async def test_a_backup_that_is_mostly_log_is_made_anew(
-    seed: int, chance: random.Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_file, "LOG_BYTES_MIN", 0)
     file = tmp_path / "backup"
@@ -229,6 +232,5 @@ async def test_a_backup_that_is_mostly_log_is_made_anew(
             sizes.append(file.stat().st_size)
             with closing(backup_file.BackupFile.open(str(file), to_read=True)) as backup:
                 last = backup.last_point()
-            assert last is not None
             assert last.sequence == point.sequence
         assert any(after < before for before, after in pairwise(sizes)), sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+from random import Random
 
 import pytest
 import trio
@@ -38,7 +38,7 @@ def files_of(cluster: SimCluster) -> list[str]:
     return [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
 
 
-async def put_some(fs: Client, chance: random.Random, count: int = 60) -> dict[str, bytes]:
+async def put_some(fs: Client, chance: Random, count: int = 60) -> dict[str, bytes]:
     files = {f"/f/{n}": content(chance, SIZES[n % len(SIZES)]) for n in range(count)}
     await fs.put_many(files.items())
     return files
@@ -55,7 +55,7 @@ async def check(fs: Client, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
 @over_seeds(3)
 async def test_small_files_are_packed_and_outlive_kills(
-    seed: int, chance: random.Random, durability: str
+    seed: int, chance: Random, durability: str
 ) -> None:
     settings = ChunkserverSettings(durability=durability, packed_bytes_max=BLOCK_BYTES)
     async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
@@ -83,7 +83,7 @@ async def test_small_files_are_packed_and_outlive_kills(
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
 @over_seeds(3)
 async def test_a_write_in_place_or_an_append_moves_the_replica_out_first(
-    seed: int, chance: random.Random, durability: str
+    seed: int, chance: Random, durability: str
 ) -> None:
     settings = ChunkserverSettings(durability=durability, packed_bytes_max=BLOCK_BYTES)
     async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
@@ -109,31 +109,28 @@ async def test_a_write_in_place_or_an_append_moves_the_replica_out_first(
         await assert_sound(fs)
 
 
-@over_seeds(4)
+@over_seeds(4, chunkserver=SETTINGS)
 async def test_damage_in_the_bytes_or_in_a_record_is_repaired(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
-    async with SimCluster(seed, chunkserver=SETTINGS) as cluster, cluster.client() as fs:
-        files = await put_some(fs, chance, 21)
-        name = chance.choice(cluster.chunkservers)
-        disk, records = cluster.machine(name).disk, packed(cluster, name)
-        first, second = list(records.values())[:2]
-        data, index = (f"{cluster.disks[0]}/{each}" for each in (DATA_NAME, INDEX_NAME))
-        disk.flip_bit(data, 8 * (first.offset + chance.randrange(first.length)))
-        at = disk.read(index).index(layout.encode_record(second))
-        disk.flip_bit(index, 8 * at + chance.randrange(512))
-        await check(fs, files)
-        await trio.sleep(60)
-        await wait_until_sound(cluster, fs)
-        assert packed(cluster, name).keys() == records.keys()
-        await check(fs, files)
-        await assert_sound(fs)
+    files = await put_some(fs, chance, 21)
+    name = chance.choice(cluster.chunkservers)
+    disk, records = cluster.machine(name).disk, packed(cluster, name)
+    first, second = list(records.values())[:2]
+    data, index = (f"{cluster.disks[0]}/{each}" for each in (DATA_NAME, INDEX_NAME))
+    disk.flip_bit(data, 8 * (first.offset + chance.randrange(first.length)))
+    at = disk.read(index).index(layout.encode_record(second))
+    disk.flip_bit(index, 8 * at + chance.randrange(512))
+    await check(fs, files)
+    await trio.sleep(60)
+    await wait_until_sound(cluster, fs)
+    assert packed(cluster, name).keys() == records.keys()
+    await check(fs, files)
+    await assert_sound(fs)
 
 
 @over_seeds(2)
-async def test_a_lost_server_is_made_good_with_packed_replicas(
-    seed: int, chance: random.Random
-) -> None:
+async def test_a_lost_server_is_made_good_with_packed_replicas(seed: int, chance: Random) -> None:
     made = SimCluster(seed, chunkservers=4, chunkserver=SETTINGS)
     async with made as cluster, cluster.client() as fs:
         files = await put_some(fs, chance)
@@ -147,31 +144,30 @@ async def test_a_lost_server_is_made_good_with_packed_replicas(
         await check(fs, files)
 
 
-@over_seeds(2)
+@over_seeds(2, chunkserver=SETTINGS, disks=2)
 async def test_a_disk_is_drained_of_packed_replicas_and_a_gone_index_fails_it(
-    seed: int, chance: random.Random
+    chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
-    async with SimCluster(seed, chunkserver=SETTINGS, disks=2) as cluster, cluster.client() as fs:
-        files = await put_some(fs, chance)
-        server = (await fs.status()).servers[0]
-        name = server.address.partition(":")[0]
-        await fs.order_disk(server.id, server.disks[0].path, "drain")
-        await trio.sleep(120)
-        assert not (await fs.status()).servers[0].disks[0].chunks
-        assert not files_of(cluster)
-        await check(fs, files)
-        disk = cluster.machine(name).disk
-        disk.delete(f"{server.disks[1].path}/{INDEX_NAME}")
-        await trio.sleep(20)
-        [broken] = [s for s in (await fs.status()).servers if s.id == server.id]
-        assert broken.disks[1].state == "failed"
-        assert f"{INDEX_NAME} is gone" in broken.disks[1].reason
-        await check(fs, files)
+    files = await put_some(fs, chance)
+    server = (await fs.status()).servers[0]
+    name = server.address.partition(":")[0]
+    await fs.order_disk(server.id, server.disks[0].path, "drain")
+    await trio.sleep(120)
+    assert not (await fs.status()).servers[0].disks[0].chunks
+    assert not files_of(cluster)
+    await check(fs, files)
+    disk = cluster.machine(name).disk
+    disk.delete(f"{server.disks[1].path}/{INDEX_NAME}")
+    await trio.sleep(20)
+    [broken] = [s for s in (await fs.status()).servers if s.id == server.id]
+    assert broken.disks[1].state == "failed"
+    assert f"{INDEX_NAME} is gone" in broken.disks[1].reason
+    await check(fs, files)
 
 
 @over_seeds(2)
 async def test_files_of_the_former_kind_stay_and_a_switch_concerns_new_ones(
-    seed: int, chance: random.Random
+    seed: int, chance: Random
 ) -> None:
     before = ChunkserverSettings(packed_bytes_max=0)
     async with SimCluster(seed, chunkserver=before) as cluster, cluster.client() as fs:

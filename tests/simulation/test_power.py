@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
+from random import Random
 
 import trio
 
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import read_records
+from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.testing import SimCluster
 from gfs.testing.files import SimFileSystem
@@ -17,43 +18,39 @@ from .losses import handle_of, journal_of
 from .seeds import over_seeds
 
 
-@over_seeds(6)
+@over_seeds(6, chunkservers=3, chunkserver=ChunkserverSettings(durability="fsync"))
 async def test_a_power_cut_of_everything_loses_nothing_synced(
-    seed: int, chance: random.Random
+    seed: int, chance: Random, cluster: SimCluster
 ) -> None:
     files = {
         "/small": chance.randbytes(10),
         "/deep/down/file": chance.randbytes(3_000_000 + chance.randrange(100_000)),
         "/block": chance.randbytes(64 * 1024),
     }
-    settings = ChunkserverSettings(durability="fsync")
-    async with SimCluster(seed, chunkservers=3, chunkserver=settings) as cluster:
-        async with cluster.client() as fs:
-            for path, data in files.items():
-                await fs.put(data, path)
-        await cluster.crash_all()
-        for name in cluster.chunkservers:
-            cluster.machine(name).disk.power_cut(random.Random(seed) if seed else None)
-        await cluster.start_all()
-        async with cluster.client() as fs:
-            for path, data in files.items():
-                assert await fs.get(path) == data
+    async with cluster.client() as fs:
+        for path, data in files.items():
+            await fs.put(data, path)
+    await cluster.crash_all()
+    for name in cluster.chunkservers:
+        cluster.machine(name).disk.power_cut(Random(seed) if seed else None)
+    await cluster.start_all()
+    async with cluster.client() as fs:
+        for path, data in files.items():
+            assert await fs.get(path) == data
 
 
-@over_seeds(1)
-async def test_what_was_left_alone_is_in_the_chunk_files(seed: int, chance: random.Random) -> None:
+@over_seeds(1, chunkserver=ChunkserverSettings(durability="fsync", mark_seconds=5.0))
+async def test_what_was_left_alone_is_in_the_chunk_files(cluster: SimCluster, fs: Client) -> None:
     """Where the scrubber reads it, and no damage to the redo journal takes it away."""
-    settings = ChunkserverSettings(durability="fsync", mark_seconds=5.0)
-    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
-        await fs.put(b"a small file", "/file")
-        async with await fs.open("/file", "r+") as file:
-            await file.pwrite(2, b"SMALL")
-        disks = [SimFileSystem(cluster.machine(n).disk, Onlooker()) for n in cluster.chunkservers]
-        assert all(read_records(disk, cluster.disks[0]).by_handle for disk in disks)
-        await trio.sleep(12)
-        for name, disk in zip(cluster.chunkservers, disks, strict=True):
-            assert not read_records(disk, cluster.disks[0]).by_handle
-            (path,) = cluster.chunk_files(name)
-            chunk = ChunkFile.open(disk, path, handle_of(path), journal_of(disk, path))
-            assert chunk.read_verified(0, 12) == b"a SMALL file"
-            chunk.close()
+    await fs.put(b"a small file", "/file")
+    async with await fs.open("/file", "r+") as file:
+        await file.pwrite(2, b"SMALL")
+    disks = [SimFileSystem(cluster.machine(n).disk, Onlooker()) for n in cluster.chunkservers]
+    assert all(read_records(disk, cluster.disks[0]).by_handle for disk in disks)
+    await trio.sleep(12)
+    for name, disk in zip(cluster.chunkservers, disks, strict=True):
+        assert not read_records(disk, cluster.disks[0]).by_handle
+        (path,) = cluster.chunk_files(name)
+        chunk = ChunkFile.open(disk, path, handle_of(path), journal_of(disk, path))
+        assert chunk.read_verified(0, 12) == b"a SMALL file"
+        chunk.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from itertools import pairwise
+from random import Random
 
 import pytest
 import trio
@@ -37,12 +37,7 @@ CAPACITY_BYTES = 256 * MIB
 def cluster_of(seed: int, racks: list[str], master: MasterSettings = SETTINGS) -> SimCluster:
     """Not started."""
     return SimCluster(
-        seed,
-        chunkservers=len(racks),
-        racks=racks,
-        master=master,
-        chunkserver=SMALL,
-        start=False,
+        seed, chunkservers=len(racks), racks=racks, master=master, chunkserver=SMALL, start=False
     )
 
 
@@ -78,7 +73,7 @@ async def racks_of(fs: Client, path: str) -> Counter[str]:
 
 
 @over_seeds(2)
-async def test_a_new_rack_gets_one_replica_of_each_chunk(seed: int, chance: random.Random) -> None:
+async def test_a_new_rack_gets_one_replica_of_each_chunk(seed: int, chance: Random) -> None:
     async with cluster_of(seed, ["a", "a", "a", "b"]) as cluster:
         await start_all_but(cluster, "chunkserver3")
         async with cluster.client() as fs, trio.open_nursery() as nursery:
@@ -101,7 +96,7 @@ async def test_a_new_rack_gets_one_replica_of_each_chunk(seed: int, chance: rand
 
 
 @over_seeds(2)
-async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Random) -> None:
+async def test_a_new_server_fills_up_to_the_others(seed: int, chance: Random) -> None:
     async with cluster_of(seed, ["a", "a", "a", "a"]) as cluster:
         await start_all_but(cluster, "chunkserver3")
         async with cluster.client() as fs, trio.open_nursery() as nursery:
@@ -136,7 +131,7 @@ async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Ran
 
 @over_seeds(2)
 async def test_a_chunk_that_is_larger_than_the_master_knows_is_not_moved_to_and_fro(
-    seed: int, chance: random.Random
+    seed: int, chance: Random
 ) -> None:
     """Its writer died before it said how long the file is. What it takes makes whatever server
     it is on the fuller one."""
@@ -170,7 +165,7 @@ async def test_a_chunk_that_is_larger_than_the_master_knows_is_not_moved_to_and_
 
 @over_seeds(1)
 async def test_a_chunk_that_could_not_be_moved_rests(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same moves began again in every pass, for as long as they failed."""
     begun: dict[int, list[float]] = {}
@@ -197,7 +192,7 @@ async def test_a_chunk_that_could_not_be_moved_rests(
 
 @over_seeds(2)
 async def test_a_disk_that_fails_while_others_of_its_order_are_copied_loses_nothing(
-    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The replicas that it had got by then were reported as made, after they were reported as
     gone: so those at the old place were deleted, the only ones."""

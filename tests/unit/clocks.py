@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +16,23 @@ from gfs.testing import run_simulated
 SLOW = 0.05
 
 Main = Callable[[], Awaitable[None]]
+
+
+def simulated(
+    seed: int | None = None,
+) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
+    """Makes an ordinary test of an async one: in virtual time, where ``seed`` decides, or
+    the argument of that name."""
+
+    def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def test(**given: object) -> None:
+            decides: Any = given["seed"] if seed is None else seed
+            run_simulated(decides, functools.partial(function, **given))
+
+        return test
+
+    return decorate
 
 
 def run_slowly(function: Main, **_: object) -> None:

@@ -89,10 +89,7 @@ def made_of(whole: bytes, number: int) -> bytes:
 
 def test_two_at_once(tmp_path: Path) -> None:
     path = tmp_path / "backup"
-    with (
-        closing(made(path, 1)),
-        pytest.raises(InvalidArgument, match="is in use by another"),
-    ):
+    with closing(made(path, 1)), pytest.raises(InvalidArgument, match="is in use by another"):
         read(path)
     assert read(path) == point(1)
     assert os.stat(path).st_mode & 0o777 == 0o600

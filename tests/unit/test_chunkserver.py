@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import trio
 import trio.testing
+from clocks import simulated
 from descriptors import none_left
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,20 +60,8 @@ from gfs.errors import (
     StartupError,
 )
 from gfs.io import File, real_world
-from gfs.protocol.messages import (
-    AppendRecords,
-    CloneChunks,
-    CopyChunk,
-    DeleteReplicas,
-    DiskOrder,
-    GrantLease,
-    ReadReplicas,
-    RegisterReply,
-    ReplicaName,
-    VerifyChunk,
-    WriteChunk,
-)
-from gfs.testing import Process, Universe, run_simulated
+from gfs.protocol import messages as wire
+from gfs.testing import Process, Universe
 
 
 async def node_in(*directories: Path, **settings: object) -> Node:
@@ -131,7 +120,7 @@ async def test_the_state_of_a_disk_is_known_though_its_own_record_is_older(
             disk.fail("failed", "a test")
         else:
             for action in ("drain", "remove"):
-                await node.disk_orders.order(DiskOrder(0, "", disk.path, action))
+                await node.disk_orders.order(wire.DiskOrder(0, "", disk.path, action))
         with trio.fail_after(HANG_SECONDS):
             await disk.closed.wait()
         nursery.cancel_scope.cancel()
@@ -259,7 +248,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
     path = tmp_path / "disk"
     node = await node_in(path)
     disk = node.store.disks.used[0]
-    retry = DiskOrder(0, "", disk.path, "retry")
+    retry = wire.DiskOrder(0, "", disk.path, "retry")
     name_disk, scope = identity.name_disk, trio.CancelScope()
 
     def cancel(*arguments: Any) -> str:
@@ -435,11 +424,11 @@ async def test_orders_of_a_younger_memory_are_refused(tmp_path: Path) -> None:
     node = await node_in(tmp_path)
     node.server.record.sequence = 100
     link = MasterLink(node, MasterLinks(node, Appends(node), Scrubber(node)), "master:9400")
-    delete = [ReplicaName(handle=1, version=1)]
+    delete = [wire.ReplicaName(handle=1, version=1)]
     with pytest.raises(StaleVersion, match="old metadata"):
-        await link.delete(DeleteReplicas(id=1, sequence=99, replicas=delete))
+        await link.delete(wire.DeleteReplicas(id=1, sequence=99, replicas=delete))
     assert path.exists()
-    await link.delete(DeleteReplicas(id=1, sequence=100, replicas=delete))
+    await link.delete(wire.DeleteReplicas(id=1, sequence=100, replicas=delete))
     assert not path.exists()
     await node.close()
 
@@ -458,12 +447,12 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
     refused = paths[5]
     refused.unlink()
     refused.mkdir()
-    names = [ReplicaName(number, 2) for number in range(200)]
+    names = [wire.ReplicaName(number, 2) for number in range(200)]
     names[3].version, names[7].version = 0, 1
     try:
         with trio.fail_after(HANG_SECONDS):
             async with node.store.open_chunks.using(9):
-                await delete_all(node, [*names, ReplicaName(1000, 1)])
+                await delete_all(node, [*names, wire.ReplicaName(1000, 1)])
         assert [number for number, path in paths.items() if path.exists()] == [5, 7]
         assert set(node.store.inventory) == {5, 7}
         assert set(node.store.inventory.bad) == {5}
@@ -474,7 +463,8 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
 
 
 @pytest.mark.parametrize("disks", [1, 2])
-def test_a_new_master_is_obeyed_once_its_term_is_saved(disks: int) -> None:
+@simulated(1)
+async def test_a_new_master_is_obeyed_once_its_term_is_saved(disks: int) -> None:
     """On any disk: one that refuses it does not keep a server from its master. A start that
     does not know of the term would take the old master."""
     machine = Universe(1).machine("chunkserver")
@@ -491,29 +481,26 @@ def test_a_new_master_is_obeyed_once_its_term_is_saved(disks: int) -> None:
         link._is_master = True
         rpc = type("Peer", (), {"peer_term": term})()
         try:
-            await link._join(rpc, RegisterReply(0, "a cluster", sequence=3, heartbeat_ms=500))
+            await link._join(rpc, wire.RegisterReply(0, "a cluster", sequence=3, heartbeat_ms=500))
         except StartupError:
             assert not link._joined.is_set()
             return False
         assert link._joined.is_set()
         return True
 
-    async def play() -> None:
-        process = machine.start_process()
-        node = await start(process)
-        assert await try_to_join(node, old)
-        for directory in directories:
-            machine.disk.fail(directory, errno.ENOSPC)
-        for _ in range(3):
-            assert not await try_to_join(node, new)
-        machine.disk.fail(directories[-1], 0)
-        assert await try_to_join(node, new)
-        machine.disk.fail(directories[0], 0)
-        process.kill()
-        machine.disk.power_cut(None)
-        assert (await start(machine.start_process())).identity.term == new
-
-    run_simulated(1, play)
+    process = machine.start_process()
+    node = await start(process)
+    assert await try_to_join(node, old)
+    for directory in directories:
+        machine.disk.fail(directory, errno.ENOSPC)
+    for _ in range(3):
+        assert not await try_to_join(node, new)
+    machine.disk.fail(directories[-1], 0)
+    assert await try_to_join(node, new)
+    machine.disk.fail(directories[0], 0)
+    process.kill()
+    machine.disk.power_cut(None)
+    assert (await start(machine.start_process())).identity.term == new
 
 
 async def test_a_file_deleted_while_it_is_open_is_missed(tmp_path: Path) -> None:
@@ -521,7 +508,7 @@ async def test_a_file_deleted_while_it_is_open_is_missed(tmp_path: Path) -> None
     path = make_chunk(node, 1, 1, b"data")
     await node.close()
     node = await node_in(tmp_path)
-    request = VerifyChunk(id=1, handle=1, version=1)
+    request = wire.VerifyChunk(id=1, handle=1, version=1)
     assert (await node.verify(request)).state == "good"
     path.unlink()
     assert (await node.verify(request)).state == "missing"
@@ -535,12 +522,14 @@ async def test_nothing_is_built_on_a_replica_known_as_unfit(tmp_path: Path) -> N
     path = make_chunk(node, 1, 1, b"data")
     await node.close()
     node = await node_in(tmp_path)
-    grant = GrantLease(id=1, handle=1, version=1, new_version=2, lease_ms=1000)
-    write = WriteChunk(id=1, version=1, handle=1, offset=0, mode="mutate", chain=[], primary=False)
+    grant = wire.GrantLease(id=1, handle=1, version=1, new_version=2, lease_ms=1000)
+    write = wire.WriteChunk(
+        id=1, version=1, handle=1, offset=0, mode="mutate", chain=[], primary=False
+    )
     async with node.store.open_chunks.using(1):
         assert (await node.writable(write)).file.version == 1
         path.unlink()
-        assert (await node.verify(VerifyChunk(id=1, handle=1, version=1))).state == "missing"
+        assert (await node.verify(wire.VerifyChunk(id=1, handle=1, version=1))).state == "missing"
         with pytest.raises(NotFound):
             await node.grant(grant)
         with pytest.raises(NotFound):
@@ -595,7 +584,7 @@ async def test_a_replica_that_is_read_to_be_copied_is_not_kept_open(tmp_path: Pa
     node = await node_in(tmp_path)
     make_chunk(node, 1, 1, b"bytes")
     node = await reopened(node)
-    request = ReadReplicas(0, [ReplicaName(1, 1), ReplicaName(2, 1)])
+    request = wire.ReadReplicas(0, [wire.ReplicaName(1, 1), wire.ReplicaName(2, 1)])
     async with node.store.open_chunks.using(1) as chunk:
         reply, body = await serve_replicas(node, request)
         assert {(each.handle, each.state) for each in reply.states} == {(1, "good"), (2, "missing")}
@@ -644,14 +633,12 @@ async def test_a_packed_replica_that_a_disk_refused_to_delete_hides_no_new_file(
     await node.close()
 
 
-async def test_a_connection_is_idle_until_it_asks_and_forgotten_at_its_end(
-    tmp_path: Path,
-) -> None:
+async def test_a_connection_is_idle_until_it_asks_and_forgotten_at_its_end(tmp_path: Path) -> None:
     node = await node_in(tmp_path)
     numbers = {"body_bytes": 0, "held_bytes": 0, "exchanges": 0, "first_request": 1}
     connection = mock.Mock(ending=False, peer_role="client", appended=False, **numbers)
     connection.receive_body = mock.AsyncMock()
-    connection.receive_or_end = mock.AsyncMock(return_value=AppendRecords(1, 5, 2, 0, []))
+    connection.receive_or_end = mock.AsyncMock(return_value=wire.AppendRecords(1, 5, 2, 0, []))
     connection.send = mock.AsyncMock(side_effect=ConnectionResetError)
     with pytest.raises(ConnectionResetError):
         await Dispatcher(node).serve(connection)
@@ -834,9 +821,6 @@ async def test_no_copy_takes_the_place_of_a_newer_replica(
     await node.close()
 
 
-# --- copy on write ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("how", ["kernel", "here"])
 @pytest.mark.parametrize("length", [0, 1, 65_536, 65_537, 3_000_000])
 async def test_a_copy_is_a_replica_of_its_own(
@@ -851,10 +835,10 @@ async def test_a_copy_is_a_replica_of_its_own(
     await make_chunk_in(tmp_path, 7, 3, data)
     node = await node_in(tmp_path)
     try:
-        await copy(node, CopyChunk(0, 7, 3, 8, 2, 1000))
+        await copy(node, wire.CopyChunk(0, 7, 3, 8, 2, 1000))
         node.leases.check(8)
         for handle, version in ((7, 3), (8, 2)):
-            reply = await node.verify(VerifyChunk(id=0, handle=handle, version=version))
+            reply = await node.verify(wire.VerifyChunk(id=0, handle=handle, version=version))
             assert (reply.state, reply.version, reply.length) == ("good", version, length)
         async with node.store.open_chunks.using(8) as chunk:
             chunk.file.write(0, b"new", packet_sums(0, b"new"))
@@ -880,9 +864,9 @@ async def test_a_damaged_replica_is_not_copied(tmp_path: Path) -> None:
     node = await node_in(tmp_path)
     try:
         with pytest.raises(StaleVersion):
-            await copy(node, CopyChunk(0, 7, 2, 8, 2, 0))
+            await copy(node, wire.CopyChunk(0, 7, 2, 8, 2, 0))
         with pytest.raises(CorruptReplica):
-            await copy(node, CopyChunk(0, 7, 3, 8, 2, 1000))
+            await copy(node, wire.CopyChunk(0, 7, 3, 8, 2, 1000))
         assert [bad.kind for bad in node.store.inventory.bad.values()] == ["corrupt"]
         assert 8 not in node.store.inventory
         (disk,) = node.store.disks.used.values()
@@ -890,7 +874,7 @@ async def test_a_damaged_replica_is_not_copied(tmp_path: Path) -> None:
         with pytest.raises(LeaseLost):
             node.leases.check(8)
         with pytest.raises(NotFound):
-            await copy(node, CopyChunk(0, 9, 3, 8, 2, 0))
+            await copy(node, wire.CopyChunk(0, 9, 3, 8, 2, 0))
     finally:
         await node.close()
 
@@ -933,7 +917,7 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
     deletion: a power cut might bring it back then."""
     node = await node_in(tmp_path, durability="fsync")
     (disk,) = node.store.disks.used.values()
-    await node.grant(GrantLease(id=1, handle=1, version=0, new_version=1, lease_ms=0))
+    await node.grant(wire.GrantLease(id=1, handle=1, version=0, new_version=1, lease_ms=0))
     saves, go_on = threading.Event(), threading.Event()
     done: list[str] = []
     async with node.store.open_chunks.using(1) as chunk:
@@ -971,7 +955,7 @@ async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: P
     (disk,) = node.store.disks.used.values()
     handles = range(1, 10)
     for handle in handles:
-        await node.grant(GrantLease(id=1, handle=handle, version=0, new_version=1, lease_ms=0))
+        await node.grant(wire.GrantLease(id=1, handle=handle, version=0, new_version=1, lease_ms=0))
     async with node.store.open_chunks.using(5) as chunk:
         is_full, save = True, chunk.file.save
 
@@ -1116,12 +1100,12 @@ async def test_a_small_replica_that_is_there_already_is_copied_by_itself(tmp_pat
     node = await node_in(tmp_path)
     make_chunk(node, 5, 1, b"data")
     node = await reopened(node)
-    there, new = ReplicaName(5, 2), ReplicaName(6, 2)
+    there, new = wire.ReplicaName(5, 2), wire.ReplicaName(6, 2)
     with (
         mock.patch.object(Batch, "_clone", mock.AsyncMock()) as alone,
         mock.patch.object(Batch, "_copy_all", mock.AsyncMock()) as together,
     ):
-        await Batch(node, CloneChunks(1, "other:1", [there, new])).run()
+        await Batch(node, wire.CloneChunks(1, "other:1", [there, new])).run()
     assert (alone.mock_calls, together.mock_calls) == ([mock.call(there)], [mock.call([new])])
     assert not node.cloning
     await node.close()
@@ -1156,7 +1140,7 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
             await disk.closed.wait()
             await node.disk_opening.save()
             if not restarts:
-                await node.disk_orders.order(DiskOrder(0, "", disk.path, "retry"))
+                await node.disk_orders.order(wire.DiskOrder(0, "", disk.path, "retry"))
             nursery.cancel_scope.cancel()
     if restarts:
         (tmp_path / "a").rename(tmp_path / "away")
@@ -1174,7 +1158,7 @@ async def test_nothing_is_left_to_do_on_a_disk_that_was_removed(tmp_path: Path) 
     make_chunk(node, 5, 1, b"older", disk=1)
     node = await reopened(node)
     for action in ("drain", "remove"):
-        await node.disk_orders.order(DiskOrder(0, "", str(tmp_path / "b"), action))
+        await node.disk_orders.order(wire.DiskOrder(0, "", str(tmp_path / "b"), action))
     await node.store.remove_leftovers()
     assert node.store.inventory[5].version == 2
     await node.close()
@@ -1262,7 +1246,7 @@ async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Pat
                 mock.patch.object(disk_opening, "read_disk", side_effect=OSError(errno.EIO, "no")),
                 pytest.raises(DiskFailed),
             ):
-                await node.disk_orders.order(DiskOrder(0, "", disk.path, "add"))
+                await node.disk_orders.order(wire.DiskOrder(0, "", disk.path, "add"))
             assert node.disk_opening._server.at(disk.path) == known
             nursery.cancel_scope.cancel()
     await node.close()

@@ -119,11 +119,7 @@ def test_a_damaged_memory_is_reported(tmp_path: Path) -> None:
         make_plan(UpOptions(tmp_path, port=0), directory)
 
 
-# --- the control plane --------------------------------------------------------------
-
-
 def control_bind(plan: Plan) -> str:
-    assert plan.control is not None
     [said] = [word for word in plan.control.arguments if word.startswith("--bind=")]
     return said.removeprefix("--bind=")
 
@@ -131,7 +127,6 @@ def control_bind(plan: Plan) -> str:
 def test_it_runs_beside_the_cluster_unless_switched_off(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     plan = make_plan(UpOptions(tmp_path, port=0), directory)
-    assert plan.control is not None
     assert f"--state={directory.path}" in plan.control.arguments
     assert plan.admin == "admin"
     assert make_plan(UpOptions(tmp_path, port=0, control=False), directory).control is None
@@ -208,9 +203,6 @@ def test_the_first_password_is_taken_once(tmp_path: Path) -> None:
         directory.take_first_password()
 
 
-# --- the lock ---------------------------------------------------------------------
-
-
 def test_the_lock_is_held_by_one(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
@@ -241,9 +233,6 @@ def test_a_pid_counts_only_with_the_lock_open(tmp_path: Path, content: str) -> N
     path = tmp_path / "lock"
     path.write_text(content)
     assert supervisor_pid(path) is None
-
-
-# --- files ------------------------------------------------------------------------
 
 
 def test_a_refused_start_leaves_nothing(tmp_path: Path) -> None:
@@ -290,9 +279,6 @@ def test_free_ports_are_different_and_no_outgoing_connection_gets_them() -> None
     assert max(found) < first
 
 
-# --- reports ----------------------------------------------------------------------
-
-
 async def test_a_report_arrives_once() -> None:
     receive, send = os.pipe()
     reporter = Reporter(send)
@@ -330,23 +316,12 @@ async def test_waiting_for_a_report_can_be_cancelled() -> None:
     os.close(send)
 
 
-# --- what is said at the start ---------------------------------------------------------
-
-
-FACTS = {
-    "master": {"address": "127.0.0.1:9400"},
-    "chunkservers": [{}, {}],
-    "state": "/some where",
-}
+FACTS = {"master": {"address": "127.0.0.1:9400"}, "chunkservers": [{}, {}], "state": "/some where"}
 
 
 @pytest.mark.parametrize(
     ("replication", "warnings"),
-    [
-        (1, []),
-        (2, []),
-        (3, ["2 replicas, not 3", "--chunkservers 3", "--replication 2"]),
-    ],
+    [(1, []), (2, []), (3, ["2 replicas, not 3", "--chunkservers 3", "--replication 2"])],
 )
 def test_the_summary_warns_of_too_few_chunkservers(replication: int, warnings: list[str]) -> None:
     text = summary(FACTS, replication, 2)

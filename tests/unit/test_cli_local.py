@@ -18,14 +18,7 @@ from gfs.cli.batch import PRINTED_MAX, Batch, Job
 from gfs.cli.exits import Failed
 from gfs.cli.output import Output
 from gfs.cli.progress import Progress
-from gfs.errors import (
-    AlreadyExists,
-    DiskFull,
-    GfsError,
-    InvalidName,
-    MasterUnavailable,
-    NotFound,
-)
+from gfs.errors import AlreadyExists, DiskFull, GfsError, InvalidName, MasterUnavailable, NotFound
 
 
 async def tree(root: Path) -> dict[str, local.Item]:
@@ -118,9 +111,6 @@ def test_targets(tmp_path: Path) -> None:
     assert local.is_special("/dev/null")
     assert not local.is_special(str(tmp_path / "real"))
     assert not local.is_special(str(tmp_path / "missing"))
-
-
-# --- batches ----------------------------------------------------------------------
 
 
 async def _jobs(*jobs: Job) -> AsyncIterator[Job]:

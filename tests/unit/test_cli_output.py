@@ -12,15 +12,7 @@ import trio
 import trio.testing
 
 from gfs.cli.options import Cluster, base_name, join, remote_path
-from gfs.cli.output import (
-    JsonArray,
-    Output,
-    human_bytes,
-    human_seconds,
-    plain,
-    printable,
-    table,
-)
+from gfs.cli.output import JsonArray, Output, human_bytes, human_seconds, plain, printable, table
 from gfs.cli.progress import Progress, describe, shown
 from gfs.cli.transfer import _Get, _Put, _relative
 from gfs.client import Client
@@ -155,10 +147,7 @@ class Report:
 
 def test_wire_structs_become_objects() -> None:
     report = Report([ServerAddress("s1", "h:1", "r")], 2)
-    assert plain(report) == {
-        "servers": [{"id": "s1", "address": "h:1", "rack": "r"}],
-        "count": 2,
-    }
+    assert plain(report) == {"servers": [{"id": "s1", "address": "h:1", "rack": "r"}], "count": 2}
     # The id of a message pairs it with its request and means nothing here.
     assert "id" not in plain(DiskUsageReply(7, 1, 2, 3, 4))
 

@@ -98,7 +98,6 @@ def test_every_subcommand_says_what_it_does() -> None:
     context = click.Context(command.root)
     for name in command.root.list_commands(context):
         found = command.root.get_command(context, name)
-        assert found is not None
         assert found.name == name
         assert found.help
 
@@ -134,7 +133,6 @@ def test_help_lists_settings_that_have_no_flag(
 @pytest.mark.parametrize("name", CLIENT_COMMANDS)
 def test_client_subcommands_share_their_options(name: str) -> None:
     found = command.root.get_command(click.Context(command.root), name)
-    assert found is not None
     options = {option for parameter in found.params for option in parameter.opts}
     assert options >= {"--json", "--master", "--state", "--key-file", "--config"}
 

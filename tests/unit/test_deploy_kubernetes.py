@@ -145,7 +145,6 @@ def test_the_containerfile_names_no_host_but_the_images_of_its_base() -> None:
     assert base == "docker.io/library/python:3.13.7-slim-bookworm"
     assert re.findall(r"^FROM (\S+)", text, re.M) == ["${BASE}"] * 2
     user = re.search(r"^USER (\d+):(\d+)$", text, re.M)
-    assert user is not None
     assert user.groups() == ("10001", "10001")
     # What it copies is there.
     for line in re.findall(r"^COPY (?!--)(.+) /source", text, re.M):

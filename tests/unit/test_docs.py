@@ -46,9 +46,6 @@ def without_code(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
-# --- settings -----------------------------------------------------------------------
-
-
 def shown_default(name: str, value: Any) -> str:
     """A default as the page writes it."""
     if isinstance(value, bool):
@@ -73,7 +70,6 @@ def shown_default(name: str, value: Any) -> str:
 def test_every_setting_is_documented_with_its_default(role: str) -> None:
     text = SETTINGS.read_text(encoding="utf-8")
     found = re.search(rf"<!-- settings: {role} -->\n(.*?)<!-- end -->", text, re.S)
-    assert found is not None
     reported = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| \S.{20,} \|$", found[1], flags=re.M)
     fields = msgspec.structs.fields(ROLES[role])
     assert reported == [(field.name, shown_default(field.name, field.default)) for field in fields]
@@ -89,9 +85,6 @@ def test_the_settings_file_on_the_page_is_one(role: str, tmp_path: Path) -> None
     assert isinstance(settings, ROLES[role])
 
 
-# --- exit codes -----------------------------------------------------------------------
-
-
 def subclasses(kind: type[GfsError]) -> list[type[GfsError]]:
     return [kind, *(each for child in kind.__subclasses__() for each in subclasses(child))]
 
@@ -99,7 +92,6 @@ def subclasses(kind: type[GfsError]) -> list[type[GfsError]]:
 def test_every_exit_code_is_documented_with_the_errors_that_end_so() -> None:
     text = TROUBLESHOOTING.read_text(encoding="utf-8")
     found = re.search(r"<!-- exit codes -->\n(.*?)<!-- end -->", text, re.S)
-    assert found is not None
     reported = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", found[1], flags=re.M))
     codes = {int(code) for codes in reported for code in codes.split(", ")}
     own = {
@@ -117,9 +109,6 @@ def test_every_exit_code_is_documented_with_the_errors_that_end_so() -> None:
         assert named == {kind.code for kind in ours if kind.exit_code == int(code)}
 
 
-# --- messages -------------------------------------------------------------------------
-
-
 def test_the_messages_of_commands_on_the_page_are_printed_by_some_code() -> None:
     text = TROUBLESHOOTING.read_text(encoding="utf-8")
     section = text.partition("\n## What commands say\n")[2].partition("\n\nEvery command")[0]
@@ -131,9 +120,6 @@ def test_the_messages_of_commands_on_the_page_are_printed_by_some_code() -> None
         part.strip() for m in messages for part in re.split(r"…|\b[NM]\b|[:;,()]|exit code", m)
     ]
     assert [part for part in parts if len(part) > 8 and part not in joined] == []
-
-
-# --- limits ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,9 +144,6 @@ def test_a_published_file_may_have_the_chunks_the_page_says() -> None:
     room = messages.Publish.BODY_BYTES_MAX // len(msgspec.msgpack.encode(chunk))
     assert room >= 600_000
     assert 600_000 * blocks.CHUNK_BYTES >= 36 * 1024**4
-
-
-# --- links ------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
@@ -210,8 +193,6 @@ def test_the_figures_of_the_readme_are_the_measured_ones() -> None:
             assert figure in measured, figure
 
 
-# --- the paper ------------------------------------------------------------------------
-
 #: Of the paper, but for its assumptions (2.1) and what is said by their parts; and what
 #: it left out.
 SECTIONS = [
@@ -253,9 +234,6 @@ def test_every_command_of_the_paper_is_one() -> None:
         settings = {f.name for role in ROLES.values() for f in msgspec.structs.fields(role)}
         for name in re.findall(r"`([a-z]+_\w+)`", used):
             assert name in settings, (section, name)
-
-
-# --- tests ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -31,8 +31,6 @@ from gfs.protocol.frames import encode_frame
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
-# --- generated tables --------------------------------------------------------------
-
 
 def kind(annotation: Any) -> str:
     """A field's type as the page writes it."""
@@ -118,7 +116,6 @@ ROWS: list[type[msgspec.Struct]] = [
     rows.FileAttributes, rows.Trash, operations.LogRecord, rows.KnownServer,
 ]  # fmt: skip
 
-# --- examples ------------------------------------------------------------------------
 
 HANDLE, VERSION = 0x2A, 3
 FIRST = layout.State(1, VERSION, 5, block_sum(b"hello"))
@@ -155,9 +152,6 @@ def dump(data: bytes, groups: list[int]) -> str:
         pieces.append(data[at : at + size].hex(" "))
         at += size
     return "\n".join("  ".join(pieces[n : n + 4]) for n in range(0, len(pieces), 4))
-
-
-# --- the page ------------------------------------------------------------------------
 
 
 def as_it_should_be(text: str) -> str:
@@ -276,7 +270,6 @@ def test_rows_are_laid_out_as_the_page_says() -> None:
 
 def test_the_server_record_has_the_fields_the_page_shows() -> None:
     shown = re.search(r"`(\{.*?\})`", section("A chunkserver's directory"))
-    assert shown is not None
     record = decode_server(shown[1].encode())
     assert encode_server(record).decode() == shown[1]
     assert all(f"`{name}`" in section("A chunkserver's directory") for name in NAMES)

@@ -21,13 +21,7 @@ from fsspec.core import split_protocol
 from interrupts import interrupted
 from limits import HANG_SECONDS
 
-from gfs.errors import (
-    GfsError,
-    InvalidArgument,
-    MasterUnavailable,
-    ProtocolError,
-    SettingsError,
-)
+from gfs.errors import GfsError, InvalidArgument, MasterUnavailable, ProtocolError, SettingsError
 from gfs.fsspec import GfsFileSystem, connections
 from gfs.fsspec.files import Ahead, Reader
 from gfs.protocol import handshake

@@ -203,7 +203,7 @@ def test_what_goes_past_a_door(importer: str, line: str, is_past: bool) -> None:
         "gfs.room.inner": door(ast.parse("from z import deep\n__all__ = ['deep']")),
     }
     names = {
-        *("gfs.room", "gfs.room.listed", "gfs.room.hidden", "gfs.room.inner", "gfs.room.inner.z"),
+        *("gfs.room", "gfs.room.listed", "gfs.room.hidden", "gfs.room.inner", "gfs.room.inner.z")
     }
     assert bool(list(past_doors(importer, ast.parse(line), rooms, names))) == is_past
 

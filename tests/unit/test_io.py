@@ -63,9 +63,6 @@ async def expect(
         await function(*args)
 
 
-# --- streams ---------------------------------------------------------------------------
-
-
 async def test_bytes_both_ways_at_once(world: World) -> None:
     up, down = os.urandom(20 * MIB), os.urandom(15 * MIB)
     got: dict[str, bytes] = {}
@@ -288,9 +285,6 @@ async def test_a_fast_stream_lets_others_run(world: World) -> None:
     assert turns >= 100
 
 
-# --- connecting and listening -----------------------------------------------------------------
-
-
 async def test_addresses() -> None:
     assert split_address("host:1") == ("host", 1)
     assert split_address("[::1]:65535") == ("::1", 65535)
@@ -403,9 +397,6 @@ async def test_accepting_goes_on_when_descriptors_ran_out(
     assert not failures
     for each in (near, far, listener):
         each.close()
-
-
-# --- files and threads -------------------------------------------------------------------------
 
 
 def test_files_are_closed_once_and_by_the_collector(world: World, tmp_path: Path) -> None:

@@ -12,10 +12,14 @@ from __future__ import annotations
 import errno
 import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
+from clocks import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from limits import HANG_SECONDS
@@ -31,8 +35,8 @@ from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.chunkserver.replicas.store import ChunkStore, _rename
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
-from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
-from gfs.testing.files import SimFileSystem
+from gfs.testing import Crashed, Machine, Process, Universe
+from gfs.testing.files import SimFile, SimFileSystem
 from tests.unit.stores import load, new_disk
 
 DIRECTORY = "/disk"
@@ -224,6 +228,21 @@ def change(server: Server, models: dict[int, Model], number: int, step: Step, po
         model.acknowledge()
 
 
+@contextmanager
+def torn_writes(process: Process, count: int) -> Iterator[None]:
+    """Of the write at which the process dies so many bytes were done, as a kill leaves it."""
+    whole = SimFile.write
+
+    def write(file: SimFile, data: Any, offset: int) -> None:
+        if process.life._fuse == 1 and file._life is process.life:
+            file._inode.write(bytes(data[:count]), offset)
+        whole(file, data, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimFile, "write", write)
+        yield
+
+
 def run(server: Server, models: dict[int, Model], steps: list[Step], power: bool) -> None:
     try:
         server.load()
@@ -248,6 +267,7 @@ def die(server: Server, machine: Machine, chance: random.Random | None, power: b
     sync=st.booleans(),
     journal_bytes=st.sampled_from([1024, 100_000, 1 << 20]),
     seed=st.integers(0, 1 << 20),
+    torn_bytes=st.integers(0, 64) | st.integers(0, 70_000),
 )
 def test_a_start_after_any_death_finds_what_was_acknowledged(
     steps: list[Step],
@@ -257,6 +277,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
     sync: bool,
     journal_bytes: int,
     seed: int,
+    torn_bytes: int,
 ) -> None:
     cut = power != "stays"
     sync = sync or cut  # nothing is promised of a power cut otherwise
@@ -268,7 +289,8 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
     server.load()  # it has been running for a while
     server.process.life.light(death)
     server.process.life._when_burnt = server.process.kill
-    run(server, models, steps, cut)
+    with torn_writes(server.process, torn_bytes):
+        run(server, models, steps, cut)
     die(server, machine, chance, cut)
     if second_death:
         again = Server(machine, sync, journal_bytes)
@@ -307,8 +329,6 @@ def describe(state: tuple[int, bytes] | None) -> str:
     version, data = state
     return f"version {version}, {len(data)} bytes, sum {layout.block_sum(data).hex()[:6]}"
 
-
-# --- a disk that refuses ------------------------------------------------------------------
 
 #: The old bytes are too many for the journal.
 OLD, NEW = b"o" * (chunkfile.JOURNALED_BYTES_MAX + 1), b"n" * 1000
@@ -350,40 +370,36 @@ def started_again(server: Server, machine: Machine, power: bool) -> Server:
 
 
 @pytest.mark.parametrize("power", [False, True])
-def test_what_a_disk_refuses_to_save_fails_it_and_is_done_again(power: bool) -> None:
+@simulated(1)
+async def test_what_a_disk_refuses_to_save_fails_it_and_is_done_again(power: bool) -> None:
     """The file of the replica is a good one, of the current version, with bytes that were
     overwritten: only the journal's records, which stay, have what was acknowledged."""
     machine = Universe(1).machine("m")
 
-    async def play() -> None:
-        server, path = overwritten(machine)
-        machine.disk.fail(path)
-        assert not await is_emptied(server)
-        assert server.disk.down == "failed"
-        assert not server.store.inventory
-        machine.disk.fail(path, 0)
-        for _ in range(2):
-            server = started_again(server, machine, power)
-            assert not server.store.inventory.bad
-            assert server.chunk(7).read_verified(0, len(NEW)) == NEW
-
-    run_simulated(1, play)
-
-
-def test_what_a_full_disk_does_not_save_is_saved_when_it_has_room() -> None:
-    machine = Universe(1).machine("m")
-
-    async def play() -> None:
-        server, path = overwritten(machine)
-        machine.disk.fail(path, errno.ENOSPC)
-        assert not await is_emptied(server)
-        machine.disk.fail(path, 0)
-        server.disk.to_save.set()
-        assert await is_emptied(server)
-        server = started_again(server, machine, True)
+    server, path = overwritten(machine)
+    machine.disk.fail(path)
+    assert not await is_emptied(server)
+    assert server.disk.down == "failed"
+    assert not server.store.inventory
+    machine.disk.fail(path, 0)
+    for _ in range(2):
+        server = started_again(server, machine, power)
+        assert not server.store.inventory.bad
         assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
-    run_simulated(1, play)
+
+@simulated(1)
+async def test_what_a_full_disk_does_not_save_is_saved_when_it_has_room() -> None:
+    machine = Universe(1).machine("m")
+
+    server, path = overwritten(machine)
+    machine.disk.fail(path, errno.ENOSPC)
+    assert not await is_emptied(server)
+    machine.disk.fail(path, 0)
+    server.disk.to_save.set()
+    assert await is_emptied(server)
+    server = started_again(server, machine, True)
+    assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
 
 def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
@@ -398,76 +414,69 @@ def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
         server = started_again(server, machine, True)
 
 
-def test_the_record_of_a_lacking_replica_does_not_apply_to_its_successor() -> None:
+@simulated(1)
+async def test_the_record_of_a_lacking_replica_does_not_apply_to_its_successor() -> None:
     """It was taken back, and a power cut brought it back; nothing else on the disk shows
     how far the numbers of the states had come."""
     machine = Universe(1).machine("m")
 
-    async def play() -> None:
-        server, path = overwritten(machine)
-        machine.disk.spoil(path, 0)
+    server, path = overwritten(machine)
+    machine.disk.spoil(path, 0)
+    server = started_again(server, machine, True)
+    machine.disk.inode(path).unreadable.clear()
+    for handle, version in ((7, 0), (8, 1)):
+        await server.store.delete(handle, version)
+    for _ in range(2):  # the first one still finds records of the deletions
         server = started_again(server, machine, True)
-        machine.disk.inode(path).unreadable.clear()
-        for handle, version in ((7, 0), (8, 1)):
-            await server.store.delete(handle, version)
-        for _ in range(2):  # the first one still finds records of the deletions
-            server = started_again(server, machine, True)
-        assert not server.store.inventory
-        assert not server.store.inventory.bad
-        new = ChunkFile.create(server.files, path + ".clone", 7, 1, server.journal, copied=True)
-        new.write(0, NEW, packet_sums(0, NEW))
-        await server.store.install(server.disk, new)
-        server = started_again(server, machine, True)
-        assert not server.store.inventory.bad
-        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
-
-    run_simulated(1, play)
+    assert not server.store.inventory
+    assert not server.store.inventory.bad
+    new = ChunkFile.create(server.files, path + ".clone", 7, 1, server.journal, copied=True)
+    new.write(0, NEW, packet_sums(0, NEW))
+    await server.store.install(server.disk, new)
+    server = started_again(server, machine, True)
+    assert not server.store.inventory.bad
+    assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
 
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("is_evicted", [True, False])
-def test_a_replica_whose_sync_failed_never_counts_again(which: int, is_evicted: bool) -> None:
+@simulated(1)
+async def test_a_replica_whose_sync_failed_never_counts_again(which: int, is_evicted: bool) -> None:
     """Not by another sync, which would say that all is well, and not by a start, to which the
     file looks good for as long as the page cache has it."""
     machine = Universe(1).machine("m")
 
-    async def play() -> None:
-        server, path = overwritten(machine)
-        chunk = server.chunk(7)
-        server.store.open_chunks.keep(OpenChunk(server.disk, chunk))
-        sync, synced = chunk.file.sync, 0
+    server, path = overwritten(machine)
+    chunk = server.chunk(7)
+    server.store.open_chunks.keep(OpenChunk(server.disk, chunk))
+    sync, synced = chunk.file.sync, 0
 
-        def one_fails() -> None:
-            nonlocal synced
-            synced += 1
-            if synced != which:
-                return sync()
-            machine.disk.fail(path, errno.ENOSPC, ["sync"])
-            try:
-                sync()
-            finally:
-                machine.disk.fail(path, 0)
+    def one_fails() -> None:
+        nonlocal synced
+        synced += 1
+        if synced != which:
+            return sync()
+        machine.disk.fail(path, errno.ENOSPC, ["sync"])
+        try:
+            sync()
+        finally:
+            machine.disk.fail(path, 0)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(chunk.file, "sync", one_fails)
-            server.disk.to_save.set()
-            assert await is_emptied(server)
-        for call in (chunk.save, chunk.commit, chunk.sync, chunk.finish):
-            with pytest.raises(CorruptReplica, match="a sync of it failed"):
-                call()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk.file, "sync", one_fails)
+        server.disk.to_save.set()
+        assert await is_emptied(server)
+    for call in (chunk.save, chunk.commit, chunk.sync, chunk.finish):
         with pytest.raises(CorruptReplica, match="a sync of it failed"):
-            chunk.write(0, b"x", packet_sums(0, b"x"))
-        assert server.store.inventory.bad[7].kind == "corrupt"
-        if is_evicted:
-            machine.disk.inode(path).evict()
-        server = started_again(server, machine, False)
-        assert 7 in server.store.inventory.bad
-        assert 7 not in server.store.inventory
-
-    run_simulated(1, play)
-
-
-# --- the files by themselves ------------------------------------------------------------
+            call()
+    with pytest.raises(CorruptReplica, match="a sync of it failed"):
+        chunk.write(0, b"x", packet_sums(0, b"x"))
+    assert server.store.inventory.bad[7].kind == "corrupt"
+    if is_evicted:
+        machine.disk.inode(path).evict()
+    server = started_again(server, machine, False)
+    assert 7 in server.store.inventory.bad
+    assert 7 not in server.store.inventory
 
 
 def new_journal(sync: bool = True, size: int = 4096) -> tuple[SimFileSystem, Journal]:

@@ -52,9 +52,6 @@ def record(message: str, level: int = logging.INFO, **extra: object) -> logging.
     )
 
 
-# --- logs ----------------------------------------------------------------------------
-
-
 @given(texts, st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts)), texts)
 def test_a_json_line_is_one_line_and_has_all_fields(
     message: str, fields: dict[str, object], name: str
@@ -174,9 +171,6 @@ def test_errors_name_what_was_asked_for() -> None:
         assert request.get() == 0
 
 
-# --- what is said of operations --------------------------------------------------------
-
-
 def test_slow_and_failed_operations_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gfs")
     operations = Operations(1.0)
@@ -210,9 +204,6 @@ def test_of_operations_that_ended_together_one_is_logged_for_all(
     ]
     assert operations.failed == {("Stat", "busy"): 63}
     assert sum(operations.took["Stat"].counts) == 3 * 63
-
-
-# --- numbers -------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from([*BUCKETS, 0.0, 11.0, 1e-9]) | st.floats(0, 100), max_size=30))

@@ -166,11 +166,7 @@ async def test_a_bug_costs_only_its_own_request(
         committer.submit("c", 2, buggy, answers)
         committer.submit("c", 3, mkdir("/b"), answers)
         got = await answers.wait()
-        assert [getattr(outcome, "code", "fine") for outcome in got] == [
-            "fine",
-            "internal",
-            "fine",
-        ]
+        assert [getattr(outcome, "code", "fine") for outcome in got] == ["fine", "internal", "fine"]
     with store.read() as txn:
         assert txn.get(b"half a mutation", None, txn.db.entries) is None
         assert lookups.stat(txn, "/b").kind == "directory"
@@ -270,9 +266,6 @@ async def test_old_answers_are_trimmed_in_pieces(
     with store.read() as txn:
         assert txn.count(txn.db.operation_log) == log - 5
         assert txn.count(txn.db.answers) == log - 5
-
-
-# --- opening -----------------------------------------------------------------------------
 
 
 def test_a_store_keeps_its_cluster_and_counts_its_starts(tmp_path: Path) -> None:

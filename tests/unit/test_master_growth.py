@@ -185,9 +185,7 @@ def test_totals_cost_the_same_with_many_lost_chunks(master: Master, counter: Cou
     assert cluster_totals(master, 0).corrupt_kept == 0
 
 
-def test_a_round_looks_at_a_bounded_number_of_chunks_with_too_many_replicas(
-    master: Master,
-) -> None:
+def test_a_round_looks_at_a_bounded_number_of_chunks_with_too_many_replicas(master: Master) -> None:
     master.replica_map.in_safe_mode = False
     master.goals.surplus = surplus = Passed(dict.fromkeys(range(1, MANY)))
     master.collector.trim_surplus()

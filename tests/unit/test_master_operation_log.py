@@ -176,9 +176,6 @@ def test_the_log_is_read_in_pages(store: Store) -> None:
     assert 1 < len(pages) < 100
 
 
-# --- copies ------------------------------------------------------------------------------
-
-
 def copy_to(path: Path, leader: Store, spoil: bool = False) -> Store:
     copy = open_only(str(path), MAP_BYTES, False)
     with leader.snapshot() as txn:

@@ -108,9 +108,6 @@ def test_the_operations_say_who_counts() -> None:
     assert quorum.missing_witnesses(made.state, []) == []
 
 
-# --- the model ----------------------------------------------------------------------------
-
-
 class Written(msgspec.Struct, frozen=True):
     """Somebody's mutation."""
 
@@ -230,8 +227,6 @@ class Model:
         ]
         return self.chance.choice(found) if found else None
 
-    # --- masters ---------------------------------------------------------------------------
-
     def write(self) -> None:
         master = self.some(True)
         if master is not None:
@@ -305,8 +300,6 @@ class Model:
     def depose(self, master: Node) -> None:
         master.is_master, master.attempt = False, None
         master.acked.clear()
-
-    # --- promotions ------------------------------------------------------------------------
 
     def ask(self) -> None:
         shadow = self.some(False)

@@ -162,7 +162,6 @@ def test_a_chunk_deleted_while_it_is_copied_leaves_nothing() -> None:
 def test_a_target_holds_no_replica_and_is_in_another_rack() -> None:
     a, b, c, d = server(0, "x"), server(1, "x"), server(2, "x", used=0.1), server(3, "y")
     clone = plan([a, b], [a, b, c, d])
-    assert clone is not None
     assert clone.target is d
     assert set(clone.sources) == {a, b}
 
@@ -170,7 +169,6 @@ def test_a_target_holds_no_replica_and_is_in_another_rack() -> None:
 def test_silent_servers_are_no_sources() -> None:
     silent, live, free = server(0, state=SILENT), server(1), server(2)
     clone = plan([silent, live], [live, free])
-    assert clone is not None
     assert clone.sources == (live,)
     assert plan([silent], [live, free]) is None
 
@@ -180,7 +178,6 @@ def test_busy_servers_are_passed_over() -> None:
     source.clones_out = 2
     full.clones_in = 2
     clone = plan([source, other], [full, free])
-    assert clone is not None
     assert (clone.sources[0], clone.target) == (other, free)
     other.clones_out = 2
     assert plan([source, other], [full, free]) is None
@@ -192,7 +189,6 @@ def test_busy_servers_are_passed_over() -> None:
 def test_a_server_about_to_delete_it_is_no_target() -> None:
     a, b, c = server(0), server(1), server(2)
     clone = plan_clone(1, 1, [a], [b, c], lambda s: s is b, (), LIMITS, random.Random(1))
-    assert clone is not None
     assert clone.target is c
 
 
@@ -206,7 +202,6 @@ def test_a_target_that_failed_is_tried_last() -> None:
     a, b, c = server(0), server(1, used=0.1), server(2, used=0.9)
     for failed, target in (((), b), ((1,), c), ((1, 2), b)):
         clone = plan_clone(1, 1, [a], [a, b, c], lambda s: False, failed, LIMITS, random.Random(1))
-        assert clone is not None
         assert clone.target is target
 
 

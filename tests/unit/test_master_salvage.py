@@ -37,12 +37,10 @@ def plan(sources: list[Server], placeable: list[Server]) -> Clone | None:
 def test_what_is_damaged_stays_where_it_is_if_there_is_another_server() -> None:
     damaged, other = [server(1), server(2)], server(3)
     clone = plan(damaged, [*damaged, other])
-    assert clone is not None
     assert (clone.handle, clone.version, clone.length, clone.salvage) == (5, 7, 1234, True)
     assert clone.target is other
     assert set(clone.sources) == set(damaged)
     in_place = plan(damaged, damaged)
-    assert in_place is not None
     assert in_place.target in damaged
 
 
@@ -54,7 +52,6 @@ def test_busy_servers_are_spared(busy: str) -> None:
     assert plan(damaged, damaged) is None
     setattr(damaged[1], busy, 1)
     clone = plan(damaged, damaged)
-    assert clone is not None
     assert damaged[1] in (clone.target, clone.sources[0])
 
 

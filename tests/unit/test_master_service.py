@@ -21,94 +21,15 @@ import pytest
 import trio
 from clocks import virtual_time  # noqa: F401 - a fixture
 
+from gfs import errors
 from gfs.client import connect
 from gfs.config import MasterSettings
-from gfs.errors import (
-    AlreadyExists,
-    Busy,
-    ChunkUnavailable,
-    FileChanged,
-    GfsError,
-    InvalidArgument,
-    NotEnoughChunkservers,
-    NotFound,
-    ProtocolError,
-    Retryable,
-    StaleVersion,
-    StartupError,
-    WrongClusterKey,
-)
 from gfs.io import DiskSpace
 from gfs.master import MasterStarted, run_master
 from gfs.master.metadata import Txn, subtree
 from gfs.protocol import handshake
+from gfs.protocol import messages as wire
 from gfs.protocol.handshake import Identity
-from gfs.protocol.messages import (
-    AcquireLease,
-    BadReplica,
-    ChunkLocation,
-    CloneChunk,
-    CloneChunks,
-    CopyPiece,
-    Delete,
-    DeleteReplicas,
-    Disk,
-    DiskUsage,
-    DiskUsageReply,
-    Done,
-    EmptyTrash,
-    FsckChunk,
-    FsckPage,
-    FsckPageReply,
-    GrantLease,
-    Heartbeat,
-    LeaseReply,
-    List,
-    ListFiles,
-    ListFilesReply,
-    ListGarbage,
-    ListGarbageReply,
-    ListReply,
-    ListTrash,
-    ListTrashReply,
-    Locate,
-    LocateReply,
-    MakeDirectory,
-    Message,
-    Mutation,
-    Orders,
-    Ping,
-    Prune,
-    Publish,
-    PublishedChunk,
-    PublishReply,
-    ReadCopy,
-    Reclaim,
-    Recover,
-    RecoverReply,
-    Register,
-    RegisterReply,
-    Release,
-    Rename,
-    ReportReplica,
-    ReportReplicas,
-    Reserve,
-    ReserveReply,
-    RevokeLease,
-    ServerAddress,
-    SetAttributes,
-    SetLength,
-    SetReplication,
-    Snapshot,
-    SnapshotReply,
-    Stat,
-    StatReply,
-    Status,
-    StatusReply,
-    Undelete,
-    VerifyChunk,
-    VerifyReply,
-)
 from gfs.protocol.rpc import Rpc
 from gfs.testing import Universe
 
@@ -129,7 +50,7 @@ SETTINGS = MasterSettings(
 WAIT_SECONDS = 20.0
 
 pytestmark = pytest.mark.usefixtures("virtual_time")
-ReplyT = TypeVar("ReplyT", bound=Message)
+ReplyT = TypeVar("ReplyT", bound=wire.Message)
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
@@ -149,9 +70,6 @@ async def until_reported(ask: Callable[[], Awaitable[object]], what: str) -> Non
     raise AssertionError(f"not within {WAIT_SECONDS:g} s: {what}")
 
 
-# --- the master ------------------------------------------------------------------------
-
-
 @contextmanager
 def only_error() -> Iterator[None]:
     """Let the one error of a nursery out of its group."""
@@ -168,11 +86,7 @@ class Cluster:
     """A master in this process that can be stopped and started again."""
 
     def __init__(
-        self,
-        directory: Path,
-        nursery: trio.Nursery,
-        settings: MasterSettings,
-        files: Files | None,
+        self, directory: Path, nursery: trio.Nursery, settings: MasterSettings, files: Files | None
     ) -> None:
         world = Universe(1).machine("master").start_process().world
         self.world = replace(world, files=files) if files else world  # type: ignore[arg-type]
@@ -249,12 +163,23 @@ def no_bugs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with running(tmp_path / "master") as made:
+async def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    async with running(tmp_path / "master", **getattr(request, "param", {})) as made:
         yield made
 
 
-# --- a scripted chunkserver --------------------------------------------------------------
+def with_settings(**changes: object) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("cluster", [changes], indirect=True, ids=[""])
+
+
+@pytest.fixture
+async def servers(cluster: Cluster) -> Servers:
+    return await start_servers(cluster, 3)
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> Client:
+    return await cluster.client()
 
 
 class FakeServer:
@@ -266,23 +191,23 @@ class FakeServer:
         self.cluster = cluster
         self.id = name
         self.rack = rack
-        self.disks = [Disk("/disk", 10**12, free, 0)]
+        self.disks = [wire.Disk("/disk", 10**12, free, 0)]
         self.sequence = sequence
         self.incarnation = next(self.incarnations)
         #: handle -> (version, length): what is on its disk.
         self.replicas: dict[int, tuple[int, int]] = {}
         #: handle -> state reported when asked to verify, instead of the truth.
         self.corrupt: set[int] = set()
-        self.bad: list[BadReplica] = []
+        self.bad: list[wire.BadReplica] = []
         self.used_leases: list[int] = []
         self.extended: list[int] = []
         self.deleted: list[tuple[int, int]] = []
-        self.clones: list[CloneChunk] = []
-        self.grants: list[GrantLease] = []
+        self.clones: list[wire.CloneChunk] = []
+        self.grants: list[wire.GrantLease] = []
         self.revoked: list[int] = []
         #: Called with each order before it is carried out; True: say nothing.
-        self.swallow: Callable[[Message], bool] = lambda message: False
-        self.refuse: dict[type[Message], GfsError] = {}
+        self.swallow: Callable[[wire.Message], bool] = lambda message: False
+        self.refuse: dict[type[wire.Message], errors.GfsError] = {}
         self.report_all = True
         #: All servers, by id: where clones come from.
         self.cluster_servers: dict[str, FakeServer] = {}
@@ -306,7 +231,7 @@ class FakeServer:
             while True:
                 try:
                     await self._session(task_status)
-                except (ConnectionError, GfsError) as error:
+                except (ConnectionError, errors.GfsError) as error:
                     if not self._started:
                         raise
                     logging.info("fake %s: %s", self.id, error)
@@ -333,14 +258,14 @@ class FakeServer:
                 while True:
                     await self._beat(rpc)
                     await trio.sleep(0.1)
-            except (ConnectionError, GfsError) as error:
+            except (ConnectionError, errors.GfsError) as error:
                 failed.append(error)
                 nursery.cancel_scope.cancel()
         if failed:
             raise failed[0]
 
     async def _register(self, rpc: Rpc) -> None:
-        register = Register(
+        register = wire.Register(
             id=0,
             server=self.id,
             incarnation=self.incarnation,
@@ -350,23 +275,19 @@ class FakeServer:
             sequence=self.sequence,
         )
         reply, _ = await rpc.call(register)
-        assert isinstance(reply, RegisterReply)
+        assert isinstance(reply, wire.RegisterReply)
         assert reply.cluster == self.cluster.cluster
         assert reply.heartbeat_ms == 100
-        orders, _ = await rpc.call(ReportReplicas(id=0, complete=False), self._report([]))
-        assert isinstance(orders, Orders)
+        orders, _ = await rpc.call(wire.ReportReplicas(id=0, complete=False), self._report([]))
+        assert isinstance(orders, wire.Orders)
         orders, _ = await rpc.call(
-            ReportReplicas(id=0, complete=True), self._report(list(self.replicas))
+            wire.ReportReplicas(id=0, complete=True), self._report(list(self.replicas))
         )
         self._take(orders)
 
     async def _beat(self, rpc: Rpc) -> None:
-        heartbeat = Heartbeat(
-            id=0,
-            disks=self.disks,
-            chunks=len(self.replicas),
-            bad=self.bad,
-            leases=self.used_leases,
+        heartbeat = wire.Heartbeat(
+            id=0, disks=self.disks, chunks=len(self.replicas), bad=self.bad, leases=self.used_leases
         )
         sample = list(self.replicas) if self.report_all else []
         orders, _ = await rpc.call(heartbeat, self._report(sample))
@@ -376,13 +297,13 @@ class FakeServer:
         records = [(handle, *self.replicas[handle]) for handle in handles]
         return b"".join(struct.pack(">QII", *record) for record in records)
 
-    def _take(self, orders: Message) -> None:
-        assert isinstance(orders, Orders)
+    def _take(self, orders: wire.Message) -> None:
+        assert isinstance(orders, wire.Orders)
         assert orders.sequence >= self.sequence
         self.sequence = orders.sequence
         self.extended += orders.extend_leases
 
-    def _obey(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+    def _obey(self, rpc: Rpc, batch: list[tuple[wire.Message, bytes]]) -> None:
         for message, _ in batch:
             if self.swallow(message):
                 continue
@@ -392,13 +313,13 @@ class FakeServer:
                 continue
             rpc.send(self._carry_out(message))
 
-    def _carry_out(self, message: Message) -> Message:
-        if isinstance(message, GrantLease):
+    def _carry_out(self, message: wire.Message) -> wire.Message:
+        if isinstance(message, wire.GrantLease):
             self.grants.append(message)
             version, length = self.replicas.get(message.handle, (0, 0))
             assert message.version <= version <= message.new_version
             self.replicas[message.handle] = (message.new_version, length)
-        elif isinstance(message, CloneChunk):
+        elif isinstance(message, wire.CloneChunk):
             self.clones.append(message)
             name = message.sources[0].partition(":")[0]
             source = self.cluster_servers[name]
@@ -406,17 +327,17 @@ class FakeServer:
             self.replicas[message.handle] = source.replicas[message.handle]
             self.corrupt.discard(message.handle)
             self.bad = [bad for bad in self.bad if bad.handle != message.handle]
-        elif isinstance(message, RevokeLease):
+        elif isinstance(message, wire.RevokeLease):
             self.revoked.append(message.handle)
-        elif isinstance(message, VerifyChunk):
+        elif isinstance(message, wire.VerifyChunk):
             version, length = self.replicas.get(message.handle, (0, 0))
             state = "good" if version else "missing"
             if message.handle in self.corrupt:
                 state = "corrupt"
-            return VerifyReply(
+            return wire.VerifyReply(
                 id=message.id, state=state, version=version, length=length, bad_blocks=[]
             )
-        elif isinstance(message, DeleteReplicas):
+        elif isinstance(message, wire.DeleteReplicas):
             for name in message.replicas:
                 self.deleted.append((name.handle, name.version))
                 if self.replicas.get(name.handle, (0, 0))[0] == name.version:
@@ -424,17 +345,17 @@ class FakeServer:
                     self.corrupt.discard(name.handle)
         else:
             raise AssertionError(message)
-        return Done(id=message.id)
+        return wire.Done(id=message.id)
 
 
-async def start_servers(cluster: Cluster, count: int, **more: object) -> list[FakeServer]:
+Servers = list[FakeServer]
+
+
+async def start_servers(cluster: Cluster, count: int, **more: object) -> Servers:
     servers = [await cluster.server(f"s{n}", **more) for n in range(count)]
     for server in servers:
         server.cluster_servers = {s.id: s for s in servers}
     return servers
-
-
-# --- a bare client -------------------------------------------------------------------------
 
 
 class Client:
@@ -443,46 +364,50 @@ class Client:
         self.rpc = rpc
         self.sequence = itertools.count(1)
 
-    async def call(self, message: Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
+    async def call(self, message: wire.Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
         reply, _ = await self.rpc.call(message, body)
         assert isinstance(reply, kind)
         return reply
 
-    async def patiently(self, message: Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
+    async def patiently(
+        self, message: wire.Message, kind: type[ReplyT], body: bytes = b""
+    ) -> ReplyT:
         """As a real client: what is retryable is tried again."""
         with trio.fail_after(WAIT_SECONDS):
             while True:
                 try:
                     return await self.call(message, kind, body)
-                except Retryable:
+                except errors.Retryable:
                     await trio.sleep(0.02)
 
-    async def stat(self, path: str) -> StatReply:
-        return await self.call(Stat(0, path), StatReply)
+    async def stat(self, path: str) -> wire.StatReply:
+        return await self.call(wire.Stat(0, path), wire.StatReply)
 
-    async def status(self) -> StatusReply:
-        return await self.call(Status(0), StatusReply)
+    async def status(self) -> wire.StatusReply:
+        return await self.call(wire.Status(0), wire.StatusReply)
 
-    async def locate(self, path: str, inode: int = 0) -> LocateReply:
-        return await self.call(Locate(0, path, inode, 0, 100), LocateReply)
+    async def locate(self, path: str, inode: int = 0) -> wire.LocateReply:
+        return await self.call(wire.Locate(0, path, inode, 0, 100), wire.LocateReply)
 
     async def holders(self, path: str) -> list[set[str]]:
         """Who is said to hold each chunk."""
         reply = await self.locate(path)
         return [{reply.servers[n].id for n in chunk.servers} for chunk in reply.chunks]
 
-    async def reserve(self, count: int = 1, replication: int = 3) -> ReserveReply:
-        return await self.patiently(Reserve(0, self.name, count, replication, []), ReserveReply)
+    async def reserve(self, count: int = 1, replication: int = 3) -> wire.ReserveReply:
+        return await self.patiently(
+            wire.Reserve(0, self.name, count, replication, []), wire.ReserveReply
+        )
 
     def publish_request(
         self,
         path: str,
-        chunks: list[ChunkLocation],
-        servers: list[ServerAddress],
+        chunks: list[wire.ChunkLocation],
+        servers: list[wire.ServerAddress],
         replace: bool = False,
         replication: int = 3,
-    ) -> tuple[Publish, bytes]:
-        request = Publish(
+    ) -> tuple[wire.Publish, bytes]:
+        request = wire.Publish(
             id=0,
             client=self.name,
             sequence=next(self.sequence),
@@ -493,7 +418,7 @@ class Client:
             parents=True,
             servers=[server.id for server in servers],
         )
-        body = [PublishedChunk(c.handle, c.version, c.length, c.servers) for c in chunks]
+        body = [wire.PublishedChunk(c.handle, c.version, c.length, c.servers) for c in chunks]
         return request, msgspec.msgpack.encode(body)
 
     async def put(
@@ -503,9 +428,9 @@ class Client:
         lengths: tuple[int, ...] = (10,),
         replace: bool = False,
         replication: int = 3,
-    ) -> list[ChunkLocation]:
+    ) -> list[wire.ChunkLocation]:
         """Reserve, "write" and publish a file; its chunks."""
-        reserved = ReserveReply(0, replication, [], [])
+        reserved = wire.ReserveReply(0, replication, [], [])
         if lengths:
             reserved = await self.reserve(len(lengths), replication)
         named = {server.id: server for server in servers}
@@ -516,16 +441,21 @@ class Client:
         request, body = self.publish_request(
             path, reserved.chunks, reserved.servers, replace, replication
         )
-        await self.call(request, PublishReply, body)
+        await self.call(request, wire.PublishReply, body)
         return reserved.chunks
+
+    async def one_chunk(self, path: str, servers: Servers) -> tuple[int, int]:
+        """The handle of the one chunk of a new file, and its inode."""
+        (chunk,) = await self.put(path, servers)
+        return chunk.handle, (await self.stat(path)).entry.inode
 
     async def lease(
         self, inode: int, index: int, version: int = 0, failed: tuple[str, ...] = ()
-    ) -> tuple[LeaseReply, list[str]]:
-        request = AcquireLease(
+    ) -> tuple[wire.LeaseReply, list[str]]:
+        request = wire.AcquireLease(
             0, self.name, next(self.sequence), inode, index, version, list(failed)
         )
-        reply = await self.patiently(request, LeaseReply)
+        reply = await self.patiently(request, wire.LeaseReply)
         return reply, [reply.servers[n].id for n in reply.chunk.servers]
 
     async def until_held(self, path: str, wanted: set[str]) -> None:
@@ -555,13 +485,8 @@ class Client:
             raise AssertionError(f"{error}: they stay {reported}") from None
 
 
-# --- files -----------------------------------------------------------------------------------
-
-
-async def test_a_file_is_there_when_it_is_published(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
-    with pytest.raises(NotFound):
+async def test_a_file_is_there_when_it_is_published(client: Client, servers: Servers) -> None:
+    with pytest.raises(errors.NotFound):
         await client.stat("/d/f")
     chunks = await client.put("/d/f", servers, (CHUNK, 7))
     entry = (await client.stat("/d/f")).entry
@@ -573,17 +498,20 @@ async def test_a_file_is_there_when_it_is_published(cluster: Cluster) -> None:
     totals = (await client.status()).totals
     assert (totals.files, totals.directories, totals.chunks) == (1, 1, 2)
     assert totals.bytes == CHUNK + 7
-    usage = await client.call(DiskUsage(0, "/"), DiskUsageReply)
+    usage = await client.call(wire.DiskUsage(0, "/"), wire.DiskUsageReply)
     assert (usage.files, usage.directories, usage.bytes) == (1, 1, CHUNK + 7)
     assert usage.replicated_bytes == 3 * (CHUNK + 7)
 
 
-async def test_chunks_that_are_reserved_together_have_the_same_servers(cluster: Cluster) -> None:
+async def test_chunks_that_are_reserved_together_have_the_same_servers(
+    cluster: Cluster, client: Client
+) -> None:
     await start_servers(cluster, 8)
-    client = await cluster.client()
     chains = []
     for together in (True, True, False):
-        reply = await client.patiently(Reserve(0, client.name, 20, 3, [], together), ReserveReply)
+        reply = await client.patiently(
+            wire.Reserve(0, client.name, 20, 3, [], together), wire.ReserveReply
+        )
         chains.append([[reply.servers[n].id for n in chunk.servers] for chunk in reply.chunks])
     assert len({chunk.handle for chunk in reply.chunks}) == 20
     assert chains[0] == [chains[0][0]] * 20
@@ -592,58 +520,25 @@ async def test_chunks_that_are_reserved_together_have_the_same_servers(cluster: 
     assert len({tuple(chain) for chain in chains[2]}) > 5
 
 
-async def test_a_retried_publish_gets_the_same_answer(cluster: Cluster) -> None:
-    await start_servers(cluster, 3)
-    client = await cluster.client()
-    reserved = await client.reserve()
-    reserved.chunks[0].length = 5
-    request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
-    first = await client.call(request, PublishReply, body)
-    again = await client.call(request, PublishReply, body)
-    assert again.entry == first.entry
-    await cluster.restart()
-    client = await cluster.client()
-    later = await client.call(request, PublishReply, body)
-    assert later.entry == first.entry
-    # Another name for the same chunks: no retry, and no reservation either.
-    request = msgspec.structs.replace(request, path="/g", sequence=99)
-    with pytest.raises(ChunkUnavailable):
-        await client.patiently(request, PublishReply, body)
-
-
-async def test_pipelined_retries_run_once(cluster: Cluster) -> None:
-    client = await cluster.client()
-    replies = []
-
-    async def one() -> None:
-        request = MakeDirectory(0, client.name, 1, "/d", False, False)
-        replies.append(await client.call(request, StatReply))
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(one)
-    assert len(replies) == 20
-
-
 #: One of each, on a tree with a file and directories, and a file in the trash.
-MUTATIONS: dict[type[Mutation], tuple[object, ...]] = {
-    Publish: ("/published", 0, 3, False, False, []),
-    MakeDirectory: ("/made", False, False),
-    Rename: ("/file", "/renamed", False, False),
-    Delete: ("/file", False),
-    Prune: ("/empty", "/"),
-    SetLength: (),
-    Undelete: ("/deleted",),
-    EmptyTrash: ("/deleted",),
-    SetReplication: ("/file", 2),
-    SetAttributes: ("/file", {"a": "b"}),
-    Snapshot: ("/directory", "/snapshot"),
+MUTATIONS: dict[type[wire.Mutation], tuple[object, ...]] = {
+    wire.Publish: ("/published", 0, 3, False, False, []),
+    wire.MakeDirectory: ("/made", False, False),
+    wire.Rename: ("/file", "/renamed", False, False),
+    wire.Delete: ("/file", False),
+    wire.Prune: ("/empty", "/"),
+    wire.SetLength: (),
+    wire.Undelete: ("/deleted",),
+    wire.EmptyTrash: ("/deleted",),
+    wire.SetReplication: ("/file", 2),
+    wire.SetAttributes: ("/file", {"a": "b"}),
+    wire.Snapshot: ("/directory", "/snapshot"),
 }
 
 
-@pytest.mark.parametrize("kind", Mutation.__subclasses__(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", wire.Mutation.__subclasses__(), ids=lambda kind: kind.__name__)
 async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
-    tmp_path: Path, kind: type[Mutation]
+    tmp_path: Path, kind: type[wire.Mutation]
 ) -> None:
     """Its answer was lost; others have deleted all there was, and have put other things in
     its place; the disk of the metadata is full, and the master a new one."""
@@ -653,34 +548,40 @@ async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
         client, other = await cluster.client(), await cluster.client("client-2")
         await client.put("/directory/in it", servers)
         await client.put("/deleted", servers)
-        await client.call(Delete(0, client.name, next(client.sequence), "/deleted", False), Done)
+        await client.call(
+            wire.Delete(0, client.name, next(client.sequence), "/deleted", False), wire.Done
+        )
         await client.put("/file", servers)
-        empty = MakeDirectory(0, client.name, next(client.sequence), "/empty", False, False)
-        await client.call(empty, StatReply)
+        empty = wire.MakeDirectory(0, client.name, next(client.sequence), "/empty", False, False)
+        await client.call(empty, wire.StatReply)
         fields = MUTATIONS[kind]
-        if kind is SetLength:
+        if kind is wire.SetLength:
             fields = ((await client.stat("/file")).entry.inode, 7)
         request = kind(0, client.name, next(client.sequence), *fields)
 
-        async def ask(asking: Client) -> Message:
+        async def ask(asking: Client) -> wire.Message:
             while True:
-                reply = await asking.call(request, Message, b"\x90" if kind is Publish else b"")
-                if not isinstance(reply, SnapshotReply) or reply.done:
+                reply = await asking.call(
+                    request, wire.Message, b"\x90" if kind is wire.Publish else b""
+                )
+                if not isinstance(reply, wire.SnapshotReply) or reply.done:
                     return msgspec.structs.replace(reply, id=0)
 
         first = await ask(client)
 
         async def names() -> list[str]:
-            reply = await other.call(List(0, "/", "", 100), ListReply)
+            reply = await other.call(wire.List(0, "/", "", 100), wire.ListReply)
             return [f"{entry.path} {entry.inode} {entry.length}" for entry in reply.entries]
 
         for name in await names():
             path = name.split()[0]
-            delete = Delete(0, other.name, next(other.sequence), path, True, now=True)
-            await other.call(delete, Done)
+            delete = wire.Delete(0, other.name, next(other.sequence), path, True, now=True)
+            await other.call(delete, wire.Done)
         for path in ("/file", "/directory", "/deleted", "/made", "/published", "/renamed"):
             await other.put(path, servers)
-        await other.call(Delete(0, other.name, next(other.sequence), "/deleted", False), Done)
+        await other.call(
+            wire.Delete(0, other.name, next(other.sequence), "/deleted", False), wire.Done
+        )
         left = await names()
 
         files.free = 0
@@ -688,37 +589,38 @@ async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
         client, other = await cluster.client(), await cluster.client("client-2")
 
         async def is_full() -> bool:
-            made = MakeDirectory(0, other.name, next(other.sequence), "/file/in", False, False)
+            made = wire.MakeDirectory(0, other.name, next(other.sequence), "/file/in", False, False)
             try:
-                await other.call(made, Message)
-            except GfsError as error:
+                await other.call(made, wire.Message)
+            except errors.GfsError as error:
                 return error.code == "disk_full"
             return False
 
         await until_reported(is_full, "the disk is full")
         assert await ask(client) == first
         assert await names() == left
-        trash = await other.call(ListTrash(0, "/deleted", b"", 10), ListTrashReply)
+        trash = await other.call(wire.ListTrash(0, "/deleted", b"", 10), wire.ListTrashReply)
         assert trash.entries[-1].path == "/deleted"
 
 
-async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
-    client = await cluster.client()
+async def test_mutations_and_their_refusals(client: Client) -> None:
     number = client.sequence
     name = client.name
-    request = MakeDirectory(0, name, next(number), "/a/b", True, False, attributes={"a": "b"})
-    made = await client.call(request, StatReply)
-    again = MakeDirectory(0, name, next(number), "/a/b", False, True)
-    assert (await client.call(again, StatReply)).entry == made.entry
-    with pytest.raises(AlreadyExists):
-        await client.call(MakeDirectory(0, name, next(number), "/a/b", False, False), StatReply)
-    await client.call(Rename(0, name, next(number), "/a", "/c/d", False, True), Done)
-    listing = await client.call(List(0, "/c/d", "", 10), ListReply)
+    request = wire.MakeDirectory(0, name, next(number), "/a/b", True, False, attributes={"a": "b"})
+    made = await client.call(request, wire.StatReply)
+    again = wire.MakeDirectory(0, name, next(number), "/a/b", False, True)
+    assert (await client.call(again, wire.StatReply)).entry == made.entry
+    with pytest.raises(errors.AlreadyExists):
+        await client.call(
+            wire.MakeDirectory(0, name, next(number), "/a/b", False, False), wire.StatReply
+        )
+    await client.call(wire.Rename(0, name, next(number), "/a", "/c/d", False, True), wire.Done)
+    listing = await client.call(wire.List(0, "/c/d", "", 10), wire.ListReply)
     assert ([e.path for e in listing.entries], listing.more) == (["/c/d/b"], False)
-    with pytest.raises(GfsError, match="not empty"):
-        await client.call(Delete(0, name, next(number), "/c", False), Done)
-    await client.call(Delete(0, name, next(number), "/c", True), Done)
-    with pytest.raises(NotFound):
+    with pytest.raises(errors.GfsError, match="not empty"):
+        await client.call(wire.Delete(0, name, next(number), "/c", False), wire.Done)
+    await client.call(wire.Delete(0, name, next(number), "/c", True), wire.Done)
+    with pytest.raises(errors.NotFound):
         await client.stat("/c")
     await client.until_totals(directories=0, files=0)
 
@@ -727,27 +629,27 @@ async def test_files_below_a_directory_and_directories_that_are_empty(cluster: C
     client = await cluster.client()
     number, name = client.sequence, client.name
     for path in ("/a/b/c/d", "/a/b!", "/e"):
-        publish = Publish(0, name, next(number), path, 0, 1, False, True, [])
-        await client.call(publish, PublishReply, msgspec.msgpack.encode([]))
-    whole = await client.call(ListFiles(0, "/", b"", b"", 10), ListFilesReply)
+        publish = wire.Publish(0, name, next(number), path, 0, 1, False, True, [])
+        await client.call(publish, wire.PublishReply, msgspec.msgpack.encode([]))
+    whole = await client.call(wire.ListFiles(0, "/", b"", b"", 10), wire.ListFilesReply)
     assert [entry.path for entry in whole.entries] == ["/a/b!", "/a/b/c/d", "/e"]
     assert whole.cursor == b""
-    first = await client.call(ListFiles(0, "/a", b"b", b"", 1), ListFilesReply)
+    first = await client.call(wire.ListFiles(0, "/a", b"b", b"", 1), wire.ListFilesReply)
     assert ([entry.path for entry in first.entries], first.cursor) == (["/a/b!"], b"b!")
-    with pytest.raises(NotFound):
-        await client.call(ListFiles(0, "/none", b"", b"", 10), ListFilesReply)
-    prune = Prune(0, name, next(number), "/a/b/c", "/a")
-    with pytest.raises(GfsError, match="not empty"):
-        await client.call(prune, Done)
-    await client.call(Delete(0, name, next(number), "/a/b/c/d", False), Done)
-    with pytest.raises(GfsError, match="is a file"):
-        await client.call(Prune(0, name, next(number), "/a/b!", "/a"), Done)
-    with pytest.raises(GfsError, match="not a directory above"):
-        await client.call(Prune(0, name, next(number), "/a/b/c", "/e"), Done)
-    prune = Prune(0, name, next(number), "/a/b/c", "/a")
-    await client.call(prune, Done)
-    await client.call(prune, Done)  # the same request again
-    left = await client.call(List(0, "/a", "", 10), ListReply)
+    with pytest.raises(errors.NotFound):
+        await client.call(wire.ListFiles(0, "/none", b"", b"", 10), wire.ListFilesReply)
+    prune = wire.Prune(0, name, next(number), "/a/b/c", "/a")
+    with pytest.raises(errors.GfsError, match="not empty"):
+        await client.call(prune, wire.Done)
+    await client.call(wire.Delete(0, name, next(number), "/a/b/c/d", False), wire.Done)
+    with pytest.raises(errors.GfsError, match="is a file"):
+        await client.call(wire.Prune(0, name, next(number), "/a/b!", "/a"), wire.Done)
+    with pytest.raises(errors.GfsError, match="not a directory above"):
+        await client.call(wire.Prune(0, name, next(number), "/a/b/c", "/e"), wire.Done)
+    prune = wire.Prune(0, name, next(number), "/a/b/c", "/a")
+    await client.call(prune, wire.Done)
+    await client.call(prune, wire.Done)  # the same request again
+    left = await client.call(wire.List(0, "/a", "", 10), wire.ListReply)
     assert [entry.path for entry in left.entries] == ["/a/b!"]
     await client.until_totals(directories=1, files=2)
 
@@ -766,7 +668,7 @@ async def test_one_page_of_a_tree_is_read_in_each_turn_of_the_loop(
         def before_io_wait(self, timeout: float) -> None:
             self.count += 1
 
-    def counted(txn: Txn, request: ListFiles) -> object:
+    def counted(txn: Txn, request: wire.ListFiles) -> object:
         turns.append(instrument.count)
         return page(txn, request)
 
@@ -776,8 +678,8 @@ async def test_one_page_of_a_tree_is_read_in_each_turn_of_the_loop(
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(100):
-                question = ListFiles(0, "/", b"", b"", 10)
-                nursery.start_soon(client.call, question, ListFilesReply)
+                question = wire.ListFiles(0, "/", b"", b"", 10)
+                nursery.start_soon(client.call, question, wire.ListFilesReply)
     finally:
         trio.lowlevel.remove_instrument(instrument)
     assert len(turns) == 100
@@ -787,30 +689,33 @@ async def test_one_page_of_a_tree_is_read_in_each_turn_of_the_loop(
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"length": 11}, InvalidArgument, "for a length of 11"),
-        ({"handle": 10**6}, InvalidArgument, "never allocated"),
-        ({"version": 2**32}, InvalidArgument, "impossible version"),
-        ({"chunk_length": CHUNK + 1}, InvalidArgument, "last chunk"),
-        ({"servers": []}, InvalidArgument, "by any chunkserver"),
-        ({"servers": [5]}, InvalidArgument, "server 5 of"),
-        ({"replication": 65}, InvalidArgument, "replication of 65"),
-        ({"path": "/x/../y"}, GfsError, "refused"),
-        ({"digest": b"short"}, InvalidArgument, "digest of 5 bytes"),
-        ({"attributes": {"UP": ""}}, InvalidArgument, "named 'UP'"),
-        ({"attributes": {"a": "b" * 1024}}, InvalidArgument, "1025 bytes"),
-        ({"expect": -2}, InvalidArgument, "inode -2"),
-        ({"expect": 77}, FileChanged, "replaced or deleted meanwhile"),
-        ({"below": "/g"}, InvalidArgument, "/g is not a directory above /f"),
-        ({"below": "g"}, GfsError, "begin with /"),
-        ({"body": b"\xff\x00"}, ProtocolError, "cannot be decoded"),
-        ({"twice": True}, InvalidArgument, "twice"),
+        ({"length": 11}, errors.InvalidArgument, "for a length of 11"),
+        ({"handle": 10**6}, errors.InvalidArgument, "never allocated"),
+        ({"version": 2**32}, errors.InvalidArgument, "impossible version"),
+        ({"chunk_length": CHUNK + 1}, errors.InvalidArgument, "last chunk"),
+        ({"servers": []}, errors.InvalidArgument, "by any chunkserver"),
+        ({"servers": [5]}, errors.InvalidArgument, "server 5 of"),
+        ({"replication": 65}, errors.InvalidArgument, "replication of 65"),
+        ({"path": "/x/../y"}, errors.GfsError, "refused"),
+        ({"digest": b"short"}, errors.InvalidArgument, "digest of 5 bytes"),
+        ({"attributes": {"UP": ""}}, errors.InvalidArgument, "named 'UP'"),
+        ({"attributes": {"a": "b" * 1024}}, errors.InvalidArgument, "1025 bytes"),
+        ({"expect": -2}, errors.InvalidArgument, "inode -2"),
+        ({"expect": 77}, errors.FileChanged, "replaced or deleted meanwhile"),
+        ({"below": "/g"}, errors.InvalidArgument, "/g is not a directory above /f"),
+        ({"below": "g"}, errors.GfsError, "begin with /"),
+        ({"body": b"\xff\x00"}, errors.ProtocolError, "cannot be decoded"),
+        ({"twice": True}, errors.InvalidArgument, "twice"),
     ],
 )
 async def test_what_cannot_be_published(
-    cluster: Cluster, change: dict[str, object], error: type[GfsError], text: str
+    cluster: Cluster,
+    client: Client,
+    change: dict[str, object],
+    error: type[errors.GfsError],
+    text: str,
 ) -> None:
     await start_servers(cluster, 3)
-    client = await cluster.client()
     reserved = await client.reserve()
     chunk = reserved.chunks[0]
     chunk.length = 10
@@ -827,8 +732,8 @@ async def test_what_cannot_be_published(
         if field in change:
             setattr(request, field, change[field])
     with pytest.raises(error, match=text):
-        await client.call(request, PublishReply, change.get("body", body))  # type: ignore[arg-type]
-    with pytest.raises(NotFound):
+        await client.call(request, wire.PublishReply, change.get("body", body))  # type: ignore[arg-type]
+    with pytest.raises(errors.NotFound):
         await client.stat("/f")
 
 
@@ -838,54 +743,48 @@ async def test_a_chunk_is_published_once_and_by_its_client(cluster: Cluster) -> 
     reserved = await client.reserve()
     reserved.chunks[0].length = 5
     stolen, body = thief.publish_request("/g", reserved.chunks, reserved.servers)
-    with pytest.raises(InvalidArgument, match="another client"):
-        await thief.call(stolen, PublishReply, body)
+    with pytest.raises(errors.InvalidArgument, match="another client"):
+        await thief.call(stolen, wire.PublishReply, body)
     request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
-    await client.call(request, PublishReply, body)
+    await client.call(request, wire.PublishReply, body)
     request, body = client.publish_request("/h", reserved.chunks, reserved.servers)
-    with pytest.raises((ChunkUnavailable, Busy)):
-        await client.call(request, PublishReply, body)
+    with pytest.raises((errors.ChunkUnavailable, errors.Busy)):
+        await client.call(request, wire.PublishReply, body)
 
 
-async def test_a_replaced_file_is_another_file(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+async def test_a_replaced_file_is_another_file(client: Client, servers: Servers) -> None:
     old = await client.put("/f", servers)
     inode = (await client.stat("/f")).entry.inode
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(errors.AlreadyExists):
         await client.put("/f", servers)
     await client.put("/f", servers, replace=True)
     # Who has it open can go on reading it, unless there is no space for that.
     assert (await client.locate("/f", inode)).chunks[0].handle == old[0].handle
-    servers[0].disks = [Disk("/disk", 10**12, 0, 0, "full")]
+    servers[0].disks = [wire.Disk("/disk", 10**12, 0, 0, "full")]
     await until(
         lambda: all((old[0].handle, 1) in server.deleted for server in servers),
         "the old file's replicas are deleted",
     )
-    with pytest.raises(FileChanged):
+    with pytest.raises(errors.FileChanged):
         await client.locate("/f", inode)
     await client.until_totals(files=1, chunks=1)
 
 
-# --- placing ----------------------------------------------------------------------------------
-
-
-async def test_too_few_servers_is_reported_and_passes(cluster: Cluster) -> None:
-    client = await cluster.client()
-    with pytest.raises(NotEnoughChunkservers, match=r"needs 2 .* 0 can .*\(0 live\)"):
-        await client.call(Reserve(0, client.name, 1, 3, []), ReserveReply)
+async def test_too_few_servers_is_reported_and_passes(cluster: Cluster, client: Client) -> None:
+    with pytest.raises(errors.NotEnoughChunkservers, match=r"needs 2 .* 0 can .*\(0 live\)"):
+        await client.call(wire.Reserve(0, client.name, 1, 3, []), wire.ReserveReply)
     await start_servers(cluster, 2)
     reserved = await client.reserve()
     assert len(reserved.chunks[0].servers) == 2
-    with pytest.raises(NotEnoughChunkservers, match="needs 2"):
-        await client.call(Reserve(0, client.name, 1, 3, ["s0"]), ReserveReply)
-    single = await client.call(Reserve(0, client.name, 1, 1, ["s0"]), ReserveReply)
+    with pytest.raises(errors.NotEnoughChunkservers, match="needs 2"):
+        await client.call(wire.Reserve(0, client.name, 1, 3, ["s0"]), wire.ReserveReply)
+    single = await client.call(wire.Reserve(0, client.name, 1, 1, ["s0"]), wire.ReserveReply)
     assert [server.id for server in single.servers] == ["s1"]
 
 
 async def test_all_disks_of_very_many_servers_are_reported(cluster: Cluster) -> None:
     """More than one head of a message holds."""
-    disks = [Disk(f"/srv/gfs/disk-{n}", 10**12, 10**11, n, id=f"{n:032x}") for n in range(24)]
+    disks = [wire.Disk(f"/srv/gfs/disk-{n}", 10**12, 10**11, n, id=f"{n:032x}") for n in range(24)]
     for number in range(40):
         server = await cluster.server(f"s{number:031}", rack=f"r{number % 3}")
         server.disks = disks
@@ -899,9 +798,8 @@ async def test_all_disks_of_very_many_servers_are_reported(cluster: Cluster) -> 
         await until_reported(all_reported, "every disk is reported")
 
 
-async def test_full_and_failed_disks_get_nothing(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    servers[0].disks = [Disk("/disk", 10**12, 0, 0, "full")]
+async def test_full_and_failed_disks_get_nothing(cluster: Cluster, servers: Servers) -> None:
+    servers[0].disks = [wire.Disk("/disk", 10**12, 0, 0, "full")]
     client = await cluster.client()
 
     async def ask() -> bool:
@@ -911,149 +809,108 @@ async def test_full_and_failed_disks_get_nothing(cluster: Cluster) -> None:
     await until_reported(ask, "the full server gets nothing")
 
 
-async def test_recover_leaves_the_failed_server_out(cluster: Cluster) -> None:
+async def test_recover_leaves_the_failed_server_out(cluster: Cluster, client: Client) -> None:
     await start_servers(cluster, 3)
-    client = await cluster.client()
     reserved = await client.reserve()
     chunk = reserved.chunks[0]
     failed = reserved.servers[chunk.servers[0]].id
-    request = Recover(0, client.name, chunk.handle, 1, [failed])
-    first = await client.call(request, RecoverReply)
+    request = wire.Recover(0, client.name, chunk.handle, 1, [failed])
+    first = await client.call(request, wire.RecoverReply)
     assert first.chunk.version == 2
     left = {server.id for server in first.servers}
     assert left == {"s0", "s1", "s2"} - {failed}
-    again = await client.call(request, RecoverReply)
+    again = await client.call(request, wire.RecoverReply)
     assert (again.chunk, again.servers) == (first.chunk, first.servers)
     chunk.length = 5
     publish, body = client.publish_request("/f", [chunk], reserved.servers)
-    with pytest.raises(StaleVersion, match="version 2"):
-        await client.call(publish, PublishReply, body)
-    everyone = Recover(0, client.name, chunk.handle, 2, ["s0", "s1", "s2"])
+    with pytest.raises(errors.StaleVersion, match="version 2"):
+        await client.call(publish, wire.PublishReply, body)
+    everyone = wire.Recover(0, client.name, chunk.handle, 2, ["s0", "s1", "s2"])
     for _ in range(2):
-        with pytest.raises(ChunkUnavailable, match="write this part again"):
-            await client.call(everyone, RecoverReply)
+        with pytest.raises(errors.ChunkUnavailable, match="write this part again"):
+            await client.call(everyone, wire.RecoverReply)
 
 
-async def test_a_released_upload_is_deleted_at_once(tmp_path: Path) -> None:
-    async with running(tmp_path, garbage_grace_seconds=1000.0) as cluster:
-        servers = await start_servers(cluster, 3)
-        client = await cluster.client()
-        reserved = await client.reserve()
-        handle = reserved.chunks[0].handle
-        for server in servers:
-            server.replicas[handle] = (1, 5)
-        await client.call(Release(0, client.name, [handle, 999]), Done)
-        await until(lambda: all(server.deleted == [(handle, 1)] for server in servers), "deletion")
+@with_settings(garbage_grace_seconds=1000.0)
+async def test_a_released_upload_is_deleted_at_once(client: Client, servers: Servers) -> None:
+    reserved = await client.reserve()
+    handle = reserved.chunks[0].handle
+    for server in servers:
+        server.replicas[handle] = (1, 5)
+    await client.call(wire.Release(0, client.name, [handle, 999]), wire.Done)
+    await until(lambda: all(server.deleted == [(handle, 1)] for server in servers), "deletion")
 
 
-async def test_an_upload_whose_client_is_gone_is_collected(tmp_path: Path) -> None:
-    async with running(tmp_path, client_silence_seconds=0.5) as cluster:
-        servers = await start_servers(cluster, 3)
-        gone, alive = await cluster.client("gone"), await cluster.client("alive")
-        lost = (await gone.reserve()).chunks[0].handle
-        kept = (await alive.reserve()).chunks[0].handle
-        for server in servers:
-            server.replicas = {lost: (1, 5), kept: (1, 5)}
-        with trio.fail_after(WAIT_SECONDS):
-            while any((lost, 1) not in server.deleted for server in servers):
-                await alive.call(Ping(0), Done)
-                await trio.sleep(0.02)
-        assert all(kept in server.replicas for server in servers)
+@with_settings(client_silence_seconds=0.5)
+async def test_an_upload_whose_client_is_gone_is_collected(
+    cluster: Cluster, servers: Servers
+) -> None:
+    gone, alive = await cluster.client("gone"), await cluster.client("alive")
+    lost = (await gone.reserve()).chunks[0].handle
+    kept = (await alive.reserve()).chunks[0].handle
+    for server in servers:
+        server.replicas = {lost: (1, 5), kept: (1, 5)}
+    with trio.fail_after(WAIT_SECONDS):
+        while any((lost, 1) not in server.deleted for server in servers):
+            await alive.call(wire.Ping(0), wire.Done)
+            await trio.sleep(0.02)
+    assert all(kept in server.replicas for server in servers)
 
 
-# --- replicas come and go -----------------------------------------------------------------------
-
-
-async def test_a_dead_server_s_chunks_are_copied(cluster: Cluster) -> None:
+@with_settings(dead_seconds=30.0)
+async def test_a_short_absence_copies_nothing(cluster: Cluster, client: Client) -> None:
     servers = await start_servers(cluster, 4)
-    client = await cluster.client()
-    chunks = await client.put("/f", servers)
-    holders = (await client.holders("/f"))[0]
-    dead = next(server for server in servers if server.id in holders)
-    spare = next(server for server in servers if server.id not in holders)
-    dead.stop()
-    await client.until_held("/f", holders - {dead.id} | {spare.id})
-    assert [clone.handle for clone in spare.clones] == [chunks[0].handle]
-    await client.until_totals(under_replicated=0, repairs_active=0, lost=0)
-    states = {server.id: server.state for server in (await client.status()).servers}
-    assert states[dead.id] == "dead"
-    # It comes back with its replica: now there is one too many.
-    await dead.start()
-    await until(lambda: any(server.deleted for server in servers), "the surplus is deleted")
-    await client.until_totals(under_replicated=0, orphaned=0, stale=0)
-    assert sum(len(server.replicas) for server in servers) == 3
-    assert sum(len(server.deleted) for server in servers) == 1
-    assert len((await client.holders("/f"))[0]) == 3
-
-
-async def test_a_short_absence_copies_nothing(tmp_path: Path) -> None:
-    async with running(tmp_path, dead_seconds=30.0) as cluster:
-        servers = await start_servers(cluster, 4)
-        client = await cluster.client()
-        await client.put("/f", servers)
-        holders = (await client.holders("/f"))[0]
-        away = next(server for server in servers if server.id in holders)
-        away.stop()
-        live = {server.id: "live" for server in servers}
-        await client.until_states(**{**live, away.id: "silent"})
-        found = await client.locate("/f")
-        assert found.servers[found.chunks[0].servers[-1]].id == away.id, "silent ones come last"
-        assert (await client.reserve()).chunks[0].servers
-        await away.start()
-        await client.until_states(**live)
-        assert not any(server.clones or server.deleted for server in servers)
-
-
-async def test_most_endangered_chunks_are_copied_first(tmp_path: Path) -> None:
-    async with running(tmp_path, clones_per_server=1, clones_total=1) as cluster:
-        servers = await start_servers(cluster, 3)
-        client = await cluster.client()
-        order: list[int] = []
-        for n in range(5):
-            await client.put(f"/two{n}", servers)
-        one = [(await client.put(f"/one{n}", servers))[0].handle for n in range(5)]
-        for handle in one:
-            servers[1].replicas.pop(handle)
-            servers[1].bad.append(BadReplica(handle, 1, "corrupt"))
-        for server in servers[:2]:
-            server.refuse[CloneChunk] = server.refuse[CloneChunks] = Busy("not now")
-        await client.until_totals(under_replicated=5)
-        servers[0].stop()
-        await client.until_totals(under_replicated=10)
-        for handle in one:
-            assert handle in servers[2].replicas
-        spare = FakeServer(cluster, "s3")
-        spare.cluster_servers = {s.id: s for s in servers}
-        spare.refuse[CloneChunk] = spare.refuse[CloneChunks] = Busy("not now")
-
-        def note(message: Message) -> bool:
-            if isinstance(message, CloneChunk):
-                order.append(message.handle)
-            if isinstance(message, CloneChunks):
-                order.extend(name.handle for name in message.replicas)
-            return False
-
-        spare.swallow = note
-        await spare.start()
-        await until(lambda: len(set(order)) == 10, "the spare server gets a copy of each")
-        assert set(list(dict.fromkeys(order))[:5]) == set(one)
-
-
-async def test_a_server_that_comes_back_empty_is_just_new(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
     await client.put("/f", servers)
+    holders = (await client.holders("/f"))[0]
+    away = next(server for server in servers if server.id in holders)
+    away.stop()
+    live = {server.id: "live" for server in servers}
+    await client.until_states(**{**live, away.id: "silent"})
+    found = await client.locate("/f")
+    assert found.servers[found.chunks[0].servers[-1]].id == away.id, "silent ones come last"
+    assert (await client.reserve()).chunks[0].servers
+    await away.start()
+    await client.until_states(**live)
+    assert not any(server.clones or server.deleted for server in servers)
+
+
+@with_settings(clones_per_server=1, clones_total=1)
+async def test_most_endangered_chunks_are_copied_first(
+    cluster: Cluster, client: Client, servers: Servers
+) -> None:
+    order: list[int] = []
+    for n in range(5):
+        await client.put(f"/two{n}", servers)
+    one = [(await client.put(f"/one{n}", servers))[0].handle for n in range(5)]
+    for handle in one:
+        servers[1].replicas.pop(handle)
+        servers[1].bad.append(wire.BadReplica(handle, 1, "corrupt"))
+    for server in servers[:2]:
+        server.refuse[wire.CloneChunk] = server.refuse[wire.CloneChunks] = errors.Busy("not now")
+    await client.until_totals(under_replicated=5)
     servers[0].stop()
-    servers[0].replicas.clear()
-    await client.until_totals(under_replicated=1)
-    await servers[0].start()
-    await client.until_held("/f", {"s0", "s1", "s2"})
-    assert len(servers[0].clones) == 1
+    await client.until_totals(under_replicated=10)
+    for handle in one:
+        assert handle in servers[2].replicas
+    spare = FakeServer(cluster, "s3")
+    spare.cluster_servers = {s.id: s for s in servers}
+    spare.refuse[wire.CloneChunk] = spare.refuse[wire.CloneChunks] = errors.Busy("not now")
+
+    def note(message: wire.Message) -> bool:
+        if isinstance(message, wire.CloneChunk):
+            order.append(message.handle)
+        if isinstance(message, wire.CloneChunks):
+            order.extend(name.handle for name in message.replicas)
+        return False
+
+    spare.swallow = note
+    await spare.start()
+    await until(lambda: len(set(order)) == 10, "the spare server gets a copy of each")
+    assert set(list(dict.fromkeys(order))[:5]) == set(one)
 
 
-async def test_lost_and_found(cluster: Cluster) -> None:
+async def test_lost_and_found(cluster: Cluster, client: Client) -> None:
     servers = await start_servers(cluster, 2)
-    client = await cluster.client()
     await client.put("/f", servers)
     for server in servers:
         server.stop()
@@ -1066,18 +923,16 @@ async def test_lost_and_found(cluster: Cluster) -> None:
 
 
 async def test_corrupt_replicas_are_replaced_where_they_are(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
+    client: Client, servers: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "gfs")
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
     servers[1].corrupt.add(handle)
-    servers[1].refuse[CloneChunk] = Busy("not yet")
-    servers[1].bad = [BadReplica(handle, 1, "corrupt")]
+    servers[1].refuse[wire.CloneChunk] = errors.Busy("not yet")
+    servers[1].bad = [wire.BadReplica(handle, 1, "corrupt")]
     await client.until_totals(corrupt=1, under_replicated=1)
     assert await client.holders("/f") == [{"s0", "s2"}]
-    del servers[1].refuse[CloneChunk]
+    del servers[1].refuse[wire.CloneChunk]
     await client.until_totals(corrupt=0, under_replicated=0)
     assert await client.holders("/f") == [{"s0", "s1", "s2"}]
     assert not any(server.deleted for server in servers)
@@ -1096,23 +951,22 @@ def repairs(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 
 
 async def test_corrupt_replicas_are_deleted_once_there_are_enough(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "gfs")
     servers = await start_servers(cluster, 4)
-    client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
     holders = (await client.holders("/f"))[0]
     sick = next(server for server in servers if server.id in holders)
     spare = next(server for server in servers if server.id not in holders)
-    sick.refuse[CloneChunk] = Busy("not me")
-    spare.refuse[CloneChunk] = Busy("not yet")
+    sick.refuse[wire.CloneChunk] = errors.Busy("not me")
+    spare.refuse[wire.CloneChunk] = errors.Busy("not yet")
     sick.corrupt.add(handle)
-    sick.bad = [BadReplica(handle, 1, "corrupt")]
+    sick.bad = [wire.BadReplica(handle, 1, "corrupt")]
     await client.until_totals(corrupt=1)
     assert not sick.deleted
     assert not repairs(caplog)
-    del spare.refuse[CloneChunk]
+    del spare.refuse[wire.CloneChunk]
     await until(lambda: sick.deleted == [(handle, 1)], "the corrupt replica is deleted")
     assert repairs(caplog)[-1] == {"server": sick.id, "version": 1, "how": "deleted"}
     sick.bad = []
@@ -1120,57 +974,49 @@ async def test_corrupt_replicas_are_deleted_once_there_are_enough(
     assert spare.id in (await client.holders("/f"))[0]
 
 
-async def test_a_reader_s_report_is_checked_first(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+async def test_a_reader_s_report_is_checked_first(client: Client, servers: Servers) -> None:
     handle = (await client.put("/f", servers))[0].handle
     asked: list[int] = []
     for server in servers:
-        server.swallow = lambda m: bool(isinstance(m, VerifyChunk) and asked.append(m.handle))
-    await client.call(ReportReplica(0, handle, 1, "s0", "corrupt"), Done)
-    await client.call(ReportReplica(0, handle, 1, "s0", "corrupt"), Done)
+        server.swallow = lambda m: bool(isinstance(m, wire.VerifyChunk) and asked.append(m.handle))
+    await client.call(wire.ReportReplica(0, handle, 1, "s0", "corrupt"), wire.Done)
+    await client.call(wire.ReportReplica(0, handle, 1, "s0", "corrupt"), wire.Done)
     await until(lambda: asked, "the server is asked")
     assert await client.holders("/f") == [{"s0", "s1", "s2"}]
     servers[2].corrupt.add(handle)
-    servers[2].refuse[CloneChunk] = Busy("not yet")
-    await client.call(ReportReplica(0, handle, 1, "s2", "corrupt"), Done)
+    servers[2].refuse[wire.CloneChunk] = errors.Busy("not yet")
+    await client.call(wire.ReportReplica(0, handle, 1, "s2", "corrupt"), wire.Done)
     await client.until_held("/f", {"s0", "s1"})
     assert asked.count(handle) == 2
-    del servers[2].refuse[CloneChunk]
+    del servers[2].refuse[wire.CloneChunk]
     await client.until_held("/f", {"s0", "s1", "s2"})
 
 
-async def test_orphans_are_listed_and_collected_after_the_grace(tmp_path: Path) -> None:
-    async with running(tmp_path, garbage_grace_seconds=1.0) as cluster:
-        client = await cluster.client()
-        server = await cluster.server("s0")
-        other = await cluster.server("s1")
-        handle = (await client.reserve()).chunks[0].handle
-        # A handle of before: reserved, and given up when the master was restarted.
-        await cluster.restart()
-        client = await cluster.client()
-        server.replicas[handle] = (1, 5)
-        other.replicas[10**9] = (1, 5)
-        await client.until_totals(orphaned=1)
-        garbage = await client.call(ListGarbage(0, 0, 10), ListGarbageReply)
-        assert [(g.server, g.handle, g.kind) for g in garbage.replicas] == [
-            ("s0", handle, "orphaned")
-        ]
-        await until(lambda: server.deleted == [(handle, 1)], "the orphan is deleted")
-        await client.until_totals(orphaned=0)
-        # What was never handed out by this master is nothing it may judge.
-        assert other.replicas
-        assert not other.deleted
+@with_settings(garbage_grace_seconds=1.0)
+async def test_orphans_are_listed_and_collected_after_the_grace(
+    cluster: Cluster, client: Client
+) -> None:
+    server = await cluster.server("s0")
+    other = await cluster.server("s1")
+    handle = (await client.reserve()).chunks[0].handle
+    # A handle of before: reserved, and given up when the master was restarted.
+    await cluster.restart()
+    client = await cluster.client()
+    server.replicas[handle] = (1, 5)
+    other.replicas[10**9] = (1, 5)
+    await client.until_totals(orphaned=1)
+    garbage = await client.call(wire.ListGarbage(0, 0, 10), wire.ListGarbageReply)
+    assert [(g.server, g.handle, g.kind) for g in garbage.replicas] == [("s0", handle, "orphaned")]
+    await until(lambda: server.deleted == [(handle, 1)], "the orphan is deleted")
+    await client.until_totals(orphaned=0)
+    # What was never handed out by this master is nothing it may judge.
+    assert other.replicas
+    assert not other.deleted
 
 
-# --- leases ---------------------------------------------------------------------------------------
-
-
-async def test_a_lease_raises_the_version_everywhere(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
+async def test_a_lease_raises_the_version_everywhere(cluster: Cluster, servers: Servers) -> None:
     client, other = await cluster.client(), await cluster.client("client-2")
-    handle = (await client.put("/f", servers))[0].handle
-    inode = (await client.stat("/f")).entry.inode
+    handle, inode = await client.one_chunk("/f", servers)
     reply, chain = await client.lease(inode, 0)
     assert (reply.chunk.handle, reply.chunk.version, reply.chunk.length) == (handle, 2, 10)
     assert sorted(chain) == ["s0", "s1", "s2"]
@@ -1180,7 +1026,7 @@ async def test_a_lease_raises_the_version_everywhere(cluster: Cluster) -> None:
         assert bool(server.grants[0].lease_ms) == (server.id == chain[0])
     again, same = await other.lease(inode, 0)
     assert (again.chunk.version, same) == (2, chain)
-    page = await client.call(FsckPage(0, "/f", b"", 10), FsckPageReply)
+    page = await client.call(wire.FsckPage(0, "/f", b"", 10), wire.FsckPageReply)
     assert page.chunks[0].primary == chain[0]
     assert page.chunks[0].lease_ms > 0
     primary = next(server for server in servers if server.id == chain[0])
@@ -1188,81 +1034,74 @@ async def test_a_lease_raises_the_version_everywhere(cluster: Cluster) -> None:
     primary.used_leases = secondary.used_leases = [handle]
     await until(lambda: primary.extended, "the lease is extended")
     assert not secondary.extended
-    await client.call(Delete(0, client.name, 50, "/f", False), Done)
+    await client.call(wire.Delete(0, client.name, 50, "/f", False), wire.Done)
     primary.extended.clear()
     await until(lambda: not primary.replicas, "the file is reclaimed")
     assert not primary.extended
 
 
-async def test_a_broken_chain_gets_a_new_version_without_the_failed(tmp_path: Path) -> None:
-    async with running(tmp_path, dead_seconds=30.0) as cluster:
-        servers = await start_servers(cluster, 3)
-        client = await cluster.client()
-        handle = (await client.put("/f", servers))[0].handle
-        inode = (await client.stat("/f")).entry.inode
-        _, chain = await client.lease(inode, 0)
-        failed = next(server for server in servers if server.id == chain[1])
-        failed.stop()
-        reply, left = await client.lease(inode, 0, version=2, failed=(failed.id,))
-        assert (reply.chunk.version, set(left)) == (3, set(chain) - {failed.id})
-        # The same break reported again: the present chain is the answer.
-        again, same = await client.lease(inode, 0, version=2, failed=(failed.id,))
-        assert (again.chunk.version, same) == (3, left)
-        # It comes back with the old version: stale, and replaced.
-        await failed.start()
-        await until(lambda: failed.replicas.get(handle) == (3, 10), "a fresh copy")
-        await client.until_totals(stale=0, under_replicated=0)
+@with_settings(dead_seconds=30.0)
+async def test_a_broken_chain_gets_a_new_version_without_the_failed(
+    client: Client, servers: Servers
+) -> None:
+    handle, inode = await client.one_chunk("/f", servers)
+    _, chain = await client.lease(inode, 0)
+    failed = next(server for server in servers if server.id == chain[1])
+    failed.stop()
+    reply, left = await client.lease(inode, 0, version=2, failed=(failed.id,))
+    assert (reply.chunk.version, set(left)) == (3, set(chain) - {failed.id})
+    # The same break reported again: the present chain is the answer.
+    again, same = await client.lease(inode, 0, version=2, failed=(failed.id,))
+    assert (again.chunk.version, same) == (3, left)
+    # It comes back with the old version: stale, and replaced.
+    await failed.start()
+    await until(lambda: failed.replicas.get(handle) == (3, 10), "a fresh copy")
+    await client.until_totals(stale=0, under_replicated=0)
 
 
-async def test_a_replica_that_does_not_answer_is_left_behind_for_good(tmp_path: Path) -> None:
+@with_settings(dead_seconds=30.0)
+async def test_a_replica_that_does_not_answer_is_left_behind_for_good(
+    client: Client, servers: Servers
+) -> None:
     """It may have taken the version that was sent: so that one is not used."""
-    async with running(tmp_path, dead_seconds=30.0) as cluster:
-        servers = await start_servers(cluster, 3)
-        client = await cluster.client()
-        handle = (await client.put("/f", servers))[0].handle
-        inode = (await client.stat("/f")).entry.inode
-        mute = servers[1]
+    handle, inode = await client.one_chunk("/f", servers)
+    mute = servers[1]
 
-        def take_and_say_nothing(message: Message) -> bool:
-            if isinstance(message, GrantLease):
-                mute.replicas[handle] = (message.new_version, 10)
-                return True
-            return isinstance(message, CloneChunk)
+    def take_and_say_nothing(message: wire.Message) -> bool:
+        if isinstance(message, wire.GrantLease):
+            mute.replicas[handle] = (message.new_version, 10)
+            return True
+        return isinstance(message, wire.CloneChunk)
 
-        mute.swallow = take_and_say_nothing
-        reply, chain = await client.lease(inode, 0)
-        assert set(chain) == {"s0", "s2"}
-        assert reply.chunk.version > mute.replicas[handle][0]
-        await client.until_totals(stale=1)
-        assert (await client.holders("/f")) == [{"s0", "s2"}]
+    mute.swallow = take_and_say_nothing
+    reply, chain = await client.lease(inode, 0)
+    assert set(chain) == {"s0", "s2"}
+    assert reply.chunk.version > mute.replicas[handle][0]
+    await client.until_totals(stale=1)
+    assert (await client.holders("/f")) == [{"s0", "s2"}]
 
 
-async def test_nobody_answers_and_nothing_is_lost(tmp_path: Path) -> None:
-    async with running(tmp_path, dead_seconds=30.0) as cluster:
-        servers = await start_servers(cluster, 3)
-        client = await cluster.client()
-        handle = (await client.put("/f", servers))[0].handle
-        inode = (await client.stat("/f")).entry.inode
-        for server in servers:
-            server.refuse[GrantLease] = Busy("the disk hangs")
-        request = AcquireLease(0, client.name, 9, inode, 0, 0, [])
-        with pytest.raises(Retryable, match="took a new lease"):
-            await client.call(request, LeaseReply)
-        assert await client.holders("/f") == [{"s0", "s1", "s2"}]
-        assert [s.replicas[handle][0] for s in servers] == [1, 1, 1]
-        for server in servers:
-            server.refuse.clear()
-        reply, chain = await client.lease(inode, 0)
-        assert (reply.chunk.version, len(chain)) == (3, 3)
+@with_settings(dead_seconds=30.0)
+async def test_nobody_answers_and_nothing_is_lost(client: Client, servers: Servers) -> None:
+    handle, inode = await client.one_chunk("/f", servers)
+    for server in servers:
+        server.refuse[wire.GrantLease] = errors.Busy("the disk hangs")
+    request = wire.AcquireLease(0, client.name, 9, inode, 0, 0, [])
+    with pytest.raises(errors.Retryable, match="took a new lease"):
+        await client.call(request, wire.LeaseReply)
+    assert await client.holders("/f") == [{"s0", "s1", "s2"}]
+    assert [s.replicas[handle][0] for s in servers] == [1, 1, 1]
+    for server in servers:
+        server.refuse.clear()
+    reply, chain = await client.lease(inode, 0)
+    assert (reply.chunk.version, len(chain)) == (3, 3)
 
 
-async def test_a_chunk_is_added_and_the_file_grows(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+async def test_a_chunk_is_added_and_the_file_grows(client: Client, servers: Servers) -> None:
     await client.put("/f", servers, ())
     inode = (await client.stat("/f")).entry.inode
-    with pytest.raises(InvalidArgument, match="only the next"):
-        await client.call(AcquireLease(0, client.name, 9, inode, 1, 0, []), LeaseReply)
+    with pytest.raises(errors.InvalidArgument, match="only the next"):
+        await client.call(wire.AcquireLease(0, client.name, 9, inode, 1, 0, []), wire.LeaseReply)
     reply, chain = await client.lease(inode, 0)
     assert (reply.chunk.version, reply.chunk.length, len(chain)) == (2, 0, 3)
     assert all(server.replicas[reply.chunk.handle] == (2, 0) for server in servers)
@@ -1270,17 +1109,17 @@ async def test_a_chunk_is_added_and_the_file_grows(cluster: Cluster) -> None:
     assert again.chunk.handle == reply.chunk.handle
     for server in servers:
         server.replicas[reply.chunk.handle] = (2, 99)
-    await client.call(SetLength(0, client.name, 77, inode, 99), Done)
+    await client.call(wire.SetLength(0, client.name, 77, inode, 99), wire.Done)
     assert (await client.stat("/f")).entry.length == 99
-    with pytest.raises(InvalidArgument):
-        await client.call(SetLength(0, client.name, 78, inode, CHUNK + 1), Done)
-    with pytest.raises(NotFound):
-        await client.call(AcquireLease(0, client.name, 79, 12345, 0, 0, []), LeaseReply)
+    with pytest.raises(errors.InvalidArgument):
+        await client.call(wire.SetLength(0, client.name, 78, inode, CHUNK + 1), wire.Done)
+    with pytest.raises(errors.NotFound):
+        await client.call(wire.AcquireLease(0, client.name, 79, 12345, 0, 0, []), wire.LeaseReply)
 
 
-async def test_concurrent_clients_get_one_lease(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+async def test_concurrent_clients_get_one_lease(
+    cluster: Cluster, client: Client, servers: Servers
+) -> None:
     await client.put("/f", servers, ())
     inode = (await client.stat("/f")).entry.inode
     got = set()
@@ -1296,11 +1135,11 @@ async def test_concurrent_clients_get_one_lease(cluster: Cluster) -> None:
     assert (await client.stat("/f")).entry.chunks == 1
 
 
-async def test_a_leased_chunk_is_revoked_before_it_is_copied(cluster: Cluster) -> None:
+async def test_a_leased_chunk_is_revoked_before_it_is_copied(
+    cluster: Cluster, client: Client
+) -> None:
     servers = await start_servers(cluster, 4)
-    client = await cluster.client()
-    handle = (await client.put("/f", servers))[0].handle
-    inode = (await client.stat("/f")).entry.inode
+    handle, inode = await client.one_chunk("/f", servers)
     _, chain = await client.lease(inode, 0)
     primary = next(server for server in servers if server.id == chain[0])
     dead = next(server for server in servers if server.id == chain[2])
@@ -1311,112 +1150,55 @@ async def test_a_leased_chunk_is_revoked_before_it_is_copied(cluster: Cluster) -
     assert all(handle in s.replicas for s in servers)
 
 
-# --- restarts -------------------------------------------------------------------------------------
-
-
-async def test_a_restart_learns_where_everything_is(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
-    for number in range(20):
-        await client.put(f"/d/f{number}", servers)
-    epoch = (await client.status()).epoch
-    await cluster.restart()
-    client = await cluster.client()
-    assert (await client.stat("/d/f7")).entry.length == 10
-    for number in range(20):
-        await client.until_held(f"/d/f{number}", {"s0", "s1", "s2"})
-    assert (await client.status()).epoch == epoch + 1
-    assert (await client.status()).totals.files == 20
-    await client.put("/d/after", servers)
-    assert not any(server.clones or server.deleted for server in servers)
-
-
-async def test_an_upload_goes_on_over_a_restart(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+@with_settings(garbage_grace_seconds=1000.0)
+async def test_an_upload_is_published_from_what_servers_report(
+    cluster: Cluster, client: Client, servers: Servers
+) -> None:
     reserved = await client.reserve()
     chunk = reserved.chunks[0]
     chunk.length = 5
-    for server in servers:
+    for server in servers[:2]:
         server.replicas[chunk.handle] = (1, 5)
     await cluster.restart()
     client = await cluster.client()
-    body = msgspec.msgpack.encode([PublishedChunk(chunk.handle, 1, 3, chunk.servers)])
-    names = [server.id for server in reserved.servers]
-    await client.call(Reclaim(0, client.name, names), Done, body)
     request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
-    await client.patiently(request, PublishReply, body)
+    await client.patiently(request, wire.PublishReply, body)
     await client.until_held("/f", {"s0", "s1", "s2"})
-    assert all(server.replicas for server in servers)
 
 
-async def test_what_a_client_brings_back_is_looked_for(cluster: Cluster) -> None:
-    """It was away, and the master before this one collected what it had written."""
-    await start_servers(cluster, 3)
-    client = await cluster.client()
+@with_settings(dead_seconds=3.0)
+async def test_a_restarted_master_waits_for_its_servers(cluster: Cluster, client: Client) -> None:
+    servers = await start_servers(cluster, 4)
+    await client.put("/f", servers)
+    holders = (await client.holders("/f"))[0]
+    missing = next(server for server in servers if server.id in holders)
+    missing.stop()
     reserved = await client.reserve()
-    chunk = reserved.chunks[0]
-    chunk.length = 5
+    reserved.chunks[0].length = 5
+    request, body = client.publish_request("/g", reserved.chunks, reserved.servers)
     await cluster.restart()
     client = await cluster.client()
-    body = msgspec.msgpack.encode([PublishedChunk(chunk.handle, 1, 3, chunk.servers)])
-    names = [server.id for server in reserved.servers]
-    await client.call(Reclaim(0, client.name, names), Done, body)
-    request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
-    with pytest.raises(ChunkUnavailable):
-        await client.patiently(request, PublishReply, body)
-
-
-async def test_an_upload_is_published_from_what_servers_report(tmp_path: Path) -> None:
-    async with running(tmp_path, garbage_grace_seconds=1000.0) as cluster:
-        servers = await start_servers(cluster, 3)
-        client = await cluster.client()
-        reserved = await client.reserve()
-        chunk = reserved.chunks[0]
-        chunk.length = 5
-        for server in servers[:2]:
-            server.replicas[chunk.handle] = (1, 5)
-        await cluster.restart()
-        client = await cluster.client()
-        request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
-        await client.patiently(request, PublishReply, body)
-        await client.until_held("/f", {"s0", "s1", "s2"})
-
-
-async def test_a_restarted_master_waits_for_its_servers(tmp_path: Path) -> None:
-    async with running(tmp_path, dead_seconds=3.0) as cluster:
-        servers = await start_servers(cluster, 4)
-        client = await cluster.client()
-        await client.put("/f", servers)
-        holders = (await client.holders("/f"))[0]
-        missing = next(server for server in servers if server.id in holders)
-        missing.stop()
-        reserved = await client.reserve()
-        reserved.chunks[0].length = 5
-        request, body = client.publish_request("/g", reserved.chunks, reserved.servers)
-        await cluster.restart()
-        client = await cluster.client()
-        with pytest.raises(Busy, match="is in safe mode"):
-            await client.call(request, PublishReply, body)
-        totals = (await client.status()).totals
-        assert (totals.lost, totals.under_replicated) == (0, 0)
-        assert not any(server.clones or server.deleted for server in servers)
-        # Once the missing one is given up, its chunk is copied.
-        await until(lambda: any(server.clones for server in servers), "the copy")
-        with pytest.raises(ChunkUnavailable, match="write this part again"):
-            await client.call(request, PublishReply, body)
+    with pytest.raises(errors.Busy, match="is in safe mode"):
+        await client.call(request, wire.PublishReply, body)
+    totals = (await client.status()).totals
+    assert (totals.lost, totals.under_replicated) == (0, 0)
+    assert not any(server.clones or server.deleted for server in servers)
+    # Once the missing one is given up, its chunk is copied.
+    await until(lambda: any(server.clones for server in servers), "the copy")
+    with pytest.raises(errors.ChunkUnavailable, match="write this part again"):
+        await client.call(request, wire.PublishReply, body)
 
 
 @pytest.mark.parametrize("ahead", [2, 3])
-async def test_a_version_above_the_master_s_is_taken(cluster: Cluster, ahead: int) -> None:
+async def test_a_version_above_the_master_s_is_taken(
+    cluster: Cluster, client: Client, servers: Servers, ahead: int
+) -> None:
     """The master failed between raising replicas and confirming the version."""
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
     await cluster.stop()
     for server in servers[:ahead]:
         server.replicas[handle] = (2, 10)
-    servers[2].swallow = lambda message: isinstance(message, CloneChunk)
+    servers[2].swallow = lambda message: isinstance(message, wire.CloneChunk)
     await cluster.start()
     client = await cluster.client()
     await client.until_held("/f", {server.id for server in servers[:ahead]})
@@ -1430,25 +1212,25 @@ async def test_a_version_above_the_master_s_is_taken(cluster: Cluster, ahead: in
     assert reply.chunk.version > 2
 
 
-async def test_short_replicas_do_not_count(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+async def test_short_replicas_do_not_count(
+    cluster: Cluster, client: Client, servers: Servers
+) -> None:
     handle = (await client.put("/f", servers))[0].handle
     await cluster.stop()
     servers[0].replicas[handle] = (1, 9)
-    servers[0].refuse[CloneChunk] = Busy("not yet")
+    servers[0].refuse[wire.CloneChunk] = errors.Busy("not yet")
     await cluster.start()
     client = await cluster.client()
     await client.until_totals(corrupt=1)
     # The short one may be the first to come back.
     await client.until_held("/f", {"s1", "s2"})
-    del servers[0].refuse[CloneChunk]
+    del servers[0].refuse[wire.CloneChunk]
     await client.until_totals(corrupt=0, under_replicated=0)
     assert servers[0].replicas[handle] == (1, 10)
 
 
 async def test_a_master_with_old_metadata_gets_no_servers(cluster: Cluster) -> None:
-    with pytest.raises(StaleVersion, match="restore newer metadata"):
+    with pytest.raises(errors.StaleVersion, match="restore newer metadata"):
         await cluster.server("s0", sequence=10**6)
     client = await cluster.client()
     assert (await client.status()).servers == []
@@ -1458,16 +1240,13 @@ async def test_an_older_process_of_a_server_is_refused(cluster: Cluster) -> None
     server = await cluster.server("s0")
     older = FakeServer(cluster, "s0")
     older.incarnation = 0
-    with pytest.raises(StaleVersion, match="former process"):
+    with pytest.raises(errors.StaleVersion, match="former process"):
         await older.start()
     newer = FakeServer(cluster, "s0")
     server._scope.cancel()
     await newer.start()
     client = await cluster.client()
     assert [s.state for s in (await client.status()).servers] == ["live"]
-
-
-# --- peers that do not behave ------------------------------------------------------------
 
 
 async def test_a_copy_for_a_shadow_master_ends_with_its_last_piece(cluster: Cluster) -> None:
@@ -1477,78 +1256,71 @@ async def test_a_copy_for_a_shadow_master_ends_with_its_last_piece(cluster: Clus
     cluster.nursery.start_soon(rpc.run)
     for _ in range(2):
         for number in itertools.count():
-            piece, _ = await rpc.call(ReadCopy(id=0, number=number))
-            assert isinstance(piece, CopyPiece)
+            piece, _ = await rpc.call(wire.ReadCopy(id=0, number=number))
+            assert isinstance(piece, wire.CopyPiece)
             if piece.last:
                 break
 
 
-async def test_each_role_has_its_own_requests(cluster: Cluster) -> None:
-    client = await cluster.client()
-    with pytest.raises(ProtocolError, match="Heartbeat is not for the master from a client"):
-        await client.call(Heartbeat(0, [], 0, [], []), Orders)
+async def test_each_role_has_its_own_requests(cluster: Cluster, client: Client) -> None:
+    with pytest.raises(errors.ProtocolError, match="Heartbeat is not for the master from a client"):
+        await client.call(wire.Heartbeat(0, [], 0, [], []), wire.Orders)
     identity = Identity("chunkserver", "x", KEY, cluster.cluster)
     connection = await handshake.connect(cluster.world, cluster.address, identity)
     rpc = Rpc(connection)
     cluster.nursery.start_soon(rpc.run)
     server = Client("x", rpc)
-    with pytest.raises(ProtocolError, match="before Register"):
-        await server.call(Heartbeat(0, [], 0, [], []), Orders)
-    with pytest.raises(ProtocolError, match="Stat is not for the master from a chunkserver"):
-        await server.call(Stat(0, "/"), StatReply)
+    with pytest.raises(errors.ProtocolError, match="before Register"):
+        await server.call(wire.Heartbeat(0, [], 0, [], []), wire.Orders)
+    with pytest.raises(errors.ProtocolError, match="Stat is not for the master from a chunkserver"):
+        await server.call(wire.Stat(0, "/"), wire.StatReply)
     await client.stat("/")
 
 
 async def test_half_a_replica_is_no_report(cluster: Cluster) -> None:
     server = await cluster.server("s1")
     assert server._rpc is not None
-    with pytest.raises(ProtocolError, match="not a whole number of entries"):
-        await server._rpc.call(ReportReplicas(id=0, complete=False), bytes(1))
+    with pytest.raises(errors.ProtocolError, match="not a whole number of entries"):
+        await server._rpc.call(wire.ReportReplicas(id=0, complete=False), bytes(1))
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        Locate(0, "/", -1, 0, 1),
-        Locate(0, "/", 2**64 - 1, 0, 1),
-        Locate(0, "/", 0, -5, 1),
-        List(0, "/", "", 0),
-        List(0, "/", "", -(2**60)),
-        Reserve(0, "client-1", 0, 3, []),
-        Reserve(0, "client-1", 2**60, 3, []),
-        Reserve(0, "client-1", 1, -1, []),
-        Reserve(0, "", 1, 3, []),
-        Reserve(0, "x" * 65, 1, 3, []),
-        Recover(0, "client-1", 0, 1, []),
-        Recover(0, "client-1", 2**64 - 1, 1, []),
-        Delete(0, "client-1", -1, "/x", False),
-        SetLength(0, "client-1", 1, -1, 5),
-        SetLength(0, "client-1", 1, 1, 5),
-        AcquireLease(0, "client-1", 1, -1, 0, 0, []),
-        AcquireLease(0, "client-1", 1, 1, 2**40, 0, []),
-        FsckPage(0, "/", b"\xc1", 1),
-        ReportReplica(0, 1, 1, "nobody", "corrupt"),
-        Stat(0, "relative"),
+        wire.Locate(0, "/", -1, 0, 1),
+        wire.Locate(0, "/", 2**64 - 1, 0, 1),
+        wire.Locate(0, "/", 0, -5, 1),
+        wire.List(0, "/", "", 0),
+        wire.List(0, "/", "", -(2**60)),
+        wire.Reserve(0, "client-1", 0, 3, []),
+        wire.Reserve(0, "client-1", 2**60, 3, []),
+        wire.Reserve(0, "client-1", 1, -1, []),
+        wire.Reserve(0, "", 1, 3, []),
+        wire.Reserve(0, "x" * 65, 1, 3, []),
+        wire.Recover(0, "client-1", 0, 1, []),
+        wire.Recover(0, "client-1", 2**64 - 1, 1, []),
+        wire.Delete(0, "client-1", -1, "/x", False),
+        wire.SetLength(0, "client-1", 1, -1, 5),
+        wire.SetLength(0, "client-1", 1, 1, 5),
+        wire.AcquireLease(0, "client-1", 1, -1, 0, 0, []),
+        wire.AcquireLease(0, "client-1", 1, 1, 2**40, 0, []),
+        wire.FsckPage(0, "/", b"\xc1", 1),
+        wire.ReportReplica(0, 1, 1, "nobody", "corrupt"),
+        wire.Stat(0, "relative"),
     ],
 )
 async def test_senseless_requests_are_refused_one_by_one(
-    cluster: Cluster, request_: Message, caplog: pytest.LogCaptureFixture
+    client: Client, request_: wire.Message, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = await cluster.client()
-    with pytest.raises(GfsError) as caught:
-        await client.call(request_, Done)
+    with pytest.raises(errors.GfsError) as caught:
+        await client.call(request_, wire.Done)
     assert caught.value.code != "internal"
     assert (await client.stat("/")).entry.kind == "directory"
     assert "bug" not in caplog.text
 
 
-async def test_a_wrong_key_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(WrongClusterKey):
-        await handshake.connect(cluster.world, cluster.address, Identity("client", "c", bytes(32)))
-
-
 async def test_a_taken_address_is_reported(cluster: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="cannot listen at") as caught:
+    with pytest.raises(errors.StartupError, match="cannot listen at") as caught:
         await run_master(cluster.world, cluster.settings, str(tmp_path / "other"), KEY)
     assert caught.value.exit_code == 2
 
@@ -1571,18 +1343,18 @@ async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(tmp_path: Pa
 
         async def make_directory() -> str:
             number = next(numbers)
-            request = MakeDirectory(0, client.name, number, f"/{number}", False, False)
+            request = wire.MakeDirectory(0, client.name, number, f"/{number}", False, False)
             try:
-                await client.call(request, StatReply)
-            except GfsError as error:
+                await client.call(request, wire.StatReply)
+            except errors.GfsError as error:
                 return error.code
             return "done"
 
         assert await make_directory() in ("done", "disk_full")
         await until_reported(refused(make_directory), "growth is refused")
         await client.stat("/")
-        with pytest.raises(NotFound):
-            await client.call(Delete(0, client.name, 10**6, "/none", False), Done)
+        with pytest.raises(errors.NotFound):
+            await client.call(wire.Delete(0, client.name, 10**6, "/none", False), wire.Done)
         files.free = 10**12
 
         async def again() -> bool:
@@ -1598,20 +1370,15 @@ def refused(make: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[bool]]
     return ask
 
 
-# --- looking at everything ------------------------------------------------------------------------
-
-
-async def test_fsck_pages_show_every_chunk_once(cluster: Cluster) -> None:
-    servers = await start_servers(cluster, 3)
-    client = await cluster.client()
+async def test_fsck_pages_show_every_chunk_once(client: Client, servers: Servers) -> None:
     for number in range(12):
         lengths = (CHUNK,) * (number % 4) + (5,)
         await client.put(f"/d{number % 3}/f{number}", servers, lengths)
     await client.put("/empty", servers, ())
-    seen: list[FsckChunk] = []
+    seen: list[wire.FsckChunk] = []
     files, cursor = 0, b""
     while True:
-        page = await client.call(FsckPage(0, "/", cursor, 2), FsckPageReply)
+        page = await client.call(wire.FsckPage(0, "/", cursor, 2), wire.FsckPageReply)
         assert len(page.chunks) <= 2
         seen += page.chunks
         files += page.files
@@ -1623,5 +1390,5 @@ async def test_fsck_pages_show_every_chunk_once(cluster: Cluster) -> None:
     assert len(set(names)) == len(names) == sum(number % 4 + 1 for number in range(12))
     assert files == 13
     assert all(len(chunk.servers) == chunk.goal == 3 for chunk in seen)
-    page = await client.call(FsckPage(0, "/d0/f3", b"", 100), FsckPageReply)
+    page = await client.call(wire.FsckPage(0, "/d0/f3", b"", 100), wire.FsckPageReply)
     assert (page.files, len(page.chunks), page.cursor) == (1, 4, b"")

@@ -39,9 +39,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-def test_nothing_is_released_before_enough_shadows_have_it(
-    steps: list[tuple[str, float]],
-) -> None:
+def test_nothing_is_released_before_enough_shadows_have_it(steps: list[tuple[str, float]]) -> None:
     clock = Clock()
     watermark = QuorumWatermark(clock, 5.0)
     sequence = number = 0

@@ -82,26 +82,7 @@ from gfs.master.metadata.trash import (
 )
 from gfs.master.rules.trash_purge import Search, Shortage
 from gfs.master.service.snapshots import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
-from gfs.protocol.messages import (
-    PAGE_BYTES_MAX,
-    Delete,
-    Done,
-    EmptyTrash,
-    EmptyTrashReply,
-    Entry,
-    MakeDirectory,
-    Message,
-    Publish,
-    PublishReply,
-    Rename,
-    SetAttributes,
-    SetLength,
-    SetReplication,
-    Snapshot,
-    StatReply,
-    TrashEntry,
-    Undelete,
-)
+from gfs.protocol import messages as wire
 
 CHUNK = 64 * 1024 * 1024
 CLIENT = "a client"
@@ -131,9 +112,6 @@ NOBODY = 1 << 40
 
 def text(path: Path) -> str:
     return "/" + "/".join(path)
-
-
-# --- the model -----------------------------------------------------------------------
 
 
 class InTrash(NamedTuple):
@@ -170,7 +148,7 @@ class Model:
         if expect > 0 and (held is None or held.inode != expect):
             raise FileChanged
 
-    def publish(self, path: Path, request: Publish, below: Path | None) -> None:
+    def publish(self, path: Path, request: wire.Publish, below: Path | None) -> None:
         tree = dict(self.tree)
         if below is not None and (len(below) >= len(path) or path[: len(below)] != below):
             raise InvalidArgument
@@ -274,17 +252,14 @@ class Model:
         ]
 
 
-# --- the real one ----------------------------------------------------------------------
-
-
 def plan_reclaim(limit: int) -> Plan:
     def plan(txn: Txn) -> Planned:
         keys = [key for key, _ in txn.scan(b"", txn.db.trash)]
         due = [(unpack_u64(key[:8]), unpack_u64(key[8:])) for key in keys]
         due = [row for row in due if row[0] < KEPT_NS]
         if not due:
-            return None, Done(id=0)
-        return Reclaimed(*due[0], limit, due[1:]), Done(id=0)
+            return None, wire.Done(id=0)
+        return Reclaimed(*due[0], limit, due[1:]), wire.Done(id=0)
 
     return plan
 
@@ -326,13 +301,13 @@ class Real:
 
         outcomes, effects = self.committer._commit([Job("", 0, remember, lambda _: None, 1)])
         self.freed += effects.freed
-        assert isinstance(outcomes[0], Message), outcomes
+        assert isinstance(outcomes[0], wire.Message), outcomes
         return made[0][0]
 
     def reclaim(self, limit: int) -> None:
         batch = [Job("", 0, plan_reclaim(limit), lambda _: None, 1)]
         outcomes, effects = self.committer._commit(batch)
-        assert isinstance(outcomes[0], Done)
+        assert isinstance(outcomes[0], wire.Done)
         self.freed += effects.freed
 
     def counted(self) -> TrashBook:
@@ -345,9 +320,9 @@ class Real:
         return book
 
     def empty(self) -> None:
-        request = EmptyTrash(0, CLIENT, 0, "/", True)
+        request = wire.EmptyTrash(0, CLIENT, 0, "/", True)
         plan: Plan = lambda txn: plan_empty(txn, request, 1)  # noqa: E731
-        assert isinstance(self.commit([(1_000_000, plan)])[0], EmptyTrashReply)
+        assert isinstance(self.commit([(1_000_000, plan)])[0], wire.EmptyTrashReply)
 
     def reclaim_all(self, limit: int) -> None:
         for _ in range(10_000):
@@ -385,8 +360,6 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.real.store.close()
             shutil.rmtree(self.directory)
 
-    # --- mutations ---
-
     def some_path(self, data: st.DataObject, known: list[Path]) -> Path:
         """One of those, or any."""
         anything = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
@@ -402,7 +375,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         below = data.draw(
             st.none() | st.none() | st.integers(0, len(path)).map(lambda n: path[:n]) | PATHS
         )
-        request = Publish(
+        request = wire.Publish(
             id=0,
             client=CLIENT,
             sequence=0,
@@ -419,7 +392,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         )
         return self.publishing(path, request, below)
 
-    def publishing(self, path: Path, request: Publish, below: Path | None = None) -> Mutation:
+    def publishing(self, path: Path, request: wire.Publish, below: Path | None = None) -> Mutation:
         chunks = self.real.chunks_for(request.length)
         time_ns = next(self.real.times)
         return (
@@ -428,7 +401,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         )
 
     def make_directory(self, path: Path, parents: bool, exist_ok: bool) -> Mutation:
-        request = MakeDirectory(0, CLIENT, 0, text(path), parents, exist_ok)
+        request = wire.MakeDirectory(0, CLIENT, 0, text(path), parents, exist_ok)
         time_ns = next(self.real.times)
         return (
             lambda txn: plan_make_directory(txn, request, time_ns),
@@ -436,7 +409,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         )
 
     def rename(self, source: Path, target: Path, replace: bool, parents: bool) -> Mutation:
-        request = Rename(0, CLIENT, 0, text(source), text(target), replace, parents)
+        request = wire.Rename(0, CLIENT, 0, text(source), text(target), replace, parents)
         time_ns = next(self.real.times)
         return (
             lambda txn: plan_rename(txn, request, time_ns),
@@ -444,7 +417,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         )
 
     def delete(self, path: Path, recursive: bool, expect: int, now: bool) -> Mutation:
-        request = Delete(0, CLIENT, 0, text(path), recursive, expect, now)
+        request = wire.Delete(0, CLIENT, 0, text(path), recursive, expect, now)
         time_ns = next(self.real.times)
         return (
             lambda txn: plan_delete(txn, request, time_ns, KEPT_NS),
@@ -462,7 +435,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             inode = reported[nth].inode
             chosen = [entry for entry in self.model.trash if entry.path == path][nth]
         new_name = text(target) if target else ""
-        request = Undelete(0, CLIENT, 0, text(path), new_name, inode)
+        request = wire.Undelete(0, CLIENT, 0, text(path), new_name, inode)
         time_ns = next(self.real.times)
         return (
             lambda txn: plan_undelete(txn, request, time_ns),
@@ -473,7 +446,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         expect = self.expected(data, path)
         removed = data.draw(st.lists(st.sampled_from(["x", "y-1"]), max_size=1))
         given = data.draw(ATTRIBUTES)
-        request = SetAttributes(0, CLIENT, 0, text(path), given, removed, 0, expect)
+        request = wire.SetAttributes(0, CLIENT, 0, text(path), given, removed, 0, expect)
 
         def expected(model: Model) -> None:
             for end in range(1, len(path)):
@@ -493,7 +466,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         return lambda txn: plan_set_attributes(txn, request), expected
 
     def set_replication(self, path: Path, goal: int) -> Mutation:
-        request = SetReplication(0, CLIENT, 0, text(path), goal)
+        request = wire.SetReplication(0, CLIENT, 0, text(path), goal)
 
         def expected(model: Model) -> None:
             if path in model.tree and model.tree[path] is None:
@@ -507,16 +480,16 @@ class NamespaceMachine(RuleBasedStateMachine):
         return lambda txn: plan_set_replication(txn, request, goal), expected
 
     def empty(self, path: Path, recursive: bool) -> Mutation:
-        request = EmptyTrash(0, CLIENT, 0, text(path), recursive)
+        request = wire.EmptyTrash(0, CLIENT, 0, text(path), recursive)
         time_ns = next(self.real.times)
         return (
             lambda txn: plan_empty(txn, request, time_ns),
             lambda model: model.empty(path, recursive),
         )
 
-    def reported(self, txn: Txn, path: str) -> list[TrashEntry]:
+    def reported(self, txn: Txn, path: str) -> list[wire.TrashEntry]:
         book = self.real.counted()
-        entries: list[TrashEntry] = []
+        entries: list[wire.TrashEntry] = []
         cursor, more = b"", True
         while more:
             page, cursor = trash.page(txn, book, path, cursor, 2, lambda due_ns: due_ns)
@@ -561,7 +534,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         source = self.some_path(data, list(self.model.tree))
         target = self.some_path(data, [])
         parents, gives_up, dies = flags
-        request = Snapshot(0, CLIENT, 0, text(source), text(target), parents)
+        request = wire.Snapshot(0, CLIENT, 0, text(source), text(target), parents)
         expected = Model()
         expected.tree = self.model.tree
         try:
@@ -574,7 +547,6 @@ class NamespaceMachine(RuleBasedStateMachine):
         assert isinstance(begun, SnapshotBegun)
         with self.real.store.read() as txn:
             row = inode_row(txn, begun.source)
-        assert row is not None
         walk = Walk(begun.source, begun.copy, row.kind, row.chunks, piece=3)
         while not walk.is_done:
             self.disturb(data, source)
@@ -637,7 +609,6 @@ class NamespaceMachine(RuleBasedStateMachine):
             return
         path = data.draw(st.sampled_from(files))
         held = self.model.tree[path]
-        assert held is not None
         index = data.draw(st.integers(0, -(-held.length // CHUNK) - 1))
         with self.real.store.read() as txn:
             handle = chunk_handle(txn, held.inode, index)
@@ -669,7 +640,7 @@ class NamespaceMachine(RuleBasedStateMachine):
     def there_and_back(self, data: st.DataObject, paths: list[Path]) -> None:
         """Files appear, some go, some come back: what chance alone does too seldom."""
         for path in paths:
-            request = Publish(0, CLIENT, 0, text(path), CHUNK + 5, 3, True, True, [])
+            request = wire.Publish(0, CLIENT, 0, text(path), CHUNK + 5, 3, True, True, [])
             self.carry_out([self.publishing(path, request)])
         for _ in range(data.draw(st.integers(1, 3))):
             path = data.draw(st.sampled_from(paths))
@@ -687,7 +658,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.answered[number] = (plan, outcome)
 
     def compare(self, expected: Callable[[Model], None], outcome: Outcome) -> None:
-        if isinstance(outcome, PublishReply):
+        if isinstance(outcome, wire.PublishReply):
             self.model.new_inode = outcome.entry.inode
         refused: type[GfsError] | None = None
         try:
@@ -695,14 +666,14 @@ class NamespaceMachine(RuleBasedStateMachine):
         except GfsError as error:
             refused = type(error)
         if refused is None:
-            assert isinstance(outcome, Message), outcome
+            assert isinstance(outcome, wire.Message), outcome
         else:
             assert type(outcome) is refused, outcome
 
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
         """What succeeded gets the same answer, and changes nothing."""
-        done = [n for n, (_, o) in self.answered.items() if isinstance(o, Message)]
+        done = [n for n, (_, o) in self.answered.items() if isinstance(o, wire.Message)]
         if not done:
             return
         number = data.draw(st.sampled_from(done))
@@ -750,7 +721,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         )
         with store.read() as txn:
             gone = {e.deleted_ns for e in self.reported(txn, "/") if e.inode in chosen}
-        assert isinstance(self.real.commit([(next(self.numbers), plan)])[0], Done)
+        assert isinstance(self.real.commit([(next(self.numbers), plan)])[0], wire.Done)
         self.model.trash = [e for e in self.model.trash if e.deleted_ns not in gone]
 
     def freed_by(self, inodes: list[int]) -> int:
@@ -760,10 +731,8 @@ class NamespaceMachine(RuleBasedStateMachine):
         had = Counter(handle for handle, _, _ in met)
         return sum({h: held for h, references, held in met if had[h] == references}.values())
 
-    # --- what must hold ---
-
-    def everything(self) -> dict[Path, Entry]:
-        found: dict[Path, Entry] = {}
+    def everything(self) -> dict[Path, wire.Entry]:
+        found: dict[Path, wire.Entry] = {}
         with self.real.store.read() as txn:
             visits = list(lookups.walk(txn, "/", lookups.Cursor()))
             assert visits[0].segments == []
@@ -786,7 +755,6 @@ class NamespaceMachine(RuleBasedStateMachine):
         wanted: dict[bytes, Counter[int]] = {}
         for key, handle in txn.scan(b"", txn.db.file_chunks):
             row = inode_row(txn, unpack_file_chunk_key(key)[0])
-            assert row is not None
             wanted.setdefault(handle, Counter())[row.replication] += 1
         rows = {key: chunk_of(row) for key, row in txn.scan(b"", txn.db.chunks)}
         assert {key: goals_of(row) for key, row in rows.items()} == wanted
@@ -913,9 +881,6 @@ NamespaceMachine.TestCase.settings = settings(
 TestNamespace = NamespaceMachine.TestCase
 
 
-# --- by hand ---------------------------------------------------------------------------
-
-
 @pytest.fixture
 def real(tmp_path):  # type: ignore[no-untyped-def]
     made = Real(str(tmp_path / "metadata"))
@@ -923,8 +888,8 @@ def real(tmp_path):  # type: ignore[no-untyped-def]
     made.store.close()
 
 
-def publish(real: Real, number: int, path: str, length: int, **more: Any) -> Entry:
-    request = Publish(
+def publish(real: Real, number: int, path: str, length: int, **more: Any) -> wire.Entry:
+    request = wire.Publish(
         id=0,
         client=CLIENT,
         sequence=number,
@@ -938,13 +903,13 @@ def publish(real: Real, number: int, path: str, length: int, **more: Any) -> Ent
     )
     chunks = real.chunks_for(length)
     (outcome,) = real.commit([(number, lambda txn: plan_publish(txn, request, chunks, 3, number))])
-    assert isinstance(outcome, PublishReply), outcome
+    assert isinstance(outcome, wire.PublishReply), outcome
     return outcome.entry
 
 
 def test_publishing_returns_what_was_replaced(real: Real) -> None:
     def publishing(number: int, length: int, owner: str) -> Outcome:
-        request = Publish(0, CLIENT, number, "/f", length, 3, True, True, [])
+        request = wire.Publish(0, CLIENT, number, "/f", length, 3, True, True, [])
         request.attributes = {"owner": owner}
         chunks = real.chunks_for(length)
         plan: Plan = lambda txn: plan_publish(txn, request, chunks, 3, number)  # noqa: E731
@@ -955,8 +920,8 @@ def test_publishing_returns_what_was_replaced(real: Real) -> None:
 
     first = publishing(1, 7, "ada")
     second = publishing(2, 9, "bob")
-    assert isinstance(first, PublishReply)
-    assert isinstance(second, PublishReply)
+    assert isinstance(first, wire.PublishReply)
+    assert isinstance(second, wire.PublishReply)
     assert (first.replaced, second.replaced) == ([], [first.entry])
 
 
@@ -972,25 +937,25 @@ def test_a_replaced_file_is_kept_for_its_readers(real: Real, length: int, kept_n
 
 
 def test_times_and_attributes_are_set_and_stay(real: Real) -> None:
-    def stat(path: str) -> Entry:
+    def stat(path: str) -> wire.Entry:
         with real.store.read() as txn:
             return lookups.stat(txn, path)
 
-    made = MakeDirectory(0, CLIENT, 1, "/d/e", True, False, {"mode": "750"})
+    made = wire.MakeDirectory(0, CLIENT, 1, "/d/e", True, False, {"mode": "750"})
     real.commit([(1, lambda txn: plan_make_directory(txn, made, 1))])
     assert (stat("/d").attributes, stat("/d/e").attributes) == ({}, {"mode": "750"})
     reported = publish(real, 2, "/f", 10, digest=DIGEST, attributes={"a": "b"}, modified_ns=77)
     assert (reported.created_ns, reported.modified_ns) == (2, 77)
     assert stat("/f") == reported
     for number, (path, modified_ns) in enumerate({"/f": 0, "/d/e": 88, "/": 99}.items(), 3):
-        request = SetAttributes(0, CLIENT, number, path, {"c": "d"}, ["a"], modified_ns)
+        request = wire.SetAttributes(0, CLIENT, number, path, {"c": "d"}, ["a"], modified_ns)
         (reply,) = real.commit([(number, lambda txn, r=request: plan_set_attributes(txn, r))])
-        assert isinstance(reply, StatReply)
+        assert isinstance(reply, wire.StatReply)
         assert reply.entry == stat(path)
         assert reply.entry.attributes.keys() - {"mode"} == {"c"}
         assert reply.entry.modified_ns == modified_ns or path == "/f"
     assert (stat("/f").digest, stat("/f").modified_ns) == (DIGEST, 77)
-    too_many = SetAttributes(0, CLIENT, 9, "/f", {f"n{n}": "" for n in range(16)})
+    too_many = wire.SetAttributes(0, CLIENT, 9, "/f", {f"n{n}": "" for n in range(16)})
     (outcome,) = real.commit([(9, lambda txn: plan_set_attributes(txn, too_many))])
     assert isinstance(outcome, InvalidArgument)
 
@@ -999,13 +964,13 @@ def test_length_only_grows_and_within_the_chunks(real: Real) -> None:
     entry = publish(real, 1, "/f", CHUNK + 10)
 
     def set_length(number: int, length: int) -> Outcome:
-        request = SetLength(0, CLIENT, number, entry.inode, length)
+        request = wire.SetLength(0, CLIENT, number, entry.inode, length)
         return real.commit([(number, lambda txn: plan_set_length(txn, request, number))])[0]
 
-    assert isinstance(set_length(2, 5), Done)
+    assert isinstance(set_length(2, 5), wire.Done)
     with real.store.read() as txn:
         assert lookups.stat(txn, "/f").length == CHUNK + 10
-    assert isinstance(set_length(3, 2 * CHUNK), Done)
+    assert isinstance(set_length(3, 2 * CHUNK), wire.Done)
     assert isinstance(set_length(4, 2 * CHUNK + 1), InvalidArgument)
     with real.store.read() as txn:
         assert lookups.stat(txn, "/f").length == 2 * CHUNK
@@ -1026,9 +991,11 @@ def test_a_file_that_is_to_change_loses_its_digest(real: Real, change: str) -> N
     plans: dict[str, Plan] = {
         "a lease": lambda txn: plan_attempt_version(txn, chunk.handle, entry.inode),
         "another chunk": lambda txn: plan_add_chunk(txn, entry.inode, 1, 999, 1, 5),
-        "a length": lambda txn: plan_set_length(txn, SetLength(0, CLIENT, 3, entry.inode, 20), 5),
+        "a length": lambda txn: plan_set_length(
+            txn, wire.SetLength(0, CLIENT, 3, entry.inode, 20), 5
+        ),
     }
-    assert isinstance(real.commit([(3, plans[change])])[0], Message)
+    assert isinstance(real.commit([(3, plans[change])])[0], wire.Message)
     real.reopen()
     with real.store.read() as txn:
         now = lookups.stat(txn, "/f")
@@ -1039,7 +1006,7 @@ def test_a_file_that_is_to_change_loses_its_digest(real: Real, change: str) -> N
 def test_a_snapshot_has_the_chunk_that_its_file_got_when_it_began(real: Real) -> None:
     """A grant that was under way: the leases are ended, and nothing granted, only then."""
     entry = publish(real, 1, "/f", CHUNK, digest=DIGEST, attributes={"a": "b"})
-    request = Snapshot(0, CLIENT, 2, "/f", "/copy", False)
+    request = wire.Snapshot(0, CLIENT, 2, "/f", "/copy", False)
     begun = real.perform(partial(plan_begin, request=request, time_ns=5))
     assert isinstance(begun, SnapshotBegun)
     handle = next(real.handles)
@@ -1060,9 +1027,10 @@ def test_a_snapshot_has_the_chunk_that_its_file_got_when_it_began(real: Real) ->
         row = chunk_row(txn, handle)
     assert (copy.chunks, copy.length, copy.digest) == (2, CHUNK, b"")
     assert copy.attributes == source.attributes == {"a": "b"}
-    assert row is not None
     assert row.references == 2
-    real.commit([(3, lambda txn: plan_delete(txn, Delete(0, CLIENT, 3, "/copy", False), 9, 0))])
+    real.commit(
+        [(3, lambda txn: plan_delete(txn, wire.Delete(0, CLIENT, 3, "/copy", False), 9, 0))]
+    )
     real.empty()
     real.reclaim_all(1)
     with real.store.read() as txn:
@@ -1084,14 +1052,14 @@ def test_a_lease_of_a_chunk_whose_file_is_gone_changes_nothing_else(real: Real) 
     with real.store.read() as txn:
         (chunk,) = lookups.file_chunks(txn, entry.inode, 10, 0)
     plan: Plan = lambda txn: plan_attempt_version(txn, chunk.handle, NOBODY)  # noqa: E731
-    assert isinstance(real.commit([(2, plan)])[0], Done)
+    assert isinstance(real.commit([(2, plan)])[0], wire.Done)
     with real.store.read() as txn:
         assert lookups.stat(txn, "/f").digest == DIGEST
 
 
 def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
     entry = publish(real, 1, "/f", 1)
-    rename = Rename(0, CLIENT, 2, "/f", "/d/g", False, True)
+    rename = wire.Rename(0, CLIENT, 2, "/f", "/d/g", False, True)
     real.commit([(2, lambda txn: plan_rename(txn, rename, 2))])
     with real.store.read() as txn:
         assert lookups.open_file(txn, "/f", entry.inode)[0] == entry.inode
@@ -1105,7 +1073,7 @@ def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
         with pytest.raises(GfsError, match="replaced by another") as caught:
             lookups.open_file(txn, "/d/g", entry.inode)
         assert caught.value.code == "file_changed"
-    delete = Delete(0, CLIENT, 4, "/d", True)
+    delete = wire.Delete(0, CLIENT, 4, "/d", True)
     real.commit([(4, lambda txn: plan_delete(txn, delete, 4))])
     with real.store.read() as txn, pytest.raises(NotFound):
         lookups.open_file(txn, "/d/g", entry.inode)
@@ -1114,7 +1082,7 @@ def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
 def test_a_big_delete_is_cut_into_pieces(real: Real) -> None:
     for number in range(1, 41):
         publish(real, number, f"/d/e{number % 3}/f{number}", 3 * CHUNK)
-    request = Delete(0, CLIENT, 50, "/d", True)
+    request = wire.Delete(0, CLIENT, 50, "/d", True)
     real.commit([(50, lambda txn: plan_delete(txn, request, 50))])
     pieces = 0
     while True:
@@ -1154,7 +1122,7 @@ def test_a_walk_survives_what_moves_under_it(real: Real) -> None:
         publish(real, number, f"/a/f{number}", 1)
     publish(real, 6, "/b/g", 1)
     cursor = lookups.Cursor([b"a", b"f3"], -1, True)
-    request = Delete(0, CLIENT, 7, "/a", True)
+    request = wire.Delete(0, CLIENT, 7, "/a", True)
     real.commit([(7, lambda txn: plan_delete(txn, request, 7))])
     with real.store.read() as txn:
         left = [visit.segments for visit in lookups.walk(txn, "/", cursor)]
@@ -1199,7 +1167,7 @@ def test_a_page_of_entries_that_carry_all_they_may_fits_too(real: Real) -> None:
     with real.store.read() as txn:
         while more:
             page, more = lookups.list_page(txn, "/", names[-1] if names else "", 10_000)
-            assert len(msgspec.msgpack.encode(page)) <= PAGE_BYTES_MAX
+            assert len(msgspec.msgpack.encode(page)) <= wire.PAGE_BYTES_MAX
             assert all((e.digest, e.attributes) == (DIGEST, attributes) for e in page)
             names += [entry.path[1:] for entry in page]
     assert names == [f"{number}" for number in range(101, 201)]
@@ -1214,13 +1182,13 @@ def test_a_file_below_a_deleted_directory_is_written_on(real: Real, when: str) -
     book = TrashBook(real.store)
 
     def write() -> None:
-        request = SetLength(0, CLIENT, 301, entry.inode, 50)
+        request = wire.SetLength(0, CLIENT, 301, entry.inode, 50)
         plan: Plan = lambda txn: plan_set_length(txn, request, 301)  # noqa: E731
         _, effects = real.committer._commit([Job(CLIENT, 301, plan, lambda _: None, 1)])
         for inode, length in effects.grown:
             book.grown(inode, length)
 
-    delete = Delete(0, CLIENT, 300, "/d", True)
+    delete = wire.Delete(0, CLIENT, 300, "/d", True)
     plan: Plan = lambda txn: plan_delete(txn, delete, 300, KEPT_NS)  # noqa: E731
     _, effects = real.committer._commit([Job(CLIENT, 300, plan, lambda _: None, 1)])
     ((inode, _),) = effects.trashed

@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +18,15 @@ from limits import HANG_SECONDS
 from gfs.blocks import BLOCK_BYTES, KIB, PAGE_BYTES, Buffer, block_sum
 from gfs.chunkserver.disks import loading
 from gfs.chunkserver.files import ChunkFile, Journal
-from gfs.chunkserver.packs import DATA_NAME, INDEX_NAME, Made, Packs, layout, open_packed
+from gfs.chunkserver.packs import (
+    DATA_NAME,
+    INDEX_NAME,
+    Made,
+    PackedFile,
+    Packs,
+    layout,
+    open_packed,
+)
 from gfs.chunkserver.packs import packs as packs_module
 from gfs.chunkserver.packs.layout import RECORD_BYTES, Record
 from gfs.chunkserver.packs.slots import Slots
@@ -27,11 +35,12 @@ from gfs.chunkserver.replicas.make_many import make_all, move_out
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed, InvariantViolated, StaleVersion
 from gfs.io import FileSystem, real_world
-from gfs.testing import Machine, Process, Universe, run_simulated
+from gfs.testing import Process, Universe, run_simulated
 from gfs.testing.files import SimFile
 from tests.unit.stores import load, new_disk
 
 DIRECTORY = "/disk"
+INDEX, DATA = f"{DIRECTORY}/{INDEX_NAME}", f"{DIRECTORY}/{DATA_NAME}"
 
 
 def made(handle: int, data: bytes, version: int = 1) -> Made:
@@ -42,36 +51,77 @@ def contents(handle: int, size: int, salt: int = 0) -> bytes:
     return random.Random(f"{handle}/{salt}").randbytes(size)
 
 
-def machine(capacity: int = 64 << 20) -> Machine:
-    found = Universe(3).machine("m")
-    found.disk.mount(DIRECTORY, capacity)
-    return found
+class Host:
+    """A machine with packed replicas on its disk, which can be started again."""
+
+    process: Process | None = None
+
+    def __init__(self, capacity: int = 64 << 20) -> None:
+        self.machine = Universe(3).machine("m")
+        self.disk = self.machine.disk
+        self.disk.mount(DIRECTORY, capacity)
+        self.begin()
+
+    def begin(self) -> Packs:
+        """What a start finds, after the end of the process before."""
+        self.packs = Packs(self.start_process().world.files, DIRECTORY)
+        self.packs.open()
+        return self.packs
+
+    def start_process(self) -> Process:
+        self.end()
+        self.process = self.machine.start_process()
+        return self.process
+
+    def end(self, power_cut: bool = False) -> None:
+        if self.process is not None:
+            self.process.kill()
+        if power_cut:
+            self.disk.power_cut()
+
+    def put(self, handles: Iterable[int], size: int, salt: int = 0, sync: bool = True) -> None:
+        assert self.packs.put([made(n, contents(n, size, salt)) for n in handles], sync) == {}
+
+    def has(self, handles: Iterable[int], size: int, salt: int = 0) -> bool:
+        return all(read(self.packs, n) == contents(n, size, salt) for n in handles)
+
+    def handles(self) -> list[int]:
+        return sorted(record.handle for record in self.packs.all())
+
+    def open(self, handle: int) -> PackedFile:
+        return opened(self.packs, handle)
+
+    def record(self, handle: int) -> Record:
+        record = self.packs.get(handle)
+        assert record is not None
+        return record
+
+    def fill(self) -> None:
+        volume = self.disk.volume(DIRECTORY)
+        volume.capacity_bytes = volume.used_bytes
+
+    @property
+    def index(self) -> bytearray:
+        """Of which a record is the 64 bytes from 4096 on."""
+        return self.disk.inode(INDEX).data
 
 
-RUNNING: dict[Machine, Process] = {}
-
-
-def begin(host: Machine) -> Packs:
-    """What a start finds, after the end of the process before."""
-    end(host)
-    RUNNING[host] = process = host.start_process()
-    packs = Packs(process.world.files, DIRECTORY)
-    packs.open()
-    return packs
-
-
-def end(host: Machine) -> None:
-    if host in RUNNING:
-        RUNNING.pop(host).kill()
+def opened(packs: Packs, handle: int) -> PackedFile:
+    file = open_packed(packs, handle, Journal(packs.files, packs.directory, False, 0))
+    assert file is not None
+    return file
 
 
 def read(packs: Packs, handle: int) -> bytes:
-    file = open_packed(packs, handle, Journal(packs.files, packs.directory, False, 0))
-    assert file is not None
+    file = opened(packs, handle)
     return file.read_verified(0, file.length)
 
 
-# --- the format -------------------------------------------------------------------------
+def refuse(code: int) -> Callable[..., None]:
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refused
 
 
 @given(
@@ -142,9 +192,6 @@ def check_bytes(slots: Slots, taken: dict[int, int]) -> None:
     assert slots.allocated_bytes == len(pages) * PAGE_BYTES
 
 
-# --- a power cut, at any moment ---------------------------------------------------------
-
-
 class Model:
     """What must, and what may, be there."""
 
@@ -162,8 +209,8 @@ class Model:
 @pytest.mark.parametrize("seed", range(150))
 def test_what_was_synced_is_there_after_a_power_cut_and_nothing_comes_back(seed: int) -> None:
     chance = random.Random(seed)
-    host, model = machine(), Model()
-    packs = begin(host)
+    host, model = Host(), Model()
+    packs = host.packs
     for step in range(120):
         handle = chance.randrange(1, 30)
         fate = chance.random()
@@ -191,18 +238,16 @@ def test_what_was_synced_is_there_after_a_power_cut_and_nothing_comes_back(seed:
             for states in model.may.values():
                 del states[:-1]
         if chance.random() < 0.05:
-            end(host)
+            host.end()
             if chance.random() < 0.8:
                 host.disk.power_cut(chance)
             else:
                 for states in model.may.values():
                     del states[:-1]
-            packs = begin(host)
+            packs = host.begin()
             for other, states in model.may.items():
                 record = packs.get(other)
-                found = None if record is None else (record.version, b"")
-                if found is not None:
-                    found = found[0], read(packs, other)
+                found = None if record is None else (record.version, read(packs, other))
                 assert found in states, f"chunk {other:x}"
                 model.put(other, found, False)
                 model.may[other] = [found] if found is None else [None, found]
@@ -213,28 +258,22 @@ def test_what_was_synced_is_there_after_a_power_cut_and_nothing_comes_back(seed:
 
 
 def test_a_slot_is_used_again_only_when_no_record_on_the_disk_has_it() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 1024))], sync=True)
-    offset = packs.get(1)
-    assert offset is not None
-    packs.remove([1])
-    packs.put([made(2, contents(2, 1024))], sync=False)
-    again = packs.get(2)
-    assert again is not None
-    assert again.offset == offset.offset
-    end(host)
-    host.disk.power_cut()
-    assert 1 not in begin(host)
+    host = Host()
+    host.put([1], 1024)
+    offset = host.record(1).offset
+    host.packs.remove([1])
+    host.put([2], 1024, sync=False)
+    assert host.record(2).offset == offset
+    host.end(power_cut=True)
+    assert 1 not in host.begin()
 
 
 def test_a_read_that_meets_the_deletion_gives_no_other_replicas_bytes() -> None:
-    packs = begin(machine())
-    packs.put([made(1, contents(1, 1024))], sync=False)
-    file = open_packed(packs, 1, Journal(packs.files, DIRECTORY, False, 0))
-    assert file is not None
-    packs.remove([1])
-    packs.put([made(2, contents(2, 1024))], sync=False)
+    host = Host()
+    host.put([1], 1024, sync=False)
+    file = host.open(1)
+    host.packs.remove([1])
+    host.put([2], 1024, sync=False)
     with pytest.raises(StaleVersion):
         file.read_verified(0, 1024)
     assert file.read_verified_cached(0, 1024) is None
@@ -245,32 +284,26 @@ def test_a_read_that_meets_the_deletion_gives_no_other_replicas_bytes() -> None:
 @pytest.mark.parametrize("size", [513, 600, 1024])
 def test_a_slot_with_a_bad_sector_takes_another_replica(size: int) -> None:
     """All of it is written, so nothing of what was there is read."""
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 600)) for n in (1, 2)], sync=True)
-    record = packs.get(1)
-    assert record is not None
+    host = Host()
+    host.put([1, 2], 600)
     for inside in (0, 512):
-        host.disk.spoil(f"{DIRECTORY}/{DATA_NAME}", record.offset + inside)
-    packs.remove([1])
-    assert packs.put([made(3, contents(3, size))], sync=True) == {}
-    assert read(packs, 3) == contents(3, size)
+        host.disk.spoil(DATA, host.record(1).offset + inside)
+    host.packs.remove([1])
+    host.put([3], size)
+    assert host.has([3], size)
 
 
 def test_a_replacement_that_was_cut_short_leaves_one_that_is_whole() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, b"old" * 100)], sync=True)
-    host.disk.flip_bit(f"{DIRECTORY}/{DATA_NAME}", 8)
-    before = host.disk.read(f"{DIRECTORY}/{INDEX_NAME}")
-    packs.put([made(1, b"new" * 100)], sync=True)
+    host = Host()
+    host.packs.put([made(1, b"old" * 100)], sync=True)
+    host.disk.flip_bit(DATA, 8)
+    before = host.disk.read(INDEX)
+    host.packs.put([made(1, b"new" * 100)], sync=True)
     # As if it had died before the old record was cleared.
-    host.disk.inode(f"{DIRECTORY}/{INDEX_NAME}").data[4096 : 4096 + 64] = before[4096 : 4096 + 64]
-    end(host)
-    packs = begin(host)
-    assert read(packs, 1) == b"new" * 100
-    assert packs.put([made(n, contents(n, 300)) for n in range(2, 200)], sync=False) == {}
-    assert read(packs, 1) == b"new" * 100
+    host.index[4096 : 4096 + 64] = before[4096 : 4096 + 64]
+    assert read(host.begin(), 1) == b"new" * 100
+    host.put(range(2, 200), 300, sync=False)
+    assert read(host.packs, 1) == b"new" * 100
 
 
 def counted_sums(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
@@ -291,58 +324,53 @@ def counted_sums(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
 def test_a_start_drops_records_whose_bytes_did_not_reach_the_disk_and_only_these(
     kept: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 700)) for n in range(50)], sync=True)
-    packs.put([made(n, contents(n, 700)) for n in range(50, 90)], sync=False)
+    host = Host()
+    host.put(range(50), 700)
+    host.put(range(50, 90), 700, sync=False)
     if kept:
         host.disk.inode(f"{DIRECTORY}/{kept}").sync()
-    end(host)
-    host.disk.power_cut()
-    packs = begin(host)
-    assert sorted(record.handle for record in packs.all()) == list(range(50))
+    host.end(power_cut=True)
+    host.begin()
+    assert host.handles() == list(range(50))
     dropped = [r for r in caplog.records if r.__dict__.get("gfs_event") == "records_dropped"]
     assert len(dropped) == (kept == INDEX_NAME)
     assert all("40 small replicas" in record.getMessage() for record in dropped)
-    packs.put([made(n, contents(n, 900)) for n in range(50, 90)], sync=True)
-    assert all(read(packs, n) == contents(n, 700 if n < 50 else 900) for n in range(90))
+    host.put(range(50, 90), 900)
+    assert host.has(range(50), 700)
+    assert host.has(range(50, 90), 900)
 
 
 def test_a_start_verifies_what_was_written_since_the_last_confirmation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host = machine()
-    packs = begin(host)
-    verified = counted_sums(packs, monkeypatch)
+    host = Host()
+    verified = counted_sums(host.packs, monkeypatch)
     for first in range(0, 1200, 100):
-        packs.put([made(n, contents(n, 10)) for n in range(first, first + 100)], sync=True)
-    begin(host)
+        host.put(range(first, first + 100), 10)
+    host.begin()
     assert verified() <= 200  # the head was written on the way
-    packs = begin(host)
-    packs.put([made(n, contents(n, 10)) for n in range(1200, 1250)], sync=False)
-    packs.confirm()
+    host.begin()
+    host.put(range(1200, 1250), 10, sync=False)
+    host.packs.confirm()
     before = verified()
-    assert len(begin(host)) == 1250
+    assert len(host.begin()) == 1250
     assert verified() == before
     # One that cannot be read stays: somebody gets an error when it is.
-    packs = begin(host)
-    packs.put([made(5000, contents(5000, 9000))], sync=True)
-    record = packs.get(5000)
-    assert record is not None
-    host.disk.spoil(f"{DIRECTORY}/{DATA_NAME}", record.offset)
-    assert 5000 in begin(host)
+    host.begin()
+    host.put([5000], 9000)
+    host.disk.spoil(DATA, host.record(5000).offset)
+    assert 5000 in host.begin()
 
 
 def test_waiting_batches_share_a_sync_of_both_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, b"1")], sync=True)
+    host = Host()
+    host.put([1], 1)
     synced: list[int] = []
-    monkeypatch.setattr(packs.files, "sync_all", lambda files: synced.append(len(files)))
-    packs.put([made(2, b"2")], sync=False)
-    packs.put([made(3, b"3")], sync=False)
-    packs.sync()
-    packs.sync()
+    monkeypatch.setattr(host.packs.files, "sync_all", lambda files: synced.append(len(files)))
+    host.put([2], 1, sync=False)
+    host.put([3], 1, sync=False)
+    host.packs.sync()
+    host.packs.sync()
     assert synced == [2]
 
 
@@ -360,7 +388,6 @@ def test_nobody_waits_for_a_hole_that_is_being_punched(
         other.join(HANG_SECONDS)
         assert not other.is_alive()
 
-    assert packs._data is not None
     monkeypatch.setattr(packs._data.file, "punch", punch)
     packs.remove([2])
     places |= {record.handle: record.offset for record in packs.all()}
@@ -370,101 +397,83 @@ def test_nobody_waits_for_a_hole_that_is_being_punched(
     packs.close()
 
 
-# --- damage, and disks that refuse ------------------------------------------------------
-
-
 def test_a_damaged_record_is_a_replica_that_is_gone_and_its_neighbours_stay() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 700)) for n in range(1, 11)], sync=True)
-    host.disk.flip_bit(f"{DIRECTORY}/{INDEX_NAME}", 8 * (4096 + 2 * 64 + 11))
-    journal = Journal(packs.files, DIRECTORY, False, 0)
-    bad = [n for n in range(1, 11) if open_packed(packs, n, journal).bad_blocks()]  # type: ignore[union-attr]
+    host = Host()
+    host.put(range(1, 11), 700)
+    host.disk.flip_bit(INDEX, 8 * (4096 + 2 * 64 + 11))
+    bad = [n for n in range(1, 11) if host.open(n).bad_blocks()]
     assert bad == [3], "the scrub sees it before a start does"
-    end(host)
-    packs = begin(host)
-    assert [record.handle for record in packs.all()] == [1, 2, *range(4, 11)]
-    assert all(read(packs, n) == contents(n, 700) for n in range(4, 11))
-    packs.put([made(3, contents(3, 700))], sync=True)
-    assert read(packs, 3) == contents(3, 700)
+    host.begin()
+    assert host.handles() == [1, 2, *range(4, 11)]
+    assert host.has(range(4, 11), 700)
+    host.put([3], 700)
+    assert host.has([3], 700)
 
 
 def test_a_page_of_records_that_cannot_be_read_takes_only_those() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 600)) for n in range(100)], sync=True)
-    host.disk.spoil(f"{DIRECTORY}/{INDEX_NAME}", 4096 + 70)
-    end(host)
-    assert [record.handle for record in begin(host).all()] == list(range(64, 100))
-    end(host)
-    assert len(begin(host)) == 36
+    host = Host()
+    host.put(range(100), 600)
+    host.disk.spoil(INDEX, 4096 + 70)
+    for _ in range(2):
+        host.begin()
+        assert host.handles() == list(range(64, 100))
 
 
 def test_a_page_of_records_that_cannot_be_read_is_written_again_while_memory_has_it() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 600)) for n in range(100)], sync=True)
-    host.disk.spoil(f"{DIRECTORY}/{INDEX_NAME}", 4096 + 70)
-    file = open_packed(packs, 2, Journal(packs.files, DIRECTORY, False, 0))
-    assert file is not None
-    assert file.bad_blocks() == []
-    assert len(begin(host)) == 100
+    host = Host()
+    host.put(range(100), 600)
+    host.disk.spoil(INDEX, 4096 + 70)
+    assert host.open(2).bad_blocks() == []
+    assert len(host.begin()) == 100
 
 
 def test_a_record_is_not_lost_with_a_page_that_could_not_be_read_when_it_was_written() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 600)) for n in range(10)], sync=True)
-    host.disk.spoil(f"{DIRECTORY}/{INDEX_NAME}", 4096 + 70)
-    packs.put([made(10, contents(10, 600))], sync=True)
-    packs.remove([3])
-    assert [record.handle for record in begin(host).all()] == [0, 1, 2, *range(4, 11)]
+    host = Host()
+    host.put(range(10), 600)
+    host.disk.spoil(INDEX, 4096 + 70)
+    host.put([10], 600)
+    host.packs.remove([3])
+    host.begin()
+    assert host.handles() == [0, 1, 2, *range(4, 11)]
 
 
 def test_bytes_that_changed_on_the_disk_are_never_taken_for_good() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 5000)), made(2, contents(2, 5000))], sync=True)
-    record = packs.get(1)
-    assert record is not None
-    host.disk.flip_bit(f"{DIRECTORY}/{DATA_NAME}", 8 * (record.offset + 4999))
+    host = Host()
+    host.put([1, 2], 5000)
+    host.disk.flip_bit(DATA, 8 * (host.record(1).offset + 4999))
     with pytest.raises(CorruptReplica):
-        read(packs, 1)
-    assert read(packs, 2) == contents(2, 5000)
+        read(host.packs, 1)
+    assert host.has([2], 5000)
 
 
 @pytest.mark.parametrize("name", [INDEX_NAME, DATA_NAME])
 def test_a_missing_file_fails_the_disk_and_nothing_is_made_in_its_place(name: str) -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 5000))], sync=True)
+    host = Host()
+    host.put([1], 5000)
     host.disk.delete(f"{DIRECTORY}/{name}")
     with pytest.raises(OSError, match=f"{name} is gone") as caught:
-        packs.cut_short([1])
+        host.packs.cut_short([1])
     assert caught.value.errno == errno.ENODATA
-    end(host)
     with pytest.raises(OSError, match="put it back"):
-        begin(host)
+        host.begin()
     assert not host.disk.exists(f"{DIRECTORY}/{name}")
 
 
 def test_a_newer_format_is_refused_and_a_damaged_head_is_written_again() -> None:
-    host = machine()
-    begin(host).put([made(1, b"data")], sync=True)
-    path = f"{DIRECTORY}/{INDEX_NAME}"
-    end(host)
-    host.disk.flip_bit(path, 100)
-    host.disk.fail(path, what=["write"])
+    host = Host()
+    host.put([1], 4)
+    host.end()
+    host.disk.flip_bit(INDEX, 100)
+    host.disk.fail(INDEX, what=["write"])
     with pytest.raises(OSError, match="error"):
-        begin(host)
-    host.disk.fail(path, 0)
-    assert 1 in begin(host)
-    assert layout.decode_head(host.disk.read(path)).disk_id == ""
+        host.begin()
+    host.disk.fail(INDEX, 0)
+    assert 1 in host.begin()
+    assert layout.decode_head(host.disk.read(INDEX)).disk_id == ""
     fields = b"GFSPACKS" + (2).to_bytes(4, "big") + (64).to_bytes(4, "big") + bytes(16)
-    host.disk.inode(path).data[:40] = fields + block_sum(fields)
-    end(host)
+    host.index[:40] = fields + block_sum(fields)
     with pytest.raises(OSError, match="newer"):
-        begin(host)
+        host.begin()
 
 
 @pytest.mark.parametrize(
@@ -474,8 +483,7 @@ def test_a_newer_format_is_refused_and_a_damaged_head_is_written_again() -> None
 def test_an_index_is_read_only_on_its_own_disk_or_a_copy_of_that(
     found: str, former: str, is_read: bool
 ) -> None:
-    host = machine()
-    files = host.start_process().world.files
+    files = Host().start_process().world.files
     packs = Packs(files, DIRECTORY, "me")
     packs.open()
     packs.put([made(1, b"data")], sync=True)
@@ -490,11 +498,6 @@ def test_an_index_is_read_only_on_its_own_disk_or_a_copy_of_that(
                 packs.open()
 
 
-def spoil_records(host: Machine, count: int) -> None:
-    for n in range(count):
-        host.disk.flip_bit(f"{DIRECTORY}/{INDEX_NAME}", 8 * (4096 + n * RECORD_BYTES + 20))
-
-
 @pytest.mark.parametrize(
     ("size", "spoiled", "message"),
     [(0, 0, "is empty"), (4095, 0, "is empty"), (None, 65, "is damaged"), (None, 64, "")],
@@ -502,124 +505,107 @@ def spoil_records(host: Machine, count: int) -> None:
 def test_an_index_that_has_lost_much_fails_the_disk_and_is_left_as_it_is(
     size: int | None, spoiled: int, message: str
 ) -> None:
-    host = machine()
-    begin(host).put([made(n, contents(n, 700)) for n in range(100)], sync=True)
-    end(host)
-    path = f"{DIRECTORY}/{INDEX_NAME}"
-    spoil_records(host, spoiled)
+    host = Host()
+    host.put(range(100), 700)
+    host.end()
+    for n in range(spoiled):
+        host.disk.flip_bit(INDEX, 8 * (4096 + n * RECORD_BYTES + 20))
     if size is not None:
-        host.disk.truncate(path, size)
-    before = host.disk.read(path), host.disk.read(f"{DIRECTORY}/{DATA_NAME}")
+        host.disk.truncate(INDEX, size)
+    before = host.disk.read(INDEX), host.disk.read(DATA)
     if not message:
-        assert len(begin(host)) == 100 - spoiled
+        assert len(host.begin()) == 100 - spoiled
         return
     with pytest.raises(OSError, match=message):
-        begin(host)
-    assert (host.disk.read(path), host.disk.read(f"{DIRECTORY}/{DATA_NAME}")) == before
+        host.begin()
+    assert (host.disk.read(INDEX), host.disk.read(DATA)) == before
 
 
 def test_an_index_of_zeros_beside_bytes_fails_the_disk() -> None:
-    host = machine()
-    begin(host).put([made(1, contents(1, 700))], sync=True)
-    end(host)
-    data = host.disk.inode(f"{DIRECTORY}/{INDEX_NAME}").data
-    data[:] = bytes(len(data))
+    host = Host()
+    host.put([1], 700)
+    host.end()
+    host.index[:] = bytes(len(host.index))
     with pytest.raises(OSError, match="is damaged"):
-        begin(host)
+        host.begin()
 
 
 @pytest.mark.parametrize("harm", ["an unreadable head", "a damaged head"])
 def test_an_index_whose_replicas_were_deleted_outlives_its_head(harm: str) -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 700))], sync=True)
-    packs.remove([1])
-    packs.sync()
-    end(host)
-    path = f"{DIRECTORY}/{INDEX_NAME}"
+    host = Host()
+    host.put([1], 700)
+    host.packs.remove([1])
+    host.packs.sync()
+    host.end()
     if harm == "an unreadable head":
-        host.disk.spoil(path, 464)
+        host.disk.spoil(INDEX, 464)
     else:
-        host.disk.flip_bit(path, 100)
-    packs = begin(host)
-    assert len(packs) == 0
-    packs.put([made(2, contents(2, 700))], sync=True)
-    assert 2 in begin(host)
+        host.disk.flip_bit(INDEX, 100)
+    assert len(host.begin()) == 0
+    host.put([2], 700)
+    assert 2 in host.begin()
 
 
-@pytest.mark.parametrize("what", ["no index yet", "an unreadable page", "a damaged head"])
-def test_a_full_disk_starts(what: str) -> None:
-    host = machine(1 << 20)
-    packs = begin(host)
-    path = f"{DIRECTORY}/{INDEX_NAME}"
+@pytest.mark.parametrize(
+    ("what", "left"), [("no index yet", 0), ("an unreadable page", 36), ("a damaged head", 100)]
+)
+def test_a_full_disk_starts(what: str, left: int) -> None:
+    host = Host(1 << 20)
     if what != "no index yet":
-        packs.put([made(n, contents(n, 600)) for n in range(100)], sync=True)
-        end(host)
+        host.put(range(100), 600)
+        host.end()
     if what == "an unreadable page":
-        host.disk.spoil(path, 4096 + 70)
+        host.disk.spoil(INDEX, 4096 + 70)
     if what == "a damaged head":
-        host.disk.flip_bit(path, 100)
-    volume = host.disk.volume(DIRECTORY)
-    volume.capacity_bytes = volume.used_bytes
+        host.disk.flip_bit(INDEX, 100)
+    host.fill()
     if what == "no index yet":
         with pytest.raises(OSError, match="space"):
-            packs.put([made(1, b"x" * 100)], sync=True)
-        assert not host.disk.exists(path)
-    expected = {"no index yet": 0, "an unreadable page": 36, "a damaged head": 100}
-    assert len(begin(host)) == expected[what]
+            host.put([1], 100)
+        assert not host.disk.exists(INDEX)
+    assert len(host.begin()) == left
 
 
 def test_of_two_records_with_one_slot_that_holds_whose_bytes_are_there() -> None:
     """A clearing that the disk has lost: its sync failed, and that was reported to a process
     that died."""
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 1000))], sync=True)
-    index = host.disk.inode(f"{DIRECTORY}/{INDEX_NAME}").data
-    old = bytes(index[4096:4160])
-    packs.put([made(9, contents(9, 1000))], sync=True)
-    packs.remove([1])
-    packs._free.insert(0, packs._free.pop())
-    packs.put([made(2, contents(2, 1000))], sync=True)
-    record = packs.get(2)
-    assert record is not None
-    assert record.offset == Record(*layout.decode_record(old) or ()).offset
-    index[4096:4160] = old
-    packs = begin(host)
-    assert sorted(record.handle for record in packs.all()) == [2, 9]
-    assert read(packs, 2) == contents(2, 1000)
-    assert sorted(record.handle for record in begin(host).all()) == [2, 9]
+    host = Host()
+    host.put([1], 1000)
+    old = bytes(host.index[4096:4160])
+    host.put([9], 1000)
+    host.packs.remove([1])
+    host.packs._free.insert(0, host.packs._free.pop())
+    host.put([2], 1000)
+    assert host.record(2).offset == Record(*layout.decode_record(old) or ()).offset
+    host.index[4096:4160] = old
+    for _ in range(2):
+        host.begin()
+        assert host.handles() == [2, 9]
+        assert host.has([2], 1000)
 
 
 def test_a_record_that_points_into_a_neighbours_slot_takes_nothing_with_it() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 1000)), made(2, contents(2, 1000))], sync=True)
-    record = packs.get(2)
-    assert record is not None
-    end(host)
+    host = Host()
+    host.put([1, 2], 1000)
+    record = host.record(2)
+    host.end()
     wrong = layout.encode_record(Record(1, 9, record.offset, 1000, record.sum))
-    host.disk.inode(f"{DIRECTORY}/{INDEX_NAME}").data[4096 + 128 : 4096 + 192] = wrong
-    packs = begin(host)
-    packs.put([made(n, contents(n, 1000)) for n in (5, 6)], sync=True)
-    packs.remove([1])
-    packs = begin(host)
-    assert {r.handle: read(packs, r.handle) for r in packs.all()} == {
-        n: contents(n, 1000) for n in (2, 5, 6)
-    }
+    host.index[4096 + 128 : 4096 + 192] = wrong
+    host.begin()
+    host.put([5, 6], 1000)
+    host.packs.remove([1])
+    host.begin()
+    assert host.handles() == [2, 5, 6]
+    assert host.has([2, 5, 6], 1000)
 
 
-def test_a_record_that_was_replaced_is_not_called_damaged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, b"old" * 100, 1)], sync=True)
-    index = host.disk.inode(f"{DIRECTORY}/{INDEX_NAME}").data
-    old = bytes(index[4096:4160])
-    packs.put([made(1, b"new" * 100, 2)], sync=True)
-    index[4096 + 128 : 4096 + 192] = old
-    assert read(begin(host), 1) == b"new" * 100
+def test_a_record_that_was_replaced_is_not_called_damaged(caplog: pytest.LogCaptureFixture) -> None:
+    host = Host()
+    host.packs.put([made(1, b"old" * 100, 1)], sync=True)
+    old = bytes(host.index[4096:4160])
+    host.packs.put([made(1, b"new" * 100, 2)], sync=True)
+    host.index[4096 + 128 : 4096 + 192] = old
+    assert read(host.begin(), 1) == b"new" * 100
     assert "damaged" not in caplog.text
 
 
@@ -627,7 +613,7 @@ def test_a_start_with_many_packed_replicas_does_not_look_like_a_disk_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = Server()
-    server.disk.packs.put([made(n, contents(n, 600)) for n in range(300)], sync=True)
+    server.put(range(300), 600)
     counts = dict.fromkeys((loading, packs_module), 0)
     for module in counts:
 
@@ -635,91 +621,79 @@ def test_a_start_with_many_packed_replicas_does_not_look_like_a_disk_that_hangs(
             counts[module] += 1
 
         monkeypatch.setattr(module, "report_progress", count)
-    server.start()
+    server.begin()
     assert min(counts.values()) >= 300
 
 
 def test_a_start_gives_back_what_is_behind_the_last_replica() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 5000)) for n in range(1, 101)], sync=True)
-    packs._punch = lambda ranges: None  # type: ignore[method-assign]  # it died before
-    packs.remove(range(2, 101))
-    packs = begin(host)
-    assert host.disk.inode(f"{DIRECTORY}/{DATA_NAME}").stored_bytes <= 8192
-    assert read(packs, 1) == contents(1, 5000)
+    host = Host()
+    host.put(range(1, 101), 5000)
+    host.packs._punch = lambda ranges: None  # type: ignore[method-assign]  # it died before
+    host.packs.remove(range(2, 101))
+    host.begin()
+    assert host.disk.inode(DATA).stored_bytes <= 8192
+    assert host.has([1], 5000)
 
 
 def test_a_full_disk_refuses_new_replicas_and_deleting_makes_room() -> None:
-    host = machine(400 * KIB)
-    packs = begin(host)
+    host = Host(400 * KIB)
     handle, failed = 0, dict[int, OSError]()
     while not failed:
         handle += 1
-        failed = packs.put([made(handle, contents(handle, 10_000))], sync=True)
+        failed = host.packs.put([made(handle, contents(handle, 10_000))], sync=True)
     assert failed[handle].errno == errno.ENOSPC
-    assert handle not in packs
-    for other in range(1, handle):
-        assert read(packs, other) == contents(other, 10_000)
-    packs.remove(range(1, 10))
-    fit = packs.put([made(n, contents(n, 10_000, 1)) for n in range(100, 109)], sync=True)
-    assert fit == {}
-    assert all(read(packs, n) == contents(n, 10_000, 1) for n in range(100, 109))
+    assert handle not in host.packs
+    assert host.has(range(1, handle), 10_000)
+    host.packs.remove(range(1, 10))
+    host.put(range(100, 109), 10_000, 1)
+    assert host.has(range(100, 109), 10_000, 1)
 
 
 def test_of_a_deletion_that_is_refused_in_the_middle_all_records_stay() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 512)) for n in range(200)], sync=True)
-    index, calls = packs._index, list[int]()
-    assert index is not None
-    write = index.file.write
+    host = Host()
+    host.put(range(200), 512)
+    packs, calls = host.packs, list[int]()
+    write = packs._index.file.write
 
-    def refuse(data: Buffer, offset: int) -> None:
+    def refuse_second(data: Buffer, offset: int) -> None:
         calls.append(offset)
         if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            refuse(errno.ENOSPC)()
         write(data, offset)
 
-    index.file.write = refuse  # type: ignore[method-assign]
+    packs._index.file.write = refuse_second  # type: ignore[method-assign]
     with pytest.raises(OSError, match="space"):
         packs.remove([0, 150])
     assert all(packs.has_on_disk(record) for record in packs.all())
-    assert len(begin(host)) == 200
+    assert len(host.begin()) == 200
 
 
 def test_a_full_disk_refuses_records_before_bytes_are_written() -> None:
-    host = machine(1 << 20)
-    packs = begin(host)
-    packs.put([made(n, contents(n, 512)) for n in range(250)], sync=True)
-    volume = host.disk.volume(DIRECTORY)
-    volume.capacity_bytes = volume.used_bytes
+    host = Host(1 << 20)
+    host.put(range(250), 512)
+    host.fill()
     with pytest.raises(OSError, match="space"):
-        packs.put([made(n, contents(n, 512)) for n in range(300, 320)], sync=True)
-    packs.remove(range(100))
-    assert packs.put([made(n, contents(n, 512)) for n in range(300, 320)], sync=True) == {}
+        host.put(range(300, 320), 512)
+    host.packs.remove(range(100))
+    host.put(range(300, 320), 512)
 
 
 @pytest.mark.parametrize("name", [INDEX_NAME, DATA_NAME])
 def test_nothing_is_accepted_after_a_failed_sync(name: str) -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(1, contents(1, 5000))], sync=True)
+    host = Host()
+    host.put([1], 5000)
     host.disk.fail(f"{DIRECTORY}/{name}", what=["sync"])
     with pytest.raises(OSError, match="error"):
-        packs.put([made(2, contents(2, 5000))], sync=True)
+        host.put([2], 5000)
     host.disk.fail(f"{DIRECTORY}/{name}", 0)
-    assert packs.failed
-    assert 2 not in packs
+    assert host.packs.failed
+    assert 2 not in host.packs
     with pytest.raises(DiskFailed):
-        packs.put([made(3, contents(3, 5000))], sync=False)
+        host.put([3], 5000, sync=False)
     if name == INDEX_NAME:
         with pytest.raises(DiskFailed):
-            packs.remove([1])
-    assert read(packs, 1) == contents(1, 5000)
-
-
-# --- a real disk ------------------------------------------------------------------------
+            host.packs.remove([1])
+    assert host.has([1], 5000)
 
 
 def blocks(path: Path) -> int:
@@ -783,7 +757,7 @@ def test_a_kilobyte_takes_a_slot_and_a_record(tmp_path: Path, files: FileSystem)
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, BLOCK_BYTES), min_size=1, max_size=40))
 def test_a_batch_of_any_sizes_is_read_as_it_was_written(sizes: list[int]) -> None:
-    packs = begin(machine())
+    packs = Host().packs
     packs.put([made(n, contents(n, size)) for n, size in enumerate(sizes)], sync=False)
     packs.remove(range(0, len(sizes), 2))
     packs.put([made(n, contents(n, sizes[n], 1)) for n in range(0, len(sizes), 2)], sync=False)
@@ -791,97 +765,90 @@ def test_a_batch_of_any_sizes_is_read_as_it_was_written(sizes: list[int]) -> Non
         assert read(packs, n) == contents(n, size, int(not n % 2))
 
 
-# --- both a record and a chunk file -----------------------------------------------------
-
-
-class Server:
-    """One with a disk, which can be started again."""
+class Server(Host):
+    """One with chunk files as well."""
 
     def __init__(self, durability: str = "replicated") -> None:
-        self.host = machine()
         self.settings = ChunkserverSettings(
             durability=durability, packed_bytes_max=BLOCK_BYTES, reserve_bytes=0
         )
-        self.start()
+        super().__init__()
 
-    def start(self) -> None:
-        end(self.host)
-        RUNNING[self.host] = process = self.host.start_process()
-        self.store = ChunkStore(process.world, self.settings)
-        self.disk = new_disk(self.store, DIRECTORY)
-        load(self.store, self.disk)
+    def begin(self) -> Packs:
+        self.store = ChunkStore(self.start_process().world, self.settings)
+        self.used = new_disk(self.store, DIRECTORY)
+        load(self.store, self.used)
+        self.packs = self.used.packs
+        return self.packs
 
-    def file(self, handle: int, data: bytes, version: int) -> None:
-        """A chunk file, as a move-out makes it, or a grant after that."""
-        assert make_all(self.disk, [made(handle, data, version)], ".clone.x") == {}
+    def both(self, packed: bytes, version: int, in_file: bytes) -> None:
+        """A replica of version 3, and a chunk file: as a move-out makes it, or a grant since."""
+        self.packs.put([made(7, packed, 3)], sync=True)
+        assert make_all(self.used, [made(7, in_file, version)], ".clone.x") == {}
+
+    def doubt(self, version: int) -> None:
+        self.used.intents.put_unknown(7, version)
+        self.used.intents.flush()
 
     def chunk_files(self) -> list[str]:
-        return [p for p in self.host.disk.paths(DIRECTORY) if p.endswith(".chunk")]
+        return [p for p in self.disk.paths(DIRECTORY) if p.endswith(".chunk")]
 
 
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
 def test_of_a_move_out_that_was_cut_short_the_record_stays(durability: str) -> None:
     server = Server(durability)
-    server.disk.packs.put([made(7, b"packed", 3)], sync=True)
-    server.file(7, b"packed", 3)
-    server.start()
-    assert server.store.inventory[7] == Replica(server.disk.index, 3, 6)
+    server.both(b"packed", 3, b"packed")
+    server.begin()
+    assert server.store.inventory[7] == Replica(server.used.index, 3, 6)
     assert not server.chunk_files()
-    assert read(server.disk.packs, 7) == b"packed"
+    assert read(server.packs, 7) == b"packed"
 
 
-def test_of_a_move_out_that_was_cut_short_the_file_stays_if_it_alone_has_the_bytes() -> None:
+@pytest.mark.parametrize(
+    ("version", "in_file", "is_damaged"),
+    [(3, b"packed", True), (4, b"changed since", False)],
+    ids=["the record is damaged", "a record that came back is older"],
+)
+def test_of_a_replica_that_is_packed_as_well_the_file_stays_if_it_alone_is_good(
+    version: int, in_file: bytes, is_damaged: bool
+) -> None:
     server = Server()
-    server.disk.packs.put([made(7, contents(7, 900), 3)], sync=True)
-    server.file(7, contents(7, 900), 3)
-    server.host.disk.flip_bit(f"{DIRECTORY}/{DATA_NAME}", 100)
-    server.start()
-    assert server.store.inventory[7] == Replica(server.disk.index, 3, 900)
-    assert 7 not in server.disk.packs
+    server.both(b"packed", version, in_file)
+    if is_damaged:
+        server.disk.flip_bit(DATA, 20)
+    server.begin()
+    assert server.store.inventory[7] == Replica(server.used.index, version, len(in_file))
+    assert 7 not in server.packs
     assert len(server.chunk_files()) == 1
 
 
 def test_a_deletion_takes_no_records_to_the_disk_ahead_of_their_bytes() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(999, b"deleted")], sync=True)
-    packs.put([made(n, contents(n, 1000)) for n in range(60)], sync=False)
-    packs.remove([999])
-    end(host)
-    host.disk.power_cut()
-    packs = begin(host)
+    host = Host()
+    host.put([999], 7)
+    host.put(range(60), 1000, sync=False)
+    host.packs.remove([999])
+    host.end(power_cut=True)
+    packs = host.begin()
     assert all(packs.is_whole(record) for record in packs.all())
-
-
-def test_a_newer_chunk_file_replaces_a_record_that_came_back() -> None:
-    server = Server()
-    server.disk.packs.put([made(7, b"packed", 3)], sync=True)
-    server.file(7, b"changed since", 4)
-    server.start()
-    assert server.store.inventory[7] == Replica(server.disk.index, 4, 13)
-    assert 7 not in server.disk.packs
-    assert len(server.chunk_files()) == 1
 
 
 def test_a_damaged_chunk_file_does_not_hide_a_good_packed_replica() -> None:
     server = Server()
-    server.disk.packs.put([made(7, b"packed", 3)], sync=True)
-    server.file(7, b"packed", 3)
-    server.host.disk.flip_bit(server.chunk_files()[0], 40)
-    server.start()
+    server.both(b"packed", 3, b"packed")
+    server.disk.flip_bit(server.chunk_files()[0], 40)
+    server.begin()
     assert 7 not in server.store.inventory.bad
-    assert read(server.disk.packs, 7) == b"packed"
+    assert read(server.packs, 7) == b"packed"
 
 
 def test_a_note_of_a_power_cut_about_a_former_file_does_not_concern_a_packed_replica() -> None:
     server = Server()
-    server.disk.packs.put([made(7, b"packed", 3)], sync=True)
-    server.disk.intents.put_unknown(7, 9)
-    server.disk.intents.flush()
-    server.start()
+    server.packs.put([made(7, b"packed", 3)], sync=True)
+    server.doubt(9)
+    server.begin()
     assert server.store.inventory[7].version == 3
     assert not server.store.inventory.possibly_stale
-    assert server.disk.intents.get(7) is None
+    assert server.used.intents.get(7) is None
 
 
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
@@ -889,67 +856,55 @@ def test_a_possibly_stale_file_that_a_packed_copy_replaced_does_not_come_back(
     durability: str,
 ) -> None:
     server = Server(durability)
-    server.file(7, b"possibly stale", 5)
-    server.disk.intents.put_unknown(7, 5)
-    server.disk.intents.flush()
-    server.start()
+    assert make_all(server.used, [made(7, b"possibly stale", 5)], ".clone.x") == {}
+    server.doubt(5)
+    server.begin()
     assert 7 in server.store.inventory.possibly_stale
 
     async def replace_and_delete() -> None:
-        await server.store.install(server.disk, made(7, b"good", 5))
+        await server.store.install(server.used, made(7, b"good", 5))
         assert 7 not in server.store.inventory.possibly_stale
         await server.store.delete(7, 5)
-        await server.disk.run(server.disk.intents.flush)
+        await server.used.run(server.used.intents.flush)
 
     run_simulated(1, replace_and_delete)
-    end(server.host)
-    server.host.disk.power_cut()
-    server.start()
+    server.end(power_cut=True)
+    server.begin()
     assert 7 not in server.store.inventory
+
+
+def packed_on(server: Server) -> PackedFile:
+    server.packs.put([made(7, contents(7, 900), 3)], sync=True)
+    packed = open_packed(server.packs, 7, server.used.journal)
+    assert packed is not None
+    return packed
 
 
 def test_a_moved_out_replica_is_a_chunk_file_and_its_record_is_gone_from_the_disk() -> None:
     server = Server()
-    server.disk.packs.put([made(7, contents(7, 900), 3)], sync=True)
-    packed = open_packed(server.disk.packs, 7, server.disk.journal)
-    assert packed is not None
-    file = move_out(server.disk, packed, ".clone.x")
+    packed = packed_on(server)
+    file = move_out(server.used, packed, ".clone.x")
     assert (file.version, file.length) == (3, 900)
     assert file.read_verified(0, 900) == contents(7, 900)
-    assert not any(server.host.disk.inode(f"{DIRECTORY}/{INDEX_NAME}").on_platter()[4096:])
-    assert server.host.disk.is_synced(server.chunk_files()[0])
+    assert not any(server.disk.inode(INDEX).on_platter()[4096:])
+    assert server.disk.is_synced(server.chunk_files()[0])
     with pytest.raises(StaleVersion):
         packed.read_verified(0, 900)
 
 
-def test_a_move_out_that_finds_the_disk_full_changes_nothing() -> None:
-    server = Server()
-    server.disk.packs.put([made(7, contents(7, 900), 3)], sync=True)
-    volume = server.host.disk.volume(DIRECTORY)
-    volume.capacity_bytes = volume.used_bytes
-    packed = open_packed(server.disk.packs, 7, server.disk.journal)
-    assert packed is not None
-    with pytest.raises(OSError, match="space"):
-        move_out(server.disk, packed, ".clone.x")
-    assert not server.chunk_files()
-    assert packed.read_verified(0, 900) == contents(7, 900)
-
-
-def test_a_move_out_whose_file_cannot_be_opened_leaves_none(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("fault", "message"), [("full", "space"), ("descriptors", "files")])
+def test_a_move_out_that_fails_leaves_no_file_and_the_record(
+    fault: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deletion after that removes the record only."""
     server = Server()
-    server.disk.packs.put([made(7, contents(7, 900), 3)], sync=True)
-    packed = open_packed(server.disk.packs, 7, server.disk.journal)
-    assert packed is not None
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(ChunkFile, "open", refuse)
-    with pytest.raises(OSError, match="files"):
-        move_out(server.disk, packed, ".clone.x")
+    packed = packed_on(server)
+    if fault == "full":
+        server.fill()
+    else:
+        monkeypatch.setattr(ChunkFile, "open", refuse(errno.EMFILE))
+    with pytest.raises(OSError, match=message):
+        move_out(server.used, packed, ".clone.x")
     assert not server.chunk_files()
     assert packed.read_verified(0, 900) == contents(7, 900)
 
@@ -958,32 +913,21 @@ def test_a_move_out_whose_file_cannot_be_opened_leaves_none(
 def test_a_disk_that_refuses_to_punch_holes_loses_nothing(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
     server = Server()
-    monkeypatch.setattr(SimFile, "punch", refuse)
-    server.disk.packs.put([made(n, contents(n, 5000), 3) for n in (7, 8, 9)], sync=True)
-    packed = open_packed(server.disk.packs, 7, server.disk.journal)
-    assert packed is not None
-    move_out(server.disk, packed, ".clone.x")
-    server.disk.packs.remove([8])
-    server.start()
+    monkeypatch.setattr(SimFile, "punch", refuse(code))
+    server.put([8, 9], 5000)
+    move_out(server.used, packed_on(server), ".clone.x")
+    server.packs.remove([8])
+    server.begin()
     assert sorted(server.store.inventory) == [7, 9]
 
 
 def test_a_file_system_that_cannot_punch_holes_uses_slots_again() -> None:
-    host = machine()
-    packs = begin(host)
-    packs.put([made(n, contents(n, 1024)) for n in range(64)], sync=False)
-    assert packs._data is not None
-
-    def refuse(offset: int, count: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    packs._data.file.punch = refuse  # type: ignore[method-assign]
-    size = packs._slots.end
-    packs.remove(range(64))
-    packs.put([made(n, contents(n, 1024, 1)) for n in range(64)], sync=False)
-    assert packs._slots.end == size
-    assert read(packs, 63) == contents(63, 1024, 1)
+    host = Host()
+    host.put(range(64), 1024, sync=False)
+    host.packs._data.file.punch = refuse(errno.EOPNOTSUPP)  # type: ignore[method-assign]
+    size = host.packs._slots.end
+    host.packs.remove(range(64))
+    host.put(range(64), 1024, 1, sync=False)
+    assert host.packs._slots.end == size
+    assert host.has([63], 1024, 1)

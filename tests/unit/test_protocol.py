@@ -45,8 +45,6 @@ from gfs.protocol.messages import (
     ReadReply,
 )
 
-# --- a strategy for each message ---------------------------------------------------
-
 INTEGERS = st.integers(-(2**63), 2**64 - 1)
 TEXTS = st.text(max_size=40)
 SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
@@ -82,9 +80,6 @@ def frames_of(kind: type[Message]) -> st.SearchStrategy[tuple[Message, bytes]]:
 
 FRAMES = st.one_of([frames_of(kind) for kind in ALL_MESSAGES])
 EVERY_MESSAGE = pytest.mark.parametrize("kind", ALL_MESSAGES, ids=lambda kind: kind.__name__)
-
-
-# --- the list of messages ------------------------------------------------------------
 
 
 def test_every_message_is_in_the_list() -> None:
@@ -155,9 +150,6 @@ def test_names_say_their_unit() -> None:
     for kind in ALL_MESSAGES:
         for field in msgspec.structs.fields(kind):
             assert not re.search(r"_(s|sec|seconds|time)$", field.name), (kind, field.name)
-
-
-# --- there and back ---------------------------------------------------------------------
 
 
 @EVERY_MESSAGE
@@ -279,9 +271,6 @@ def test_attributes_are_few_and_short(attributes: dict[str, str], rule: str | No
     else:
         with pytest.raises(InvalidArgument, match=re.escape(rule)):
             check_attributes(attributes)
-
-
-# --- no trust ---------------------------------------------------------------------------------
 
 
 def feed_all(data: bytes, cuts: list[int]) -> None:

@@ -132,11 +132,7 @@ def test_who_may_do_what(
         ({"NotIpAddress": {"aws:SourceIp": "10.1.0.0/16"}}, {"aws__sourceip": "::1"}, True),
         ({"Null": {"s3:prefix": "true"}}, {}, True),
         ({"Null": {"s3:prefix": "false"}}, {}, None),
-        (
-            {"StringEquals": {"s3:ExistingObjectTag/A": "b"}},
-            {"s3__existingobjecttag/A": "b"},
-            True,
-        ),
+        ({"StringEquals": {"s3:ExistingObjectTag/A": "b"}}, {"s3__existingobjecttag/A": "b"}, True),
         (
             {"StringEquals": {"s3:prefix": "a"}, "StringLike": {"s3:delimiter": "*"}},
             {"s3__prefix": "a"},

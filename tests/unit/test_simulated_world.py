@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import subprocess
-import sys
+import functools
+import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import trio
@@ -18,10 +16,8 @@ from hypothesis import strategies as st
 from share import share
 
 from gfs.blocks import PAGE_BYTES
-from gfs.io import FileSystem, Listener, Stream, World
+from gfs.io import FileSystem, Stream, World
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
-
-TESTS = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -34,6 +30,18 @@ def simulated(scenario: Callable[[Universe], Awaitable[None]], seed: int = 1) ->
         return universe
 
     return run_simulated(seed, main)
+
+
+def with_universe(scenario: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Makes a test of ``async scenario(universe, …)``."""
+
+    @functools.wraps(scenario)
+    def test(**given: object) -> None:
+        simulated(functools.partial(scenario, **given))
+
+    parameters = [*inspect.signature(scenario).parameters.values()][1:]
+    test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return test
 
 
 async def pair(universe: Universe) -> tuple[Process, Stream, Process, Stream]:
@@ -54,57 +62,6 @@ async def receive(stream: Stream, count: int) -> bytes:
             break
         done += got
     return bytes(data[:done])
-
-
-# --- determinism ------------------------------------------------------------------
-
-
-async def busy_scenario(universe: Universe) -> None:
-    """Something that depends on every source of chance there is."""
-
-    async def serve(listener: Listener) -> None:
-        async with trio.open_nursery() as nursery:
-            while True:
-                nursery.start_soon(echo, await listener.accept())
-
-    async def echo(stream: Stream) -> None:
-        buffer = bytearray(4096)
-        with contextlib.suppress(ConnectionError):
-            while count := await stream.receive_into(memoryview(buffer)):
-                await stream.send_all(buffer[:count])
-
-    async def talk(process: Process) -> None:
-        world = process.world
-        file = await world.run_blocking(world.files.open, "/log", "create")
-        with contextlib.suppress(ConnectionError):
-            for turn in range(20):
-                stream = await world.network.connect("server:1")
-                said = world.random_bytes(world.random.randint(1, 5000))
-                await stream.send_all(said)
-                assert await receive(stream, len(said)) == said
-                await world.run_blocking(file.write, said, turn * 5000)
-                await world.clock.sleep(world.random.random())
-                stream.close()
-
-    server = universe.machine("server").start_process()
-    listener = await server.world.network.listen("server:1")
-    talkers = [universe.machine(f"m{n}").start_process() for n in range(6)]
-    with trio.move_on_after(60):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, listener)
-            for process in talkers:
-                nursery.start_soon(talk, process)
-            await trio.sleep(universe.random.uniform(0, 5))
-            talkers[0].kill()
-            universe.network.cut("m1")
-
-
-@pytest.mark.parametrize("seed", [0, 1, 12345])
-def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
-    first, second = simulated(busy_scenario, seed), simulated(busy_scenario, seed)
-    assert first.trace.events > 200
-    assert first.trace.digest() == second.trace.digest()
-    assert simulated(busy_scenario, seed + 1).trace.digest() != first.trace.digest()
 
 
 async def race(rounds: int) -> list[int]:
@@ -163,19 +120,6 @@ def test_two_simulations_at_once_are_refused() -> None:
         run_simulated(1, another)
 
 
-def test_the_trace_does_not_depend_on_the_interpreters_hash_seed() -> None:
-    def digest(hash_seed: str) -> str:
-        return subprocess.run(
-            [sys.executable, __file__],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{TESTS}"},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-
-    assert digest("1") == digest("2") != ""
-
-
 @given(st.integers(0, 2**32))
 @settings(max_examples=5)
 def test_hypothesis_does_not_fix_the_schedule(seed: int) -> None:
@@ -202,94 +146,40 @@ def test_generators_of_machines_are_independent() -> None:
     assert universe.machine("a").start_process().world.random.random() != first
 
 
-# --- network --------------------------------------------------------------------------
+@with_universe
+async def test_nobody_listens(universe: Universe) -> None:
+    world = universe.machine("a").start_process().world
+    universe.machine("b")
+    with pytest.raises(ConnectionRefusedError):
+        await world.network.connect("b:1")
+    with pytest.raises(ConnectionError):
+        await world.network.connect("no address")
+    await universe.machine("b").start_process().world.network.listen("b:1")
+    universe.network.take_down("b")
+    with pytest.raises(ConnectionRefusedError):
+        await world.network.connect("b:1")
+    universe.network.bring_up("b")
+    (await world.network.connect("b:1")).close()
 
 
-@given(
-    pieces=st.lists(st.integers(0, 200_000), max_size=8),
-    reads=st.lists(st.integers(1, 300_000), min_size=1, max_size=8),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=share(40), deadline=None)
-def test_bytes_arrive_in_order_whatever_the_pieces(
-    pieces: list[int], reads: list[int], seed: int
-) -> None:
-    async def scenario(universe: Universe) -> None:
-        universe.network.buffer_bytes = universe.random.choice([1, 1000, 1 << 20]) + 70_000
-        _, near, _, far = await pair(universe)
-        sent = [bytes([n % 251]) * size for n, size in enumerate(pieces)]
-
-        async def send() -> None:
-            for piece in sent:
-                await near.send_all(piece[:10], piece[10:])
-            near.close()
-
-        got = bytearray()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            turn = 0
-            while True:
-                buffer = bytearray(reads[turn % len(reads)])
-                count = await far.receive_into(memoryview(buffer))
-                if not count:
-                    break
-                got += buffer[:count]
-                turn += 1
-        assert got == b"".join(sent)
-
-    simulated(scenario, seed)
-
-
-def test_a_sender_waits_for_a_reader_that_does_not_read() -> None:
-    async def scenario(universe: Universe) -> None:
-        universe.network.buffer_bytes = 10_000
-        _, near, _, far = await pair(universe)
-        with trio.move_on_after(100) as scope:
-            await near.send_all(bytes(10_001))
-        assert scope.cancelled_caught
-        assert len(await receive(far, 10_000)) == 10_000
-
-    simulated(scenario)
-
-
-def test_nobody_listens() -> None:
-    async def scenario(universe: Universe) -> None:
-        world = universe.machine("a").start_process().world
-        universe.machine("b")
-        with pytest.raises(ConnectionRefusedError):
-            await world.network.connect("b:1")
-        with pytest.raises(ConnectionError):
-            await world.network.connect("no address")
-        await universe.machine("b").start_process().world.network.listen("b:1")
-        universe.network.take_down("b")
-        with pytest.raises(ConnectionRefusedError):
-            await world.network.connect("b:1")
-        universe.network.bring_up("b")
-        (await world.network.connect("b:1")).close()
-
-    simulated(scenario)
-
-
-def test_listening() -> None:
-    async def scenario(universe: Universe) -> None:
-        network = universe.machine("a").start_process().world.network
-        one = await network.listen("a:0")
-        other = await network.listen("127.0.0.1:0")
-        assert one.address != other.address
-        with pytest.raises(OSError, match="in use"):
-            await network.listen(one.address)
-        with pytest.raises(OSError, match="not an address of a"):
-            await network.listen("b:0")
-        stream = await network.connect(one.address)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect, ConnectionError, other.accept)
-            await trio.testing.wait_all_tasks_blocked()
-            one.close()
-            other.close()
-        assert await stream.receive_into(memoryview(bytearray(1))) == 0
+@with_universe
+async def test_listening(universe: Universe) -> None:
+    network = universe.machine("a").start_process().world.network
+    one = await network.listen("a:0")
+    other = await network.listen("127.0.0.1:0")
+    assert one.address != other.address
+    with pytest.raises(OSError, match="in use"):
         await network.listen(one.address)
-
-    simulated(scenario)
+    with pytest.raises(OSError, match="not an address of a"):
+        await network.listen("b:0")
+    stream = await network.connect(one.address)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, ConnectionError, other.accept)
+        await trio.testing.wait_all_tasks_blocked()
+        one.close()
+        other.close()
+    assert await stream.receive_into(memoryview(bytearray(1))) == 0
+    await network.listen(one.address)
 
 
 async def expect(
@@ -299,115 +189,101 @@ async def expect(
         await function(*args)
 
 
-def test_close_ends_the_peer_and_wakes_this_side() -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, _, far = await pair(universe)
-        await near.send_all(b"last words")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect, ConnectionError, receive, near, 1)
-            await trio.testing.wait_all_tasks_blocked()
-            near.close()
-        assert await receive(far, 100) == b"last words"
-        assert far.ended()
-        with pytest.raises(ConnectionError):
-            await far.send_all(b"anyone there?")
-        with pytest.raises(ConnectionError):
-            await near.send_all(b"x")
+@with_universe
+async def test_close_ends_the_peer_and_wakes_this_side(universe: Universe) -> None:
+    _, near, _, far = await pair(universe)
+    await near.send_all(b"last words")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, ConnectionError, receive, near, 1)
+        await trio.testing.wait_all_tasks_blocked()
         near.close()
-
-    simulated(scenario)
-
-
-def test_a_full_sender_learns_that_the_peer_closed() -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, _, far = await pair(universe)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect, ConnectionError, near.send_all, bytes(10_000_000))
-            await trio.sleep(1)
-            far.close()
-
-    simulated(scenario)
+    assert await receive(far, 100) == b"last words"
+    assert far.ended()
+    with pytest.raises(ConnectionError):
+        await far.send_all(b"anyone there?")
+    with pytest.raises(ConnectionError):
+        await near.send_all(b"x")
+    near.close()
 
 
-def test_closing_on_unread_bytes_resets() -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, _, far = await pair(universe)
-        await near.send_all(b"never read")
-        await far.send_all(b"overtaken")
-        far.close()
+@with_universe
+async def test_a_full_sender_learns_that_the_peer_closed(universe: Universe) -> None:
+    _, near, _, far = await pair(universe)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, ConnectionError, near.send_all, bytes(10_000_000))
         await trio.sleep(1)
+        far.close()
+
+
+@with_universe
+async def test_closing_on_unread_bytes_resets(universe: Universe) -> None:
+    _, near, _, far = await pair(universe)
+    await near.send_all(b"never read")
+    await far.send_all(b"overtaken")
+    far.close()
+    await trio.sleep(1)
+    with pytest.raises(ConnectionResetError):
+        await receive(near, 9)
+
+
+@with_universe
+async def test_cut_resets_both_sides_at_once(universe: Universe) -> None:
+    _, near, _, far = await pair(universe)
+    await near.send_all(b"lost")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, ConnectionResetError, receive, near, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert universe.network.cut("a", "b") == 1
+    for stream in (near, far):
         with pytest.raises(ConnectionResetError):
-            await receive(near, 9)
-
-    simulated(scenario)
-
-
-def test_cut_resets_both_sides_at_once() -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, _, far = await pair(universe)
-        await near.send_all(b"lost")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect, ConnectionResetError, receive, near, 1)
-            await trio.testing.wait_all_tasks_blocked()
-            assert universe.network.cut("a", "b") == 1
-        for stream in (near, far):
-            with pytest.raises(ConnectionResetError):
-                await receive(stream, 4)
-            with pytest.raises(ConnectionResetError):
-                await stream.send_all(b"x")
-            stream.close()
-
-    simulated(scenario)
+            await receive(stream, 4)
+        with pytest.raises(ConnectionResetError):
+            await stream.send_all(b"x")
+        stream.close()
 
 
-def test_a_partition_is_silence_until_it_heals() -> None:
-    async def scenario(universe: Universe) -> None:
-        left, near, _, far = await pair(universe)
-        universe.network.partition(["a"], ["b"])
-        await near.send_all(b"delayed")
-        near.close()
-        with trio.move_on_after(1000) as connecting:
-            await left.world.network.connect("b:1")
-        with trio.move_on_after(1000) as receiving:
-            await receive(far, 1)
-        assert connecting.cancelled_caught
-        assert receiving.cancelled_caught
-        assert not far.ended()
-        await far.send_all(b"into the void")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(left.world.network.connect, "b:1")
-            await trio.sleep(100)
-            universe.network.heal()
-        assert await receive(far, 100) == b"delayed"
-
-    simulated(scenario)
+@with_universe
+async def test_a_partition_is_silence_until_it_heals(universe: Universe) -> None:
+    left, near, _, far = await pair(universe)
+    universe.network.partition(["a"], ["b"])
+    await near.send_all(b"delayed")
+    near.close()
+    with trio.move_on_after(1000) as connecting:
+        await left.world.network.connect("b:1")
+    with trio.move_on_after(1000) as receiving:
+        await receive(far, 1)
+    assert connecting.cancelled_caught
+    assert receiving.cancelled_caught
+    assert not far.ended()
+    await far.send_all(b"into the void")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(left.world.network.connect, "b:1")
+        await trio.sleep(100)
+        universe.network.heal()
+    assert await receive(far, 100) == b"delayed"
 
 
-def test_one_direction_can_be_blocked() -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, _, far = await pair(universe)
-        universe.network.block("a", "b")
-        await far.send_all(b"heard")
-        assert await receive(near, 5) == b"heard"
-        await near.send_all(b"unheard")
-        with trio.move_on_after(1000) as scope:
-            await receive(far, 7)
-        assert scope.cancelled_caught
-
-    simulated(scenario)
+@with_universe
+async def test_one_direction_can_be_blocked(universe: Universe) -> None:
+    _, near, _, far = await pair(universe)
+    universe.network.block("a", "b")
+    await far.send_all(b"heard")
+    assert await receive(near, 5) == b"heard"
+    await near.send_all(b"unheard")
+    with trio.move_on_after(1000) as scope:
+        await receive(far, 7)
+    assert scope.cancelled_caught
 
 
-def test_a_slow_link_takes_its_time() -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, _, far = await pair(universe)
-        universe.network.bytes_per_second = 100_000
-        start = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(near.send_all, bytes(1_000_000))
-            await receive(far, 1_000_000)
-        assert 10 <= trio.current_time() - start < 11
-
-    simulated(scenario)
+@with_universe
+async def test_a_slow_link_takes_its_time(universe: Universe) -> None:
+    _, near, _, far = await pair(universe)
+    universe.network.bytes_per_second = 100_000
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, bytes(1_000_000))
+        await receive(far, 1_000_000)
+    assert 10 <= trio.current_time() - start < 11
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -429,38 +305,33 @@ def test_a_killed_process_breaks_its_connections(seed: int) -> None:
     simulated(scenario, seed)
 
 
-def test_the_kernel_takes_back_what_a_killed_process_never_accepted() -> None:
-    async def scenario(universe: Universe) -> None:
-        left, right = (universe.machine(name).start_process() for name in "ab")
-        await right.world.network.listen("b:1")
-        stream = await left.world.network.connect("b:1")
-        right.kill()
-        with contextlib.suppress(ConnectionResetError):
-            assert await receive(stream, 1) == b""
-
-    simulated(scenario)
+@with_universe
+async def test_the_kernel_takes_back_what_a_killed_process_never_accepted(
+    universe: Universe,
+) -> None:
+    left, right = (universe.machine(name).start_process() for name in "ab")
+    await right.world.network.listen("b:1")
+    stream = await left.world.network.connect("b:1")
+    right.kill()
+    with contextlib.suppress(ConnectionResetError):
+        assert await receive(stream, 1) == b""
 
 
 @pytest.mark.parametrize("count", [1, 700_000])
-def test_send_file(count: int) -> None:
-    async def scenario(universe: Universe) -> None:
-        _, near, right, far = await pair(universe)
-        content = bytes(range(256)) * (count // 256 + 2)
-        file = right.world.files.open("/f", "create")
-        file.write(content, 0)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(far.send_file, file, 100, count)
-            assert await receive(near, count) == content[100 : 100 + count]
-        with pytest.raises(EOFError):
-            await far.send_file(file, len(content) - 5, 6)
-        right.machine.disk.fail("/f")
-        with pytest.raises(OSError, match="Input/output error"):
-            await far.send_file(file, 0, 1)
-
-    simulated(scenario)
-
-
-# --- disk -----------------------------------------------------------------------------
+@with_universe
+async def test_send_file(universe: Universe, count: int) -> None:
+    _, near, right, far = await pair(universe)
+    content = bytes(range(256)) * (count // 256 + 2)
+    file = right.world.files.open("/f", "create")
+    file.write(content, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(far.send_file, file, 100, count)
+        assert await receive(near, count) == content[100 : 100 + count]
+    with pytest.raises(EOFError):
+        await far.send_file(file, len(content) - 5, 6)
+    right.machine.disk.fail("/f")
+    with pytest.raises(OSError, match="Input/output error"):
+        await far.send_file(file, 0, 1)
 
 
 @contextlib.contextmanager
@@ -835,91 +706,80 @@ def test_harming_a_disk() -> None:
     assert file.size() == 1
 
 
-# --- clocks and blocking calls ------------------------------------------------------------
+@with_universe
+async def test_clocks_can_differ_between_machines(universe: Universe) -> None:
+    fast, exact = universe.machine("fast"), universe.machine("exact")
+    ahead, true = fast.start_process().world.clock, exact.start_process().world.clock
+    fast.time.rate = 2.0
+    fast.time.wall_offset_seconds = 1000
+    await true.sleep(10)
+    assert true.monotonic() == pytest.approx(10)
+    assert ahead.monotonic() == pytest.approx(20)
+    assert ahead.time_ns() - true.time_ns() == pytest.approx(1010e9)
+    await ahead.sleep(10)
+    assert true.monotonic() == pytest.approx(15)
 
 
-def test_clocks_can_differ_between_machines() -> None:
-    async def scenario(universe: Universe) -> None:
-        fast, exact = universe.machine("fast"), universe.machine("exact")
-        ahead, true = fast.start_process().world.clock, exact.start_process().world.clock
-        fast.time.rate = 2.0
-        fast.time.wall_offset_seconds = 1000
-        await true.sleep(10)
-        assert true.monotonic() == pytest.approx(10)
-        assert ahead.monotonic() == pytest.approx(20)
-        assert ahead.time_ns() - true.time_ns() == pytest.approx(1010e9)
-        await ahead.sleep(10)
-        assert true.monotonic() == pytest.approx(15)
+@with_universe
+async def test_blocking_calls_respect_their_limiter_and_are_not_abandoned(
+    universe: Universe,
+) -> None:
+    process = universe.machine("m").start_process()
+    run = process.world.run_blocking
+    limiter = trio.CapacityLimiter(1)
+    done: list[int] = []
 
-    simulated(scenario)
+    async def call(number: int) -> None:
+        await run(done.append, number, limiter=limiter)
+        assert limiter.borrowed_tokens <= 1
 
-
-def test_blocking_calls_respect_their_limiter_and_are_not_abandoned() -> None:
-    async def scenario(universe: Universe) -> None:
-        process = universe.machine("m").start_process()
-        run = process.world.run_blocking
-        limiter = trio.CapacityLimiter(1)
-        done: list[int] = []
-
-        async def call(number: int) -> None:
-            await run(done.append, number, limiter=limiter)
-            assert limiter.borrowed_tokens <= 1
-
-        async with trio.open_nursery() as nursery:
-            for number in range(5):
-                nursery.start_soon(call, number)
-        assert sorted(done) == [0, 1, 2, 3, 4]
-        assert limiter.borrowed_tokens == 0
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await run(done.append, 5)
-        assert 5 not in done
-        with trio.move_on_after(1e-9):
-            await run(done.append, 6)
-        assert 6 in done
-        with pytest.raises(ZeroDivisionError):
-            await run(lambda: 1 / 0)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(expect, Crashed, run, done.append, 7)
-            await trio.testing.wait_all_tasks_blocked()
-            process.kill()
-        assert 7 not in done
-
-    simulated(scenario)
-
-
-def test_a_call_that_was_abandoned_goes_on_alone() -> None:
-    async def scenario(universe: Universe) -> None:
-        host = universe.machine("m")
-        process = host.start_process()
-        run, limiter = process.world.run_blocking, trio.CapacityLimiter(1)
-        done: list[int] = []
-
-        async def abandoned(number: int) -> None:
-            host.blocking_seconds = (10, 10)
-            with trio.move_on_after(1) as scope:
-                await run(done.append, number, limiter=limiter, abandon_on_cancel=True)
-            assert scope.cancelled_caught
-            host.blocking_seconds = (0, 0)
-
-        await abandoned(1)
-        assert trio.current_time() == pytest.approx(1)
-        assert limiter.borrowed_tokens == 1
-        await run(done.append, 2, limiter=limiter, abandon_on_cancel=True)
-        assert done == [1, 2]
-        assert trio.current_time() == pytest.approx(10)
-        await abandoned(3)
-        await run(lambda: done.append(4))
-        assert done == [1, 2, 4]
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(call, number)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert limiter.borrowed_tokens == 0
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run(done.append, 5)
+    assert 5 not in done
+    with trio.move_on_after(1e-9):
+        await run(done.append, 6)
+    assert 6 in done
+    with pytest.raises(ZeroDivisionError):
+        await run(lambda: 1 / 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, Crashed, run, done.append, 7)
+        await trio.testing.wait_all_tasks_blocked()
         process.kill()
-        await trio.sleep(20)
-        assert done == [1, 2, 4]
-
-    simulated(scenario)
+    assert 7 not in done
 
 
-if __name__ == "__main__":
-    print(simulated(busy_scenario, 4).trace.digest())
+@with_universe
+async def test_a_call_that_was_abandoned_goes_on_alone(universe: Universe) -> None:
+    host = universe.machine("m")
+    process = host.start_process()
+    run, limiter = process.world.run_blocking, trio.CapacityLimiter(1)
+    done: list[int] = []
+
+    async def abandoned(number: int) -> None:
+        host.blocking_seconds = (10, 10)
+        with trio.move_on_after(1) as scope:
+            await run(done.append, number, limiter=limiter, abandon_on_cancel=True)
+        assert scope.cancelled_caught
+        host.blocking_seconds = (0, 0)
+
+    await abandoned(1)
+    assert trio.current_time() == pytest.approx(1)
+    assert limiter.borrowed_tokens == 1
+    await run(done.append, 2, limiter=limiter, abandon_on_cancel=True)
+    assert done == [1, 2]
+    assert trio.current_time() == pytest.approx(10)
+    await abandoned(3)
+    await run(lambda: done.append(4))
+    assert done == [1, 2, 4]
+    process.kill()
+    await trio.sleep(20)
+    assert done == [1, 2, 4]
 
 
 def test_a_process_dies_in_the_middle_of_its_disk_calls() -> None:

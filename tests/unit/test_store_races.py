@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import trio
+from clocks import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from limits import HANG_SECONDS
@@ -188,8 +189,6 @@ class Server:
         await self.node.open()
         await compare_all(self.node)
 
-    # --- what is ordered ---------------------------------------------------------------
-
     async def upload(self, handle: int, version: int, pause: float) -> bool:
         request = WriteChunk(0, version, handle, 0, "upload", [], False)
         packets = Packets(content(handle, version), pause)
@@ -296,8 +295,6 @@ class Server:
                 await look_at(node, [handle])
         return True
 
-    # --- one at a time, and all at once --------------------------------------------------
-
     async def carry_out(self, op: Op) -> None:
         handle, known = op.handle, self.known[op.handle]
         action: Callable[[], Awaitable[bool]]
@@ -362,8 +359,6 @@ class Server:
         await self.start()
         self.check()
 
-    # --- what must hold --------------------------------------------------------------------
-
     def files(self, handle: int) -> list[str]:
         return [path for path in self.machine.disk.paths() if f"{handle:016x}." in path]
 
@@ -416,7 +411,6 @@ class Server:
                 assert not files, "a file and a record"
                 assert [disk.index for disk in packed] == [replica.disk]
                 file = open_packed(packed[0].packs, handle, packed[0].journal)
-                assert file is not None
                 assert (file.version, file.length) == (replica.version, replica.length)
                 assert file.bad_blocks() == []
                 assert self.origin(handle, file.read_verified(0, file.length))
@@ -504,29 +498,27 @@ def test_store_and_disks_agree_whatever_is_done_at_once(
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["it is opened", "it is committed"])
-def test_nothing_is_heard_of_a_server_while_its_disk_hangs(number: int) -> None:
+@simulated(0)
+async def test_nothing_is_heard_of_a_server_while_its_disk_hangs(number: int) -> None:
     """It said for 8 s that it worked, until the disk was given up."""
 
-    async def play() -> None:
-        server = Server(0, "replicated", 1)
-        await server.start()
-        await server.upload(HANDLES[0], 1, 0.0)
-        server.process.kill()
-        await server.start()
-        began = trio.current_time()
-        client = Listening(server, number)
-        request = WriteChunk(0, 1, HANDLES[number], 0, "upload", [], False)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.node.pulse.run)
-            await WriteExchange(server.node, client, request).run()
-            nursery.cancel_scope.cancel()
-        assert trio.current_time() > began + 10
-        heard = [at - began for at in client.heard if at < began + 10]
-        assert heard
-        assert max(heard) < STUCK_SECONDS + 2 * PULSE_SECONDS
-        server.process.kill()
-
-    run_simulated(0, play)
+    server = Server(0, "replicated", 1)
+    await server.start()
+    await server.upload(HANDLES[0], 1, 0.0)
+    server.process.kill()
+    await server.start()
+    began = trio.current_time()
+    client = Listening(server, number)
+    request = WriteChunk(0, 1, HANDLES[number], 0, "upload", [], False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.node.pulse.run)
+        await WriteExchange(server.node, client, request).run()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() > began + 10
+    heard = [at - began for at in client.heard if at < began + 10]
+    assert heard
+    assert max(heard) < STUCK_SECONDS + 2 * PULSE_SECONDS
+    server.process.kill()
 
 
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
@@ -571,9 +563,6 @@ def test_records_from_before_two_starts_do_not_follow_new_ones(seed: int) -> Non
     simulate(seed, "fsync", rounds, 1)
 
 
-# --- packed replicas are moved out only for a change that happens -----------------------
-
-
 async def packing(disks: int = 1) -> Server:
     """A server with a packed replica of version 5."""
     server = Server(4, "replicated", disks)
@@ -583,145 +572,135 @@ async def packing(disks: int = 1) -> Server:
     return server
 
 
-def test_a_refused_write_unpacks_nothing() -> None:
-    async def play() -> None:
-        server = await packing()
-        (disk,) = server.node.store.disks.used.values()
-        for version, mode in ((3, "mutate"), (9, "mutate"), (4, "upload")):
-            request = WriteChunk(0, version, HANDLES[0], 0, mode, [], False)
-            assert not await WriteExchange(server.node, Packets(b"late", 0), request).run()
-            assert HANDLES[0] in disk.packs
-        server.process.kill()
-
-    run_simulated(0, play)
-
-
-def test_a_grant_on_a_full_disk_leaves_the_reserve_alone() -> None:
-    async def play() -> None:
-        server = await packing()
-        (disk,) = server.node.store.disks.used.values()
-        before = disk.written_bytes
-        disk.reserve_bytes = 1 << 60
-        with pytest.raises(DiskFull):
-            await server.grant(HANDLES[0], 6, False)
+@simulated(0)
+async def test_a_refused_write_unpacks_nothing() -> None:
+    server = await packing()
+    (disk,) = server.node.store.disks.used.values()
+    for version, mode in ((3, "mutate"), (9, "mutate"), (4, "upload")):
+        request = WriteChunk(0, version, HANDLES[0], 0, mode, [], False)
+        assert not await WriteExchange(server.node, Packets(b"late", 0), request).run()
         assert HANDLES[0] in disk.packs
-        disk.reserve_bytes = 1
-        await server.grant(HANDLES[0], 7, False)
-        assert HANDLES[0] not in disk.packs
-        assert disk.written_bytes >= before + len(content(HANDLES[0], 5))
-        server.process.kill()
-
-    run_simulated(0, play)
+    server.process.kill()
 
 
-def test_a_drained_disk_packs_what_was_packed_only_if_that_is_wanted_still() -> None:
-    async def play() -> None:
-        server = await packing(2)
-        store = server.node.store
-        await server.move(HANDLES[0])
-        assert sum(HANDLES[0] in disk.packs for disk in store.disks.used.values()) == 1
-        store._packed_bytes_max = 0
-        await server.move(HANDLES[0])
-        assert not any(HANDLES[0] in disk.packs for disk in store.disks.used.values())
-        server.check()
-        server.process.kill()
+@simulated(0)
+async def test_a_grant_on_a_full_disk_leaves_the_reserve_alone() -> None:
+    server = await packing()
+    (disk,) = server.node.store.disks.used.values()
+    before = disk.written_bytes
+    disk.reserve_bytes = 1 << 60
+    with pytest.raises(DiskFull):
+        await server.grant(HANDLES[0], 6, False)
+    assert HANDLES[0] in disk.packs
+    disk.reserve_bytes = 1
+    await server.grant(HANDLES[0], 7, False)
+    assert HANDLES[0] not in disk.packs
+    assert disk.written_bytes >= before + len(content(HANDLES[0], 5))
+    server.process.kill()
 
-    run_simulated(0, play)
+
+@simulated(0)
+async def test_a_drained_disk_packs_what_was_packed_only_if_that_is_wanted_still() -> None:
+    server = await packing(2)
+    store = server.node.store
+    await server.move(HANDLES[0])
+    assert sum(HANDLES[0] in disk.packs for disk in store.disks.used.values()) == 1
+    store._packed_bytes_max = 0
+    await server.move(HANDLES[0])
+    assert not any(HANDLES[0] in disk.packs for disk in store.disks.used.values())
+    server.check()
+    server.process.kill()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_replica_that_moves_while_it_is_verified_is_not_taken_for_damaged(seed: int) -> None:
-    async def play() -> None:
-        server = await packing(2)
-        store = server.node.store
-        states = []
+@simulated()
+async def test_a_replica_that_moves_while_it_is_verified_is_not_taken_for_damaged(
+    seed: int,
+) -> None:
+    server = await packing(2)
+    store = server.node.store
+    states = []
 
-        async def verify() -> None:
-            while True:
-                reply = await server.node.verify(VerifyChunk(id=0, handle=HANDLES[0], version=5))
-                states.append((reply.state, reply.bad_blocks))
+    async def verify() -> None:
+        while True:
+            reply = await server.node.verify(VerifyChunk(id=0, handle=HANDLES[0], version=5))
+            states.append((reply.state, reply.bad_blocks))
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(verify)
-            for _ in range(40):
-                await server.move(HANDLES[0])
-            nursery.cancel_scope.cancel()
-        assert len(states) > 40
-        assert states == [("good", [])] * len(states)
-        assert not store.inventory.bad
-        server.process.kill()
-
-    run_simulated(seed, play)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(verify)
+        for _ in range(40):
+            await server.move(HANDLES[0])
+        nursery.cancel_scope.cancel()
+    assert len(states) > 40
+    assert states == [("good", [])] * len(states)
+    assert not store.inventory.bad
+    server.process.kill()
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_file_that_is_missed_after_its_replica_was_moved_is_not_gone(
+@simulated(0)
+async def test_a_file_that_is_missed_after_its_replica_was_moved_is_not_gone(
     moved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def play() -> None:
-        server = await packing(2)
-        store, run = server.node.store, Disk.run
-        looks_wrong, looked = store.inventory.looks_wrong, 0
+    server = await packing(2)
+    store, run = server.node.store, Disk.run
+    looks_wrong, looked = store.inventory.looks_wrong, 0
 
-        async def late(disk: Disk, function: Callable[..., Any], *args: Any) -> Any:
-            nonlocal looked
-            if function != looks_wrong or looked:
-                return await run(disk, function, *args)
-            looked += 1
-            if moved:
-                await server.move(HANDLES[0])
-            return [(HANDLES[0], False)]
+    async def late(disk: Disk, function: Callable[..., Any], *args: Any) -> Any:
+        nonlocal looked
+        if function != looks_wrong or looked:
+            return await run(disk, function, *args)
+        looked += 1
+        if moved:
+            await server.move(HANDLES[0])
+        return [(HANDLES[0], False)]
 
-        monkeypatch.setattr(Disk, "run", late)
-        reply = await server.node.verify(VerifyChunk(id=0, handle=HANDLES[0], version=5))
-        assert looked
-        assert reply.state == ("good" if moved else "missing")
-        assert (HANDLES[0] in store.inventory) == moved
-        server.process.kill()
-
-    run_simulated(0, play)
+    monkeypatch.setattr(Disk, "run", late)
+    reply = await server.node.verify(VerifyChunk(id=0, handle=HANDLES[0], version=5))
+    assert looked
+    assert reply.state == ("good" if moved else "missing")
+    assert (HANDLES[0] in store.inventory) == moved
+    server.process.kill()
 
 
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("seed", [0, 4], ids=["in a file", "packed"])
-def test_a_sector_that_cannot_be_read_condemns_only_the_replica_that_has_it(
+@simulated()
+async def test_a_sector_that_cannot_be_read_condemns_only_the_replica_that_has_it(
     seed: int, moved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def play() -> None:
-        server = Server(seed, "replicated", 2)
-        await server.start()
-        await server.small(HANDLES[0], 5)
+    server = Server(seed, "replicated", 2)
+    await server.start()
+    await server.small(HANDLES[0], 5)
 
-        async def refused(*_: object) -> list[int]:
-            if moved:
-                await server.move(HANDLES[0])
-            raise CorruptReplica("a bad sector")
+    async def refused(*_: object) -> list[int]:
+        if moved:
+            await server.move(HANDLES[0])
+        raise CorruptReplica("a bad sector")
 
-        monkeypatch.setattr(server.node, "bad_blocks", refused)
-        await Scrubber(server.node)._pass(0)
-        inventory = server.node.store.inventory
-        assert HANDLES[0] in inventory
-        assert list(inventory.bad) == [HANDLES[0]] * (not moved)
-        server.process.kill()
-
-    run_simulated(seed, play)
+    monkeypatch.setattr(server.node, "bad_blocks", refused)
+    await Scrubber(server.node)._pass(0)
+    inventory = server.node.store.inventory
+    assert HANDLES[0] in inventory
+    assert list(inventory.bad) == [HANDLES[0]] * (not moved)
+    server.process.kill()
 
 
-def test_a_replica_whose_file_cannot_be_opened_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play() -> None:
-        server = Server(0, "replicated", 2)
-        await server.start()
-        await server.small(HANDLES[0], 5)
-        server.process.kill()
-        await server.start()
+@simulated(0)
+async def test_a_replica_whose_file_cannot_be_opened_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(0, "replicated", 2)
+    await server.start()
+    await server.small(HANDLES[0], 5)
+    server.process.kill()
+    await server.start()
 
-        def refused(*_: object) -> None:
-            raise ReadFailed(errno.EIO, "a bad sector")
+    def refused(*_: object) -> None:
+        raise ReadFailed(errno.EIO, "a bad sector")
 
-        monkeypatch.setattr(ChunkFile, "open", refused)
-        await Scrubber(server.node)._pass(0)
-        assert list(server.node.store.inventory.bad) == [HANDLES[0]]
-        server.process.kill()
-
-    run_simulated(0, play)
+    monkeypatch.setattr(ChunkFile, "open", refused)
+    await Scrubber(server.node)._pass(0)
+    assert list(server.node.store.inventory.bad) == [HANDLES[0]]
+    server.process.kill()

@@ -65,8 +65,6 @@ def test_the_line_says_what_is_done_and_what_is_left(pytestconfig: pytest.Config
     assert line == "1 of 2 tests, 0 failed, 20 s, about 60 s left (31 s in b)"
 
 
-# --- the runner ------------------------------------------------------------------------
-
 TESTS = Path(__file__).parents[1]
 #: What tests/conftest.py does with its tests, for some that are elsewhere.
 CONFTEST = """
@@ -137,8 +135,6 @@ def test_what_is_real_alone_has_a_second_try(
     assert len(left) == times
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
 
-
-# --- what is in no test ----------------------------------------------------------------
 
 VIRTUAL = {"MockClock", "Universe", "autojump_clock", "in_virtual_time", "run_simulated"}
 LIMITS = {"communicate", "fail_after", "settimeout", "wait"}

@@ -250,9 +250,6 @@ def test_what_is_no_tls_costs_one_connection_and_is_answered(made: Path, noise: 
     run_slowly(main)
 
 
-# --- bytes, both ways at once, on the simulated network ------------------------------
-
-
 @pytest.fixture(scope="module")
 def simulated(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return authority.write(tmp_path_factory.mktemp("tls"), SIMULATED_HOST)
@@ -356,8 +353,6 @@ async def test_files_are_sent_through_it(made: Path, tmp_path: Path) -> None:
     file.close()
     listener.close()
 
-
-# --- two keys ------------------------------------------------------------------------
 
 key_sets = st.lists(
     st.sampled_from([bytes([n]) * 32 for n in range(3)]), min_size=1, max_size=2, unique=True

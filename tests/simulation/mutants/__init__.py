@@ -154,7 +154,6 @@ def find_failure(out: str) -> FoundFailure | None:
         if told[2] not in CATCHING:
             return None
         replay = re.search(r"^replay: (?:\S+=\S+ )*python (.*)$", out, re.MULTILINE)
-        assert replay is not None
         return FoundFailure(int(told[1]), symptom(out), shlex.split(replay[1]))
     seed = re.search(r"(?:GFS_SEEDS=|simulated with seed )(\d+)", out)
     # pytest, which says in the end of each failure what it was, and of a group what is in it.
