@@ -58,6 +58,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
             len(master.garbage.of_kind(handle, CORRUPT))
             for handle in master.garbage.among(master.repair.lost)
         ),
+        replaced_files=book.replaced_files,
+        replaced_bytes=book.replaced_bytes,
         trash_purged=book.purged,
         trash_purged_bytes=book.purged_bytes,
         room_bytes=trash_purge.room_bytes(servers, needed),
