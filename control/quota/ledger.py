@@ -264,7 +264,11 @@ class Claim:
         #: Whether the store has no reservation for it, or not any more.
         self._is_over = True
         self._is_refused = False
-        #: The files that were added to the trash.
+        #: The file that will be replaced, and the limits of its owner.
+        self._replaced: tuple[Trash, Limits] | None = None
+        #: Whether there is room to keep it for its readers; known once it is publishing.
+        self.keeps_replaced = False
+        #: The files that were added to the trash, or to what is kept for readers.
         self._deleted: Trash | None = None
         self._mark: Path | None = None
 
@@ -294,6 +298,11 @@ class Claim:
                 await trio.sleep(pause)
                 pause = min(2 * pause, pause_max)
         return await self._set(row, limits)
+
+    def will_replace(self, owner: str, length: int, limits: Limits, seconds: float) -> None:
+        """The upload replaces a file of ``owner``, whose limits these are. The file system keeps it
+        for its readers for ``seconds`` if ``keeps_replaced`` says so after :meth:`publish`."""
+        self._replaced = Trash.replaced(owner, length, self._ledger.now(), seconds), limits
 
     async def publish(self, files: int, length: int, limits: Limits) -> None:
         """Reserve, right before the file system is asked to publish the file."""
@@ -390,12 +399,19 @@ class Claim:
         return replace(self._row, files=files, bytes=length)
 
     async def _set(self, row: Reservation, limits: Limits) -> None:
-        def decide(txn: Txn) -> Reservation:
+        replaced = self._replaced if row.is_publishing else None
+
+        def decide(txn: Txn) -> tuple[Reservation, bool]:
             self._ledger.check_room(txn)
-            return usage.reserve(txn, row, limits)
+            reserved = usage.reserve(txn, row, limits)
+            if replaced is None:
+                return reserved, False
+            return reserved, usage.add_to_trash(txn, *replaced, self._ledger.now())
 
         self._is_over = False  # or may be
-        self._row = await self._ledger.records.write(decide)
+        self._row, self.keeps_replaced = await self._ledger.records.write(decide)
+        if replaced is not None and self.keeps_replaced:
+            self._deleted = replaced[0]
 
 
 def _ending(row: Reservation) -> Callable[[Txn], None]:

@@ -23,6 +23,8 @@ can never be published; the bytes that it counted on are then reserved until it 
 
 Deleted files go to the file system's *trash*, but at any time no more of one user than the
 quota: the rest is deleted for good. Rows record how much went there and until when it stays.
+So it is with *replaced* files, which the file system keeps for their readers for some minutes: at
+any time no more of one user than the quota, besides the trash. The rest is deleted at once.
 
 *Recounts* are exact while files are published and deleted. While one is under way, each
 change that is recorded in that storage namespace leaves a *touch* for each file that was
@@ -56,8 +58,10 @@ LITTLE_SHARE = 16
 #: Uploads of one user at once, so that a user without room cannot keep the store from others.
 UPLOADS_MAX = 64
 #: Files that leave the trash within this time share a row, so a user has some 64 rows.
-TRASH_SECONDS_MIN = 3600
+TRASH_SECONDS_MIN = 10
 TRASH_PARTS = 64
+#: The file system takes so long to delete what it has kept for readers.
+REPLACED_REST_SECONDS = 10.0
 #: Changes of one request that leave touches: others wait for this transaction.
 TOUCHES_MAX = 10_000
 #: The file that an upload was to replace is not there any more.
@@ -101,9 +105,9 @@ class State(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Trash(msgspec.Struct, array_like=True, frozen=True):
-    """How much of a user's is in the trash until some time."""
+    """How much of a user's is in the trash, or kept for readers, until some time."""
 
-    #: USER/SECONDS, on this machine's clock since it was booted.
+    #: USER/SECONDS, or USER:replaced/SECONDS, on this machine's clock since it was booted.
     id: str
     files: int = 0
     bytes: int = 0
@@ -114,6 +118,12 @@ class Trash(msgspec.Struct, array_like=True, frozen=True):
         part = max(TRASH_SECONDS_MIN, math.ceil(seconds / TRASH_PARTS))
         until = math.ceil((now + seconds) / part) * part if seconds else 0
         return cls(f"{user_id}/{until}", files, length)
+
+    @classmethod
+    def replaced(cls, user_id: str, length: int, now: float, seconds: float) -> Trash:
+        """A file that is replaced ``now``, and kept for its readers for ``seconds``."""
+        account = f"{user_id}:replaced" if user_id else ""
+        return cls.of(account, 1, length, now, seconds + REPLACED_REST_SECONDS)
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True):
@@ -381,8 +391,8 @@ def end_process(txn: Txn, process: str) -> None:
 
 
 def add_to_trash(txn: Txn, deleted: Trash, limits: Limits, now: float) -> bool:
-    """Add files to the trash of their user if there is room ``now``; returns whether there was.
-    Files without an owner always fit."""
+    """Add files to the trash of their user, or to what was replaced, if there is room ``now``;
+    returns whether there was. Files without an owner always fit."""
     user_id = deleted.id.partition("/")[0]
     if not user_id:
         return True

@@ -31,6 +31,7 @@ from gfs.cli.session import run_with_client
 from gfs.client import MENDING, ChunkReport, Client, FsckProblem, FsckReport, find_masters
 from gfs.failures import plural
 from gfs.protocol.messages import (
+    READERS_SECONDS_MAX,
     ClusterTotals,
     ElectionReply,
     Scrub,
@@ -239,6 +240,12 @@ def _trash(totals: ClusterTotals) -> Iterator[str]:
         yield (
             f"trash: {plural(totals.trash_files, 'file')}, {human_bytes(totals.trash_bytes)}"
             f"{oldest} (gfs ls --trash; gfs undelete; gfs rm --trash)"
+        )
+    if totals.replaced_files:
+        yield (
+            f"replaced: {plural(totals.replaced_files, 'file')}, "
+            f"{human_bytes(totals.replaced_bytes)}, kept for readers for "
+            f"{human_seconds(READERS_SECONDS_MAX)} at most"
         )
     if totals.trash_purged:
         yield (

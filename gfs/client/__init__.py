@@ -10,7 +10,7 @@ from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import MENDING, ChunkReport, FsckProblem, FsckReport
 from gfs.client.rescue import Rescued
 from gfs.client.transfer import LocalPart, check_free
-from gfs.protocol.messages import Entry, TrashEntry
+from gfs.protocol.messages import Entry, TrashEntry, readers_seconds
 
 __all__ = [
     "MENDING",
@@ -33,5 +33,6 @@ __all__ = [
     "errno_of",
     "find_credentials",
     "find_masters",
+    "readers_seconds",
     "sync",
 ]

@@ -332,6 +332,12 @@ class NewFile(File):
         self._check_open()
         self._options = replace(self._options, expect=inode)
 
+    def keep_for_readers(self, inode: int) -> None:
+        """Of the files that this one may replace, keep only the one with this inode for those who
+        read it, for a while: any other is deleted at once, and reads of it fail. 0: keep none."""
+        self._check_open()
+        self._options = replace(self._options, keeps=inode)
+
     def describe(self, attributes: Mapping[str, str], modified_ns: int = 0) -> None:
         """Set the attributes, instead of those given to :meth:`Client.create`, and the time of
         change that the file is published with (0: the present time)."""

@@ -33,6 +33,9 @@ class PublishOptions:
     expect: int | None = None
     #: The file's time of change; 0: when it is published.
     modified_ns: int = 0
+    #: The inode of the file that is kept for its readers if it is replaced, while any other is
+    #: deleted at once; None: whichever is replaced is kept.
+    keeps: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.parents, str):
@@ -100,5 +103,6 @@ def publish_request(
         expect=-1 if options.expect is None else options.expect,
         below=options.parents if isinstance(options.parents, str) else "",
         modified_ns=options.modified_ns,
+        keeps=-1 if options.keeps is None else options.keeps,
     )
     return request, _encode(published)

@@ -107,6 +107,8 @@ class ChainWriter:
     acked: int = 0  # bytes from the chunk's start that every replica holds
     length: int = 0  # the replicas' length, once the last packet is acknowledged
     done: bool = False
+    #: How often its chain broke since a packet was acknowledged.
+    breaks: int = 0
     _connection: BulkConnection | None = None
     _next_number: int = 0
 
@@ -189,6 +191,7 @@ class ChainWriter:
         while self.packets and self.packets[0].number <= message.id:
             packet = self.packets.popleft()
             self.acked = packet.offset + len(packet.data)
+            self.breaks = 0
             self.let_go(packet)
             if packet.last:
                 self.length = message.length
@@ -215,6 +218,10 @@ class ChainWriter:
         self.hang_up()
         while self.packets:
             self.let_go(self.packets.popleft())
+
+
+def _full(broken: ChainBroken) -> DiskFull:
+    return DiskFull(f"no chunkserver has room for the file: {broken}")
 
 
 class Upload:
@@ -381,10 +388,11 @@ class Upload:
     async def _recover(self, chunk: ChainWriter, broken: ChainBroken) -> None:
         """Continue on the remaining replicas, and send all unacknowledged bytes again.
 
-        Raises ChunkUnavailable if no server has the acknowledged bytes any more, DiskFull
-        if the last server with them is full.
+        Raises ChunkUnavailable if no server has the acknowledged bytes any more, or after so
+        many attempts without a further acknowledgement; DiskFull if the last server was full.
         """
-        for _ in range(RECOVERIES_MAX):
+        while chunk.breaks < RECOVERIES_MAX:
+            chunk.breaks += 1
             how = "without it" if broken.server else "with all servers"
             log.warning("chunk %016x: %s; continuing %s", chunk.handle, broken, how)
             self._core.suspect(broken.server, broken.code)
@@ -398,8 +406,10 @@ class Upload:
                 broken = again
             except ChunkUnavailable as error:
                 if broken.code == DiskFull.code:
-                    raise DiskFull(f"no chunkserver has room for the file: {broken}") from error
+                    raise _full(broken) from error
                 raise
+        if broken.code == DiskFull.code:
+            raise _full(broken)
         raise ChunkUnavailable(f"the write of a chunk failed {RECOVERIES_MAX} times: {broken}")
 
     async def _new_chain(self, chunk: ChainWriter, failed: str) -> None:

@@ -142,6 +142,8 @@ class Master:
         """Update the tables after a commit of this master, or of the one that is followed."""
         for inode, trashed in effects.trashed:
             self.trash.changed(inode, trashed)
+        for inode, length in effects.replaced:
+            self.trash.replaced(inode, length)
         for inode, length in effects.grown:
             self.trash.grown(inode, length)
         for server_id, draining in effects.drains:

@@ -57,6 +57,8 @@ CLONES_MAX = 256
 #: What is read or written by one message without an exchange of its own: a block.
 SMALL_BYTES_MAX = BLOCK_BYTES
 PATH_BYTES_MAX = 4096
+#: See :func:`readers_seconds`.
+READERS_SECONDS_MAX = 600
 #: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
 #: A file has at most so many attributes, with names and values of at most so many bytes
@@ -298,6 +300,10 @@ class ClusterTotals(Part):
     unlocated: int = 0
     #: The disk space of the orphaned replicas, heads included.
     orphaned_bytes: int = 0
+    #: Files that were replaced and are kept for their readers, or are being reclaimed.
+    #: Of the counts above, only ``chunks`` includes them.
+    replaced_files: int = 0
+    replaced_bytes: int = 0
 
 
 class TrashEntry(Part):
@@ -626,7 +632,8 @@ class Publish(Mutation, tag=36):
     made if ``parents``; if ``below`` is not empty, only below that directory, which
     must exist. ``expect`` is -1, or a condition on the path that takes the place of
     ``replace``: with 0 the path must not exist, else the file there must have that
-    inode.
+    inode. A file that is replaced is kept for its readers for a while
+    (:func:`readers_seconds`) if ``keeps`` is -1 or its inode; else it is deleted at once.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = 16 * MIB
@@ -642,6 +649,16 @@ class Publish(Mutation, tag=36):
     below: str = ""
     #: The file's time of change; 0: the present time.
     modified_ns: int = 0
+    keeps: int = -1
+
+
+def readers_seconds(chunks: int) -> int:
+    """How long a replaced file of so many chunks is kept for those who have it open.
+
+    A chunk is read in one request, during which the chunkserver has its file open; a
+    reader of several chunks asks for the next ones much later.
+    """
+    return READERS_SECONDS_MAX if chunks > 1 else 10
 
 
 class PublishReply(Message, tag=37):

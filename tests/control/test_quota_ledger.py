@@ -324,6 +324,37 @@ async def test_the_trash_of_a_user_is_no_more_than_his_quota(
         assert usage.trash.count(txn) == 1
 
 
+async def replace_file(ledger: Ledger, length: int, *, is_refused: bool = False) -> bool:
+    async with ledger.claim("bob", "s") as claim:
+        await claim.reserve(1, 1, MANY)
+        claim.will_replace("ada", length, LIMITS, 600.0)
+        await claim.publish(1, 1, MANY)
+        if is_refused:
+            claim.refused()
+        else:
+            await claim.record([], yes)
+    return claim.keeps_replaced
+
+
+async def test_what_is_kept_for_readers_is_no_more_than_the_quota_of_its_owner(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("control.quota.ledger.boot_seconds", lambda: now)
+    await know(ledger)
+    assert await replace_file(ledger, 60)
+    assert not await replace_file(ledger, 60)
+    # The trash has its own room.
+    assert await delete(ledger, 100)
+    assert await replace_file(ledger, 40, is_refused=True)
+    assert await replace_file(ledger, 40)
+    assert not await replace_file(ledger, 1)
+    now += 600.0
+    assert not await replace_file(ledger, 1)  # the file system may not have deleted it yet
+    now += 20.0
+    assert [await replace_file(ledger, 1) for _ in range(5)] == [True] * 4 + [False]
+
+
 def test_what_is_in_the_trash_takes_few_rows() -> None:
     for seconds in (HOUR, 3 * 86400.0, 365 * 86400.0):
         names = {Trash.of("ada", 1, 1, now, seconds).id for now in range(0, int(seconds), 60)}

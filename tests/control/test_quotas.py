@@ -343,6 +343,23 @@ def test_the_trash_has_no_more_of_a_user_than_his_quota(
     assert f"/{third}" in found
 
 
+def test_what_is_replaced_takes_no_more_of_the_disks_than_the_quota(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    space, size = space_of(client), 65 * MIB  # of two chunks, which are kept for ten minutes
+    allow(several, user_id, bytes=100 * MIB)
+    for _ in range(4):
+        ok(put(client, space, "f", size, overwrite="true"))
+    assert used(client) == (1, size)
+
+    async def replaced() -> int:
+        async with gfs.connect(state=several.cluster.state) as fs:
+            return int((await fs.status()).totals.replaced_bytes)
+
+    wait_for(lambda: size <= trio.run(replaced) < 2 * size, "release of what was replaced since")
+
+
 # --- the command line -------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from gfs.cli.drain import is_stuck
 from gfs.cli.progress import Progress
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
-from gfs.errors import CorruptReplica, GfsError, InvalidArgument
+from gfs.errors import CorruptReplica, DiskFull, GfsError, InvalidArgument
 from gfs.master.tables import Clone
 from gfs.master.upkeep.copies import Copies
 from gfs.protocol.messages import SMALL_REPLICA_BYTES_MAX, ServerStatus
@@ -222,6 +222,21 @@ async def test_many_files_wait_once_for_chunkservers_that_are_away(
             for server in cluster.chunkservers:
                 nursery.start_soon(cluster.start, server)
             assert await fs.get_many(files) == list(files.values())
+
+
+@over_seeds(2)
+async def test_all_say_at_once_what_is_lost(seed: int, chance: random.Random) -> None:
+    """Also of a master that has just begun: what damaged replica there is, it was told."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 200_000), "/file", replication=1)
+        [server] = [s for s in cluster.chunkservers if cluster.chunk_files(s)]
+        harm_block(cluster, server, 1, "flip")
+        assert (await fs.fsck()).counts["lost"] == 1
+        await trio.sleep(1)
+        for _ in range(100):
+            totals = (await fs.status()).totals
+            assert (totals.lost, totals.unlocated, totals.beyond_repair) == (1, 0, 1)
+            await trio.sleep(1)
 
 
 def harm_block(cluster: SimCluster, server: str, block: int, how: str) -> None:
@@ -620,6 +635,21 @@ async def test_a_full_disk_is_an_error_and_damages_nothing(
         await fs.put(data, "/second")
         assert await fs.get("/second") == data
         await assert_sound(fs)
+
+
+@over_seeds(3)
+async def test_a_write_to_full_disks_ends(seed: int, chance: random.Random) -> None:
+    """They are not said to be full before a write has failed, and right after that they are
+    measured again."""
+    data = content(chance, MIB)
+    settings = ChunkserverSettings(reserve_bytes=0)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        for server in cluster.chunkservers:
+            cluster.machine(server).disk.mount("/disk0", 2 * MIB - 1)
+        await fs.put(data, "/file")
+        with trio.fail_after(60), pytest.raises(DiskFull, match="no chunkserver has room"):
+            await fs.put(data, "/second")
+        assert await fs.get("/file") == data
 
 
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from unittest import mock
 
 import pytest
@@ -138,6 +139,48 @@ async def test_who_reads_a_file_that_is_deleted_reads_it_to_its_end(
 
 
 @over_seeds(2)
+async def test_a_replaced_file_is_kept_for_ten_minutes_or_not_at_all(
+    seed: int, chance: random.Random
+) -> None:
+    data = content(chance, LARGE_BYTES)
+    async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        file = await fs.open("/file")
+        assert await file.read(100_000) == data[:100_000]
+        await fs.put(b"new", "/file", overwrite=True)
+        await trio.sleep(60)
+
+        async def replaced() -> tuple[int, int]:
+            totals = (await fs.status()).totals
+            assert not totals.trash_rows
+            return totals.replaced_files, totals.replaced_bytes
+
+        assert await replaced() == (1, LARGE_BYTES)
+        await cluster.crash("master")
+        await cluster.start("master")
+        await cluster.wait_until(lambda: _is(replaced, (1, LARGE_BYTES)), 5)
+        assert await file.read() == data[100_000:]
+        await file.close()
+        await fs.put(data, "/file", overwrite=True)
+        kept = await fs.stat("/file")
+        new = fs.create("/file", overwrite=True)
+        async with new:
+            await new.write(b"newer")
+            new.keep_for_readers(kept.inode + 1)
+        # What no reader needs is off the disks at once, the other is kept for its time.
+        await cluster.wait_until(lambda: stored(cluster) == 3 * 3, 15)
+        assert await replaced() == (1, LARGE_BYTES)
+        await trio.sleep(500)
+        assert await replaced() == (1, LARGE_BYTES)
+        await cluster.wait_until(lambda: stored(cluster) == 3, 60)
+        assert await replaced() == (0, 0)
+
+
+async def _is(look: Callable[[], Awaitable[object]], expected: object) -> bool:
+    return await look() == expected
+
+
+@over_seeds(2)
 async def test_now_is_now(seed: int, chance: random.Random) -> None:
     async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
         await fs.put(b"1", "/d/now")
@@ -185,7 +228,15 @@ SMALL_DISKS = ChunkserverSettings(reserve_bytes=0)
 
 def mount(cluster: SimCluster, sizes: list[int]) -> None:
     for name, size in zip(cluster.chunkservers, sizes, strict=True):
-        cluster.machine(name).disk.mount("/disk0", size)
+        for disk in cluster.disks:
+            cluster.machine(name).disk.mount(disk, size)
+
+
+def fill(cluster: SimCluster, name: str) -> None:
+    """From now on the first disk of this chunkserver has no space."""
+    disk = cluster.machine(name).disk
+    space = disk.space("/disk0")
+    disk.mount("/disk0", space.total_bytes - space.free_bytes)
 
 
 @over_seeds(3)
@@ -249,23 +300,62 @@ async def test_nothing_goes_early_that_makes_no_room(seed: int, chance: random.R
             await fs.delete("/single")
             deleted = [entry.path for entry in await told(cluster)]
 
-            def full(name: str) -> None:
-                disk = cluster.machine(name).disk
-                space = disk.space("/disk0")
-                disk.mount("/disk0", space.total_bytes - space.free_bytes)
-
-            full("chunkserver0")
-            full("chunkserver1")
+            fill(cluster, "chunkserver0")
+            fill(cluster, "chunkserver1")
             await trio.sleep(30)
             await fs.put(data, "/fits", replication=2)
             assert [entry.path for entry in await told(cluster)] == deleted
-            full("chunkserver2")
+            fill(cluster, "chunkserver2")
             await cluster.wait_until(lambda: gone_are(cluster, deleted, ["/single"]), 30)
             await fs.put(data, "/fits, too", replication=2)
             await trio.sleep(60)
             await cluster.crash("chunkserver3")
             await trio.sleep(60)
             assert await gone_are(cluster, deleted, ["/single"])
+
+
+@over_seeds(3)
+async def test_all_of_the_trash_goes_before_a_write_is_refused(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed, chunkserver=SMALL_DISKS, master=MASTER) as cluster:
+        mount(cluster, [100 * MIB] * 3)
+        async with cluster.client() as fs:
+            # Less than what is to be free when room was made.
+            await fs.put(content(chance, 4 * MIB), "/file")
+            await fs.delete("/file")
+            await fs.put(bytes(85 * MIB), "/live")
+            assert len(await told(cluster)) == 1
+            for number in range(8):
+                await fs.put(content(chance, MIB), f"/more{number}")
+                await trio.sleep(15)
+            assert not await told(cluster)
+
+
+@over_seeds(3)
+async def test_nothing_goes_because_a_server_is_away_until_it_is_forgotten(
+    seed: int, chance: random.Random
+) -> None:
+    still = replace(MASTER, moves_total=0)
+    async with SimCluster(seed, chunkserver=SMALL_DISKS, master=still) as cluster:
+        mount(cluster, [100 * MIB, 1 << 40, 1 << 40])
+        data = content(chance, MIB)
+        async with cluster.client() as fs:
+            for number in range(30):
+                await fs.put(data, f"/{number}")
+                await fs.delete(f"/{number}")
+            fill(cluster, "chunkserver0")
+            await cluster.crash("chunkserver1")
+            await trio.sleep(60)
+            (away,) = [s for s in (await fs.status()).servers if s.state == "dead"]
+            assert len(await told(cluster)) == 30
+            await cluster.crash("master")
+            await cluster.start("master")
+            await trio.sleep(60)
+            assert len(await told(cluster)) == 30
+            await fs.forget_server(away.id)
+            await trio.sleep(30)
+            assert len(await told(cluster)) < 30
 
 
 async def gone_are(cluster: SimCluster, deleted: list[str], gone: list[str]) -> bool:

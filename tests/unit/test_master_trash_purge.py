@@ -21,7 +21,14 @@ ONE_OF_TWO_FULL: Reports = ([(TIB, 0, "full"), (TIB, 2 * ROOM_BYTES, "ok")], LIV
 FAILED: Reports = ([(TIB, TIB // 2, "failed")], LIVE)
 AWAY: Reports = ([], SILENT)
 GONE: Reports = ([(TIB, TIB // 2, "ok")], DEAD)
+#: Seen before it was away.
+FULL_AND_AWAY: Reports = ([(TIB, 0, "full")], SILENT)
+FULL_AND_GONE: Reports = ([(TIB, 0, "full")], DEAD)
+UNKNOWN: Reports = ([], DEAD)
 SMALL: Reports = ([(1000, 49, "ok")], LIVE)
+#: Of each disk too little, but not of all of them together.
+A_LITTLE_EACH: Reports = ([(TIB, ROOM_BYTES // 4, "ok")] * 4, LIVE)
+ALMOST: Reports = ([(TIB, ROOM_BYTES // 4, "ok")] * 3 + [(TIB, 0, "full")], LIVE)
 
 
 def servers(reported: list[Reports]) -> list[Server]:
@@ -45,7 +52,14 @@ def servers(reported: list[Reports]) -> list[Server]:
         ([ROOM, AWAY, FULL], None, 0),
         ([AWAY, AWAY, AWAY], None, 0),
         ([ROOM, FULL, FULL], {1: 2 * ROOM_BYTES, 2: 2 * ROOM_BYTES}, 1),
-        ([ROOM, GONE, LOW], {2: ROOM_BYTES + 1}, 1),
+        # Nor is one that nobody has forgotten a reason.
+        ([ROOM, GONE, LOW], None, 0),
+        ([ROOM, UNKNOWN, LOW], None, 0),
+        # One that was full when it was there last is none that has room.
+        ([ROOM, FULL_AND_GONE, LOW], {2: ROOM_BYTES + 1}, 1),
+        ([ROOM, FULL_AND_AWAY, LOW], {2: ROOM_BYTES + 1}, 1),
+        ([ROOM, A_LITTLE_EACH, FULL], None, 0),
+        ([ROOM, ALMOST], {1: 2 * ROOM_BYTES - 3 * (ROOM_BYTES // 4)}, 1),
         ([LOW, FULL, FULL], {0: ROOM_BYTES + 1, 1: 2 * ROOM_BYTES, 2: 2 * ROOM_BYTES}, 2),
         ([ROOM, SMALL], {1: 51}, 1),
         # Servers are missing, and no space: there is none to be freed.

@@ -38,8 +38,6 @@ from gfs.io import real_world
 from gfs.master.metadata import lookups, operation_log, trash
 from gfs.master.metadata.committer import Committer, Job, Outcome, Plan
 from gfs.master.metadata.namespace import (
-    CHUNK_READERS_NS,
-    READERS_NS,
     Planned,
     chunk_handle,
     chunk_row,
@@ -926,14 +924,23 @@ def test_publishing_returns_what_was_replaced(real: Real) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "kept_ns"), [(CHUNK, CHUNK_READERS_NS), (CHUNK + 1, READERS_NS)]
+    ("length", "keeps", "seconds"),
+    [
+        (CHUNK, -1, 10),
+        (CHUNK + 1, -1, 600),
+        (CHUNK + 1, 2, 600),  # the inode of the file
+        (CHUNK + 1, 0, 0),
+        (CHUNK + 1, 7, 0),
+    ],
 )
-def test_a_replaced_file_is_kept_for_its_readers(real: Real, length: int, kept_ns: int) -> None:
+def test_a_replaced_file_is_kept_for_its_readers(
+    real: Real, length: int, keeps: int, seconds: int
+) -> None:
     publish(real, 1, "/f", length)
-    publish(real, 2, "/f", 5, replace=True)
+    publish(real, 2, "/f", 5, replace=True, keeps=keeps)
     with real.store.read() as txn:
         [(key, _)] = txn.scan(b"", txn.db.trash)
-    assert 0 <= unpack_u64(key[:8]) - kept_ns < 1_000_000
+    assert 0 <= unpack_u64(key[:8]) - seconds * 10**9 < 1_000_000
 
 
 def test_times_and_attributes_are_set_and_stay(real: Real) -> None:

@@ -9,6 +9,9 @@ never sends the body.
 The file is published at the very end, in one step. Until then, and if anything fails, the
 file that had the name before keeps it.
 
+What is replaced the file system keeps for its readers for some minutes, as far as the quota of its
+owner has room for what was replaced lately (:mod:`control.quota.usage`).
+
 Room for the file is reserved in the uploader's quota before its bytes are sent to the
 chunkservers: all at once if the request says how long the file is, else piece by
 piece. A file that is replaced stops counting once it is replaced. If the quota has no
@@ -50,7 +53,7 @@ from control.storage.transfer.multipart import FormReader
 from control.storage.transfer.progress import Transfers
 from control.storage.versions import Versions, applies, keeps
 from gfs.blocks import KIB
-from gfs.client import Entry, NewFile
+from gfs.client import Entry, NewFile, readers_seconds
 from gfs.errors import DirectoryNotEmpty, FileChanged, NotFound
 
 _integer = re.compile(r"[0-9]{1,18}")
@@ -312,7 +315,7 @@ class Upload:
         with contextlib.suppress(NoSuchThing):  # its versions may be on by now
             space = self._spaces.again(space)
         if not applies(space, self._path):
-            await self._reserve(claim, claim.publish, file.length)
+            await self._reserve_replacing(claim, file, self._there)
             await self._close(claim, file, described)
             return
         self._space = space
@@ -324,7 +327,8 @@ class Upload:
                 self._instead = False  # it has no room but its own
                 claim.replaces(0, 0)
             file.expect(turn.inode)
-            await self._reserve(claim, claim.publish, file.length)  # before the copy counts, too
+            # Before the copy counts, too. A version shares its chunks with what it was.
+            await self._reserve_replacing(claim, file, None if turn.is_kept else turn.current)
             try:
                 await turn.keep()
             except BaseException:
@@ -332,6 +336,15 @@ class Upload:
                 raise
             attributes = {**described, **turn.attributes}
             await self._close(claim, file, attributes, turn.modified_ns)
+
+    async def _reserve_replacing(self, claim: Claim, file: NewFile, there: Entry | None) -> None:
+        """Reserve, right before the file is published in place of ``there``, which is kept for its
+        readers if its owner has room for that. Raises as :meth:`_reserve`."""
+        if there is not None:
+            owner, seconds = owner_of(there), readers_seconds(there.chunks)
+            claim.will_replace(owner, there.length, self._control.limits_of(owner), seconds)
+        await self._reserve(claim, claim.publish, file.length)
+        file.keep_for_readers(there.inode if there is not None and claim.keeps_replaced else 0)
 
     async def _close(
         self, claim: Claim, file: NewFile, attributes: Mapping[str, str], modified_ns: int = 0

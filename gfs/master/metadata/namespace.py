@@ -92,15 +92,12 @@ from gfs.protocol.messages import (
     SetLength,
     SetReplication,
     StatReply,
+    readers_seconds,
 )
 
 Planned = tuple[Operation | None, Message]
 
 SECOND_NS = 1_000_000_000
-#: How long a replaced file is kept for its readers.
-READERS_NS = 600 * SECOND_NS
-#: The same for a file of one chunk.
-CHUNK_READERS_NS = 10 * SECOND_NS
 
 
 # --- walking -------------------------------------------------------------------
@@ -265,20 +262,21 @@ def plan_publish(
             raise InvalidArgument(f"chunk {new.handle:x} belongs to a file already")
     path = join(segments)
     inode = txn.state.next_inode + len(place.made)
+    replaced = existing[0] if existing else 0
     operation = FilePublished(
         time_ns=time_ns,
         directories=place.made,
         parent=place.parent,
         name=place.name,
         inode=inode,
-        replaced=existing[0] if existing else 0,
+        replaced=replaced,
         replication=replication,
         length=request.length,
         path=path,
         chunks=chunks,
         digest=request.digest,
         attributes=request.attributes,
-        kept_ns=_kept_ns(txn, existing),
+        kept_ns=_kept_ns(txn, existing) if request.keeps in (-1, replaced) else 0,
         modified_ns=request.modified_ns,
     )
     entry = Entry(
@@ -302,15 +300,11 @@ def _replaced(txn: Txn, path: str, existing: tuple[int, int] | None) -> list[Ent
 
 
 def _kept_ns(txn: Txn, replaced: tuple[int, int] | None) -> int:
-    """Until when the replaced file is kept for its readers.
-
-    A chunk is read in one request, during which the chunkserver has its file open; a
-    reader of several chunks asks for the next ones much later.
-    """
+    """Until when the replaced file is kept for its readers."""
     if replaced is None:
         return 0
     row = unpack_inode(txn.get(pack_u64(replaced[0]), b"", txn.db.inodes))
-    return txn.lived_ns + (READERS_NS if row.chunks > 1 else CHUNK_READERS_NS)
+    return txn.lived_ns + readers_seconds(row.chunks) * SECOND_NS
 
 
 def _kept(below: str, segments: list[bytes]) -> int:

@@ -487,6 +487,8 @@ def _to_trash(
         key = trash_path_key(path, trash.since_ns or deleted_ns, inode)
         txn.put(key, pack_u64(due_ns), txn.db.trash_paths)
         _count_trash(txn, inode, row, 1)
+    elif row.kind == KIND_FILE:
+        txn.effects.replaced.append((inode, row.length))
 
 
 def _count_trash(txn: Txn, inode: int, row: Inode, by: int) -> None:
@@ -571,6 +573,7 @@ def _reclaim_row(txn: Txn, due_ns: int, inode: int, limit: int) -> int:
         left = _reclaim_file(txn, inode, limit)
         if left < 0:
             return 0
+        txn.effects.replaced.append((inode, -1))
     elif _reclaim_directory(txn, due_ns, inode, limit):
         left = 0
     else:

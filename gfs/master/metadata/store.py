@@ -188,13 +188,16 @@ class Freed(NamedTuple):
 class Effects:
     """The changes of a transaction that concern the state in memory."""
 
-    __slots__ = ("drains", "freed", "goals", "grown", "maintenance", "then", "trashed")
+    __slots__ = ("drains", "freed", "goals", "grown", "maintenance", "replaced", "then", "trashed")
 
     def __init__(self) -> None:
         #: Chunks that lost their last reference.
         self.freed: list[Freed] = []
         #: Directories that can be undeleted from now on (True), or not any more (False).
         self.trashed: list[tuple[int, bool]] = []
+        #: Files that were replaced, or deleted for good, and their lengths; -1: such a
+        #: file is reclaimed.
+        self.replaced: list[tuple[int, int]] = []
         #: Chunks whose goal may have changed.
         self.goals: list[int] = []
         #: Files that have become longer: (inode, length).
@@ -214,6 +217,7 @@ class Effects:
         """Add the effects of a later transaction."""
         self.freed += other.freed
         self.trashed += other.trashed
+        self.replaced += other.replaced
         self.goals += other.goals
         self.grown += other.grown
         self.drains += other.drains

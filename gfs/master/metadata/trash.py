@@ -28,7 +28,7 @@ import msgspec
 
 from gfs.errors import AlreadyExists, InvalidArgument, NotFound
 from gfs.master.metadata import lookups
-from gfs.master.metadata.namespace import READERS_NS, Planned, entry_of, inode_row, place_for
+from gfs.master.metadata.namespace import SECOND_NS, Planned, entry_of, inode_row, place_for
 from gfs.master.metadata.number_set import NumberSet
 from gfs.master.metadata.operations import TrashEmptied, Undeleted
 from gfs.master.metadata.paths import join, parse
@@ -45,6 +45,7 @@ from gfs.master.metadata.rows import (
 from gfs.master.metadata.store import Store, Txn
 from gfs.protocol.messages import (
     PAGE_BYTES_MAX,
+    READERS_SECONDS_MAX,
     Done,
     EmptyTrash,
     EmptyTrashReply,
@@ -59,6 +60,8 @@ ROWS_MAX = 1000
 SLICE = 1000
 #: A smaller directory is counted at once.
 SMALL = 100
+#: No replaced file is kept longer.
+READERS_NS = READERS_SECONDS_MAX * SECOND_NS
 #: The size of a TrashEntry on the wire without its path.
 ENTRY_BYTES = 64
 
@@ -240,6 +243,9 @@ class TrashBook:
         #: Directories that are not counted yet.
         self.waiting: dict[int, None] = {}
         self.files = self.directories = self.bytes = 0
+        #: Files that were replaced and are kept for their readers, and their lengths.
+        self._replaced: dict[int, int] = {}
+        self.replaced_bytes = 0
         #: The deletions that were purged early since this master was started, and their bytes.
         self.purged = self.purged_bytes = 0
 
@@ -259,6 +265,18 @@ class TrashBook:
         if not self._lengths and not self.waiting:
             self._inside = NumberSet()
         self._add(self._usages.pop(inode, Usage(0, 0, 0)), -1)
+
+    @property
+    def replaced_files(self) -> int:
+        return len(self._replaced)
+
+    def replaced(self, inode: int, length: int) -> None:
+        """Note that a file of that length cannot be undeleted, but is kept for its readers
+        for a while; -1: not any more."""
+        self.replaced_bytes -= self._replaced.pop(inode, 0)
+        if length >= 0:
+            self._replaced[inode] = length
+            self.replaced_bytes += length
 
     def grown(self, inode: int, length: int) -> None:
         """Note the new length of a file, wherever it is."""
@@ -282,7 +300,8 @@ class TrashBook:
         self.bytes += by * usage.bytes
 
     def load(self) -> Iterator[None]:
-        """Load the directories in the trash, after a start. In slices."""
+        """Load the directories in the trash and the replaced files, after a start. In slices."""
+        yield from self._load_replaced()
         at = b""
         while True:
             met = 0
@@ -298,6 +317,25 @@ class TrashBook:
             yield
             if met < SLICE:
                 return
+
+    def _load_replaced(self) -> Iterator[None]:
+        at = b""
+        met = SLICE
+        while met == SLICE:
+            met = 0
+            with self._store.read() as txn:
+                end = pack_trash_key(txn.lived_ns + READERS_NS + 1, 0)
+                for key, packed in islice(txn.scan(at, txn.db.trash), SLICE):
+                    if key >= end:
+                        break
+                    met += 1
+                    at = key + b"\0"
+                    inode = unpack_u64(key[8:])
+                    row = inode_row(txn, inode)
+                    is_file = row is not None and row.kind == KIND_FILE
+                    if row is not None and is_file and not _trash.decode(packed).deleted_ns:
+                        self.replaced(inode, row.length)
+            yield
 
     def count(self) -> Iterator[None]:
         """Count the directories that are not counted yet. In slices."""

@@ -3,12 +3,18 @@
 Deleted files stay in the trash for their time, unless a write would otherwise fail for
 want of space in the whole cluster: fewer chunkservers than a new chunk needs
 (``replicas_min``) have room for one. One full disk, or one full server, is no reason
-while others have room; nor is an absent server, which may come back with room.
+while others have room; nor is an absent server, which may come back with room, until an
+operator forgets it.
 
 Then those rows of the trash are purged whose replicas are on servers that lack room,
 the oldest first, until as many servers as are needed have room again. A chunk that
 another file has frees nothing, unless that file is in the trash, too, and is purged
-with it. If the whole trash is not enough to let a write succeed, nothing is purged.
+with it. If the whole trash is less than that, all goes that frees space; but nothing
+if it frees none on so many servers, since no write would succeed.
+
+Room is that of all disks of a server together: the master does not know on which of them
+a replica is, and a chunkserver uses any disk that has space above its reserve. Disks on
+which a chunk might not fit do not count.
 
 Plain data and passes in slices; :mod:`gfs.master.upkeep.trash` carries the purge out.
 """
@@ -18,14 +24,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from gfs.blocks import MIB
+from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.master.metadata import Store
 from gfs.master.metadata.trash import chunks_of, rows_from
-from gfs.master.tables import LIVE, SILENT, Server
-from gfs.protocol.messages import Disk
+from gfs.master.tables import LIVE, Server
 
-#: A disk with less than this above its reserve, or than this share of it, has no room:
-#: the data that is written during the seconds that a purge takes must fit there.
+#: A server whose disks have less than this above their reserves together, or than this
+#: share of the largest, has no room: the data that is written during the seconds that a
+#: purge takes must fit there.
 ROOM_BYTES = 1024 * MIB
 ROOM_SHARE = 20
 #: A purge frees so many times that space.
@@ -34,17 +40,26 @@ MADE = 2
 WARN_SHARE = 10
 
 
-def _room_bytes(disk: Disk) -> int:
-    return max(1, min(ROOM_BYTES, disk.total_bytes // ROOM_SHARE))
+def _sizes(server: Server) -> list[int]:
+    """The sizes of the disks that take new replicas, or will when they have space."""
+    return [disk.total_bytes for disk in server.disks if disk.state in ("ok", "slow", "full")]
+
+
+def _room_bytes(server: Server) -> int:
+    return max(1, min(ROOM_BYTES, max(_sizes(server), default=0) // ROOM_SHARE))
+
+
+def _free_bytes(server: Server) -> int:
+    """The free space of its disks together, without those on which a chunk might not fit."""
+    free = [disk.free_bytes for disk in server.disks if disk.state in ("ok", "slow")]
+    least = min(CHUNK_BYTES, _room_bytes(server))
+    return max(sum(each for each in free if each >= least), *free, 0)
 
 
 def _has_room(server: Server, share: int = 0) -> bool:
-    """Whether one of its disks has room; if ``share`` is not 0, that share of it must be free."""
-    return any(
-        disk.state in ("ok", "slow")
-        and disk.free_bytes >= max(_room_bytes(disk), disk.total_bytes // share if share else 0)
-        for disk in server.disks
-    )
+    """Whether it has room; if ``share`` is not 0, that share of its disks must be free."""
+    least = max(_room_bytes(server), sum(_sizes(server)) // share if share else 0)
+    return _free_bytes(server) >= least
 
 
 class Shortage(NamedTuple):
@@ -69,15 +84,13 @@ def shortage(servers: Iterable[Server], needed: int, share: int = 0) -> Shortage
     having = 0
     missing: dict[int, int] = {}
     for server in servers:
-        if server.draining or server.state not in (LIVE, SILENT):
+        if server.draining:
             continue
-        if server.state == SILENT or _has_room(server, share):
+        is_away = server.state != LIVE
+        if (is_away and not server.disks) or _has_room(server, share):
             having += 1
-            continue
-        disks = [disk for disk in server.disks if disk.state in ("ok", "slow", "full")]
-        if disks:
-            lacks = min(MADE * _room_bytes(disk) - disk.free_bytes for disk in disks)
-            missing[server.index] = max(1, lacks)
+        elif not is_away and _sizes(server):
+            missing[server.index] = max(1, MADE * _room_bytes(server) - _free_bytes(server))
     wanted = needed - having
     return Shortage(missing, wanted) if 0 < wanted <= len(missing) else None
 
@@ -85,11 +98,7 @@ def shortage(servers: Iterable[Server], needed: int, share: int = 0) -> Shortage
 def room_bytes(servers: Iterable[Server], needed: int) -> int:
     """The least number of bytes that can be written before the trash is purged early."""
     free = [
-        sum(
-            max(0, disk.free_bytes - _room_bytes(disk))
-            for disk in server.disks
-            if disk.state in ("ok", "slow")
-        )
+        max(0, _free_bytes(server) - _room_bytes(server))
         for server in servers
         if server.state == LIVE and not server.draining
     ]
@@ -177,11 +186,15 @@ class Search:
         return [index for index, lacks in self._missing.items() if self._freed[index] >= lacks]
 
     def chosen(self) -> list[Row]:
-        """The oldest rows that are enough; none if all are not."""
+        """The oldest rows that are enough, or all that free space if none are; no rows if they
+        free space on too few servers."""
         enough = self._enough()
-        if len(enough) < self._wanted:
+        partly = [i for i, freed in self._freed.items() if freed and i not in enough]
+        partly.sort(key=lambda index: self._missing[index] - self._freed[index])
+        servers = [*enough, *partly][: self._wanted]
+        if len(servers) < self._wanted:
             return []
-        left = {index: self._missing[index] for index in enough[: self._wanted]}
+        left = {index: self._missing[index] for index in servers}
         taken: dict[Row, None] = {}
         for gain in self._gains:
             helps = any(left.get(index, 0) > 0 for index in gain.bytes)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 
-def _stored_bytes(state: State) -> int:
-    """The bytes of all chunks, each counted once: with those in the trash, and shared ones."""
-    return max(0, state.bytes + state.trash_bytes - state.shared_bytes)
+def _stored_bytes(state: State, replaced_bytes: int) -> int:
+    """The bytes of all chunks, each counted once: with those in the trash, of replaced files, and
+    shared ones."""
+    return max(0, state.bytes + state.trash_bytes + replaced_bytes - state.shared_bytes)
 
 
 def families(
@@ -85,6 +86,16 @@ def families(
         totals.trash_files,
     )
     yield gauge(
+        "gfs_master_replaced_bytes",
+        "Bytes of replaced files that are kept for their readers",
+        totals.replaced_bytes,
+    )
+    yield gauge(
+        "gfs_master_replaced_files",
+        "Replaced files that are kept for their readers",
+        totals.replaced_files,
+    )
+    yield gauge(
         "gfs_master_trash_oldest_timestamp_seconds",
         "When the oldest deletion in the trash was made; 0: the trash is empty",
         totals.trash_oldest_ns / 1e9,
@@ -109,7 +120,9 @@ def families(
     yield gauge(
         "gfs_master_repair_bytes",
         "Bytes to be copied until all chunks are at their goal, at the mean length of chunks",
-        master.repair.missing * _stored_bytes(store.state) // max(1, totals.chunks),
+        master.repair.missing
+        * _stored_bytes(store.state, totals.replaced_bytes)
+        // max(1, totals.chunks),
     )
     yield gauge("gfs_master_chunks_lost", "Chunks without any good replica", totals.lost)
     yield gauge(

@@ -28,6 +28,9 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
     book = master.trash
     servers, needed = master.servers.all(), master.servers_needed
     orphaned, orphaned_bytes = master.garbage.backlog
+    # Of these a server has reported a replica, and it is no good one.
+    remains = list(master.garbage.among(master.repair.lost))
+    unlocated = 0 if master.may_declare_lost else len(master.repair.lost) - len(remains)
     return ClusterTotals(
         files=state.files - book.files,
         directories=state.directories - book.directories,
@@ -35,8 +38,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         bytes=state.bytes - book.bytes,
         under_replicated=master.repair.endangered,
         corrupt=counts["corrupt"],
-        lost=len(master.repair.lost) if master.may_declare_lost else 0,
-        unlocated=0 if master.may_declare_lost else len(master.repair.lost),
+        lost=len(master.repair.lost) - unlocated,
+        unlocated=unlocated,
         orphaned=orphaned,
         orphaned_bytes=orphaned_bytes,
         stale=counts["stale"] + counts["forgetful"],
@@ -54,10 +57,9 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         goal_unmet=master.repair.goal_unmet,
         salvages=len(master.salvage.handles) - master.salvage.hopeless,
         beyond_repair=master.salvage.hopeless,
-        corrupt_kept=sum(
-            len(master.garbage.of_kind(handle, CORRUPT))
-            for handle in master.garbage.among(master.repair.lost)
-        ),
+        corrupt_kept=sum(len(master.garbage.of_kind(handle, CORRUPT)) for handle in remains),
+        replaced_files=book.replaced_files,
+        replaced_bytes=book.replaced_bytes,
         trash_purged=book.purged,
         trash_purged_bytes=book.purged_bytes,
         room_bytes=trash_purge.room_bytes(servers, needed),
