@@ -197,7 +197,8 @@ async def test_the_whole_life_of_a_container(
             await statuses(listener, "running")
             await typed(port, one, token, 'cat "$ROOT/srv/f"', b"kept\r\n")
 
-            user.delete(one)
+            await in_thread(user.delete, one)
+            await statuses(listener, "deleting")
             assert (await listener.json())["type"] == "container_deleted"
             cluster.until_gone(one)
     assert "compute uses kubernetes" in shared.output.read_text()
