@@ -24,7 +24,7 @@ from limits import HANG_SECONDS
 from neighbours import place
 from podman_here import Here, User, inspect, left_of, name_of, remove
 from podman_image import image, podman
-from podman_stage import Stage, stage
+from podman_stage import Stage, stage, until
 
 from control.compute.backend import (
     LABEL_CLUSTER,
@@ -203,6 +203,8 @@ async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_l
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_again: bool
 ) -> None:
     monkeypatch.setattr(fence, "AGAIN_SECONDS", 3600)
+    if not stands_again:
+        monkeypatch.setattr(fence, "LOOK_SECONDS", 3600)
     with link_local_server() as host:
         async with stage(tmp_path / "stage") as here:
             spec = await here.run()
@@ -223,9 +225,14 @@ async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_l
                 nursery.start_soon(begin)
                 await here.shell(spec, "until [ -e /tmp/open ]; do sleep 0.1; done")
                 if stands_again:
-                    await here.backend._fence.ensure()
+                    await until(lambda: stands(here), "firewall, back by itself")
                 await here.shell(spec, "touch /tmp/go")
     assert heard == ["" if stands_again else "secret\n"]
+
+
+def stands(here: Stage) -> bool:
+    command = ["nft", "list", "table", "inet", fence.table_name(here.cluster)]
+    return subprocess.run(command, capture_output=True, timeout=HANG_SECONDS).returncode == 0
 
 
 async def test_without_a_fence_no_container_is_started(
