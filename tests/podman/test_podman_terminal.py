@@ -78,15 +78,24 @@ async def test_more_input_than_a_terminal_has_room_for_waits_and_holds_nothing_u
     size = 300_000
     async with stage(tmp_path / "stage") as here:
         spec = await here.run()
-        echo = ["/bin/sh", "-c", f"stty raw -echo; echo ready; exec head -c {size}"]
+        # It prints more than a terminal holds before it reads anything.
+        talks = (
+            "stty raw -echo; echo ready; until [ -e /tmp/go ]; do sleep 0.05; done; "
+            f"head -c {size} /dev/zero | tr '\\0' y; exec head -c {size}"
+        )
         with trio.fail_after(HANG_SECONDS):
-            async with here.backend.exec(spec, echo) as terminal, trio.open_nursery() as nursery:
+            async with (
+                here.backend.exec(spec, ["/bin/sh", "-c", talks]) as terminal,
+                trio.open_nursery() as nursery,
+            ):
                 assert b"ready" in await terminal.receive()
                 nursery.start_soon(terminal.send, b"x" * size)
-                echoed = 0
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                await here.shell(spec, "touch /tmp/go")
+                printed = bytearray()
                 while piece := await terminal.receive():
-                    echoed += piece.count(b"x")
-        assert echoed == size
+                    printed += piece
+        assert (printed.count(b"y"), printed.count(b"x")) == (size, size)
         deaf = ["/bin/sh", "-c", "stty raw -echo; echo ready; exec sleep 7654"]
         with trio.fail_after(HANG_SECONDS):
             async with here.backend.exec(spec, deaf) as terminal, trio.open_nursery() as nursery:
