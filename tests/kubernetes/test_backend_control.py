@@ -395,7 +395,8 @@ def test_killed_at_every_step_of_a_containers_life(
     die_at_each(mortal, *DELETING)
     cluster.until_gone(one)
     with mortal.client() as user:
-        assert user.http.get(f"/compute/containers/{one}").status_code == 404
+        path = f"/compute/containers/{one}"
+        wait_for(lambda: user.http.get(path).status_code == 404, "end of the record")
 
 
 @pytest.mark.parametrize("place", ["apply-NetworkPolicy-after", "apply-StatefulSet-after"])
