@@ -26,6 +26,7 @@ from control.compute.backend import Backend, Elsewhere, Installation
 from control.compute.reconcile import Changes, Driver, Lead
 from control.compute.reconcile.choose import choose, installation_id
 from control.compute.requests import (
+    DELETE_SECONDS,
     AdminContainerInfo,
     AdminListQuery,
     ContainerInfo,
@@ -65,6 +66,11 @@ from gfs.config import Settings
 
 _ONE = "/compute/containers/{id}"
 _ANY = "/compute/admin/containers/{id}"
+_DELETION = (
+    "Answers when nothing is left of it. If that takes longer than "
+    f"{DELETE_SECONDS:g} s, it answers while the deletion goes on: the container is listed as "
+    "`deleting`, with the reason if there is one, and counts in the quota until it is gone."
+)
 
 
 def _container(action: str) -> Need:
@@ -197,6 +203,7 @@ class Compute(Module):
                 _container("delete"),
                 "Delete a container with all of its files",
                 answer=Status,
+                description=_DELETION,
             ),
             Route(
                 "POST",
@@ -257,6 +264,7 @@ class Compute(Module):
                 ADMIN,
                 "Delete a container of any user with all of its files",
                 answer=Status,
+                description=_DELETION,
             ),
         ]
 

@@ -2,8 +2,8 @@
 
 A container's row has both. Requests write ``wanted``, ``revision`` and ``generation``; the
 driver writes ``applied``, ``status`` and the fields that depend on it
-(:mod:`control.compute.reconcile.driver`). The row of a deleted container exists, invisibly,
-until nothing is left of it in the backend.
+(:mod:`control.compute.reconcile.driver`). The row of a deleted container exists, and counts
+in its owner's quota, until nothing is left of it in the backend.
 
 Every change of a container is also an *event*, in the same transaction, with the next
 number. A reader of events (the driver, listeners on WebSockets, in any
@@ -14,7 +14,6 @@ the rows again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -25,6 +24,8 @@ from control.identity import Target
 from control.records import Schema, Table, Txn
 
 Wanted = Literal["running", "stopped", "deleted"]
+#: What users see.
+Status = Literal["pending", "initializing", "running", "stopped", "failed", "deleting"]
 
 KEYS_MAX = 10
 EVENTS_KEPT = 4096
@@ -73,6 +74,16 @@ class Container(msgspec.Struct, array_like=True, frozen=True):
     refused: bool = False
 
     @property
+    def shown(self) -> Status:
+        """Its status for users."""
+        return "deleting" if self.wanted == "deleted" else self.status
+
+    @property
+    def holds_memory(self) -> bool:
+        """Whether its memory counts: also that of a run whose deletion has not ended."""
+        return self.wanted == "running" or (self.shown == "deleting" and self.status != "stopped")
+
+    @property
     def target(self) -> Target:
         """What :mod:`control.identity.access` needs to know of it."""
         return Target(self.user_id, self.id, noun="the container")
@@ -116,11 +127,9 @@ def numbered(number: int) -> str:
     return f"{number:016d}"
 
 
-def _owner(container: Container) -> list[str]:
-    return [] if container.wanted == "deleted" else [container.user_id]
-
-
-containers = Table("containers", Container, key=lambda c: c.id, indexes={"owner": _owner})
+containers = Table(
+    "containers", Container, key=lambda c: c.id, indexes={"owner": lambda c: [c.user_id]}
+)
 keys = Table("keys", Key, key=lambda k: numbered(k.id), indexes={"owner": lambda k: [k.user_id]})
 events = Table("events", Event, key=lambda e: numbered(e.number))
 counters = Table("counters", Counter, key=lambda c: c.name)
@@ -163,16 +172,11 @@ def add_event(txn: Txn, container: Container, kind: Literal["status", "deleted",
             container.id,
             container.user_id,
             kind,
-            container.status if kind == "status" else "",
+            container.shown if kind == "status" else "",
             container.external_ip if kind == "status" else "",
         ),
     )
     events.delete(txn, numbered(number - EVENTS_KEPT))
-
-
-def visible(txn: Txn, container_id: str) -> Container | None:
-    found = containers.get(txn, container_id)
-    return None if found is None or found.wanted == "deleted" else found
 
 
 def of_user(txn: Txn, user_id: str) -> list[Container]:
@@ -185,25 +189,36 @@ def usage(txn: Txn, user_id: str) -> dict[str, int]:
     rows = of_user(txn, user_id)
     return {
         "containers": len(rows),
-        "memory_mb": sum(row.memory_mb for row in rows if row.wanted != "stopped"),
+        "memory_mb": sum(row.memory_mb for row in rows if row.holds_memory),
         "storage_gb": sum(row.storage_gb for row in rows),
     }
 
 
-def every(txn: Txn) -> Iterator[Container]:
-    """All visible containers, in any order."""
-    return (row for row in containers.scan(txn) if row.wanted != "deleted")
-
-
 def mark_deleted(txn: Txn, container: Container) -> None:
-    """Mark it as deleted: its user does not see it any more, and the driver deletes it."""
-    gone = replace(container, wanted="deleted", revision=container.revision + 1)
-    containers.put(txn, gone)
-    add_event(txn, gone, "deleted")
+    """Mark it as deleted: the driver deletes it, and then its row. Nothing is changed if it is
+    marked already."""
+    if container.wanted != "deleted":
+        marked = replace(
+            container,
+            wanted="deleted",
+            revision=container.revision + 1,
+            reason="",
+            external_ip="",
+        )
+        containers.put(txn, marked)
+        add_event(txn, marked, "status")
+
+
+def remove_deleted(txn: Txn, container_id: str) -> None:
+    """Delete the row of a container of which nothing is left, if it is marked as deleted."""
+    row = containers.get(txn, container_id)
+    if row is not None and row.wanted == "deleted":
+        containers.delete(txn, container_id)
+        add_event(txn, row, "deleted")
 
 
 def forget_user(txn: Txn, user_id: str) -> None:
-    """Delete all rows of a user who is deleted."""
+    """Delete all keys of a user who is deleted, and mark all containers."""
     for container in list(containers.by(txn, "owner", user_id)):
         mark_deleted(txn, container)
     for key in list(keys.by(txn, "owner", user_id)):

@@ -49,7 +49,6 @@ from control.compute.rows import (
     forget_user,
     keys,
     last_event,
-    visible,
 )
 from control.errors import ApiError
 from control.identity import ANYBODY
@@ -404,7 +403,7 @@ class Sim:
 
     def row(self, container_id: str) -> Container | None:
         with self.records.read() as txn:
-            return visible(txn, container_id)
+            return containers.get(txn, container_id)
 
     def rows(self) -> dict[str, Container]:
         """Also of those that are deleted and not gone yet."""

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from control.compute.backend import BackendUnavailable
-from control.compute.podman import syscalls
+from control.compute.podman import machine_limits, syscalls
+from control.compute.podman.shapes import PTYS
 from control.compute.podman.store.disks import GIB, UID_END, USERS, Disks
 
 BASE = 0x70000000
@@ -58,6 +59,15 @@ async def test_a_large_file_is_deleted_in_a_thread(
     assert not os.listdir(tmp_path)
 
 
+async def test_a_deleted_disk_takes_no_space_also_if_something_holds_it(tmp_path: Path) -> None:
+    disk = tmp_path / "0badcafe.5.ext4"
+    disk.write_bytes(bytes(100_000))
+    with disk.open("rb") as held:
+        await Disks(tmp_path, "abcd", BASE, 0).remove("0badcafe")
+        assert os.fstat(held.fileno()).st_blocks == 0
+    assert not os.listdir(tmp_path)
+
+
 def test_a_disk_says_whose_it_is(tmp_path: Path) -> None:
     for name, words in (("00000001", ["-L", "gfs-aaaaaaaaaaaa"]), ("00000002", [])):
         file = tmp_path / f"{name}.1.ext4"
@@ -89,17 +99,57 @@ def test_without_a_list_of_calls_no_container_is_started(
     assert syscalls.write_profile(str(tmp_path)).stat() == before
     allowed = {"action": "SCMP_ACT_ALLOW"}
     refused = {"names": ["mount"], "action": "SCMP_ACT_ERRNO"}
-    rules = [{"names": ["clone", "clone3", "mount", "read"], **allowed}, refused]
-    listed.write_text(json.dumps({"syscalls": [*rules, {"names": ["setns"], **allowed}]}))
+    rules = [
+        {"names": ["clone", "clone3", "io_setup", "mount", "read", "socketcall"], **allowed},
+        refused,
+        {"names": ["socket"], "action": "SCMP_ACT_ERRNO"},
+        {"names": ["setns", "socket"], **allowed},
+    ]
+    listed.write_text(json.dumps({"syscalls": rules}))
     syscalls.write_profile(str(tmp_path))
     # CLONE_NEW... of the kernel, all of them.
     no_namespace = {"index": 0, "value": 0x7E020000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    audit = {"index": 2, "value": 9, "valueTwo": 0}
     assert json.loads(written.read_text())["syscalls"] == [
         {"names": ["read"], **allowed},
         refused,
         {"names": ["clone"], **allowed, "args": [no_namespace]},
+        # AF_UNIX, AF_INET and AF_INET6, and AF_NETLINK without its audit.
+        *({"names": ["socket"], **allowed, "args": [family(number)]} for number in (1, 2, 10)),
+        {"names": ["socket"], **allowed, "args": [family(16), {**audit, "op": "SCMP_CMP_NE"}]},
+        {
+            "names": ["socket"],
+            "args": [family(16), {**audit, "op": "SCMP_CMP_EQ"}],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": errno.EINVAL,
+        },
     ]
     assert sorted(tmp_path.iterdir()) == [listed, written]
+
+
+def family(number: int) -> dict[str, object]:
+    return {"index": 0, "value": number, "valueTwo": 0, "op": "SCMP_CMP_EQ"}
+
+
+def test_sysctls_that_are_too_low_are_raised_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_limits, "SYSCTLS", tmp_path)
+    values = {"kernel/pty/max": 4096, "kernel/pty/reserve": 1024, "kernel/pty/nr": 3000}
+    values |= {"fs/inotify/max_user_instances": 128, "fs/file-max": 2**63 - 1}
+    for name, value in values.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    (tmp_path / "fs/inotify/max_user_watches").mkdir()  # it cannot be written
+    [left] = machine_limits.raise_limits()
+    assert left.startswith("fs.inotify.max_user_watches=")
+    # For 4,000 containers, and what the kernel keeps for the machine itself.
+    assert (tmp_path / "kernel/pty/max").read_text() == str(4000 * PTYS + 1024)
+    assert int((tmp_path / "fs/inotify/max_user_instances").read_text()) > 128
+    assert (tmp_path / "fs/file-max").read_text() == f"{2**63 - 1}\n"
+    assert machine_limits.has_free_pty()
+    (tmp_path / "kernel/pty/nr").write_text(str(4000 * PTYS))
+    assert not machine_limits.has_free_pty()
 
 
 def test_room_is_what_is_free_beside_the_reserve_and_what_disks_have(tmp_path: Path) -> None:

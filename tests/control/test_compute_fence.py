@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from control.compute.podman.network import fence
 
@@ -53,3 +55,60 @@ def test_resolvers_are_those_that_a_container_can_ask(
     first.write_text("search example.org\nnameserver 127.0.0.53\nnameserver\nnameserver x y\n")
     second.write_text("# nameserver 10.9.9.9\nnameserver 10.0.0.53 \nnameserver fd00::53\n")
     assert fence.resolvers() == ["10.0.0.53", "fd00::53"]
+
+
+class Tables:
+    """Stands for the kernel's, with the count of their changes."""
+
+    def __init__(self) -> None:
+        self.count = 7
+        self.ours = ""
+        self.loads = 0
+        #: What others do right after our next load.
+        self.meanwhile = ""
+
+    def change(self, what: str) -> None:
+        self.count += 1
+        if what == "flush":
+            self.ours = ""
+
+    async def nft(self, *arguments: str, input: str = "") -> str:
+        await trio.sleep(0.01)
+        if "list" in arguments:
+            return self.ours
+        self.loads += 1
+        self.count += 1
+        self.ours = f"listed {input}"
+        if self.meanwhile:
+            self.change(self.meanwhile)
+            self.meanwhile = ""
+        return ""
+
+
+async def test_the_firewall_is_back_within_a_second_and_not_loaded_for_what_others_do(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = Tables()
+    monkeypatch.setattr(fence, "_nft", tables.nft)
+    monkeypatch.setattr(fence, "changes", lambda: tables.count)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fence.Fence("c" * 16, []).keep)
+        await trio.sleep(5)
+        assert tables.loads == 1
+        for _ in range(10):
+            tables.change("other's")
+            await trio.sleep(1)
+        assert tables.loads == 1
+        tables.change("flush")
+        await trio.sleep(1)
+        assert tables.ours
+        assert tables.loads == 2
+        # Also if it is flushed again while it is being loaded.
+        tables.meanwhile = "flush"
+        tables.change("flush")
+        await trio.sleep(1)
+        assert tables.ours
+        assert tables.loads == 4
+        await trio.sleep(fence.AGAIN_SECONDS)
+        assert tables.loads == 5
+        nursery.cancel_scope.cancel()

@@ -3,7 +3,12 @@ HTTP over a real socket, and the files by which commands of dead processes are f
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
 import socket
+import subprocess
+import tty
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,15 +18,24 @@ from unittest import mock
 import pytest
 import trio
 import trio.testing
+from limits import HANG_SECONDS
 
 from control.compute.backend import BackendUnavailable, Port, Spec
+from control.compute.podman import terminal as terminal_module
 from control.compute.podman.engine import LABEL_GENERATION, Inspected, Refused, State
 from control.compute.podman.engine import http as module
 from control.compute.podman.engine.answers import Config, NetworkSettings
 from control.compute.podman.engine.api import Execution
 from control.compute.podman.engine.http import Client
 from control.compute.podman.logs import Lines
-from control.compute.podman.shapes import RESTARTS, container_body, network_body, sighting
+from control.compute.podman.shapes import (
+    PTYS,
+    RESTARTS,
+    container_body,
+    has_ended_for_good,
+    network_body,
+    sighting,
+)
 from control.compute.podman.store import Disk
 from control.compute.podman.store.images import REASON_LENGTH, _cannot
 from control.compute.podman.terminal import Leashes, PodmanTerminal
@@ -47,7 +61,8 @@ SPEC = Spec(
 
 
 def test_a_container_is_alone_and_has_no_more_than_it_needs() -> None:
-    body = container_body("c" * 16, SPEC, Disk(Path("/f"), Path("/disk"), 70000), Path("/calls"))
+    disk = Disk(Path("/f"), Path("/disk"), 70000)
+    body = container_body("c" * 16, SPEC, disk, (7, 5), Path("/calls"))
     users = [{"container_id": 0, "host_id": 70000, "size": 65536}]
     alone = {
         "userns": {"nsmode": "private"},
@@ -62,13 +77,24 @@ def test_a_container_is_alone_and_has_no_more_than_it_needs() -> None:
     }
     assert {name: body[name] for name in alone} == alone
     assert "CAP_SYS_ADMIN" not in body["cap_add"]
-    assert body["resource_limits"] == {
+    limits = body["resource_limits"]
+    throttled = limits.pop("blockIO")
+    assert sorted(throttled) == sorted(
+        f"throttle{way}{unit}Device" for way in ("Read", "Write") for unit in ("Bps", "IOPS")
+    )
+    for [rate] in throttled.values():
+        assert (rate["major"], rate["minor"]) == (7, 5)
+        assert rate["rate"] > 0
+    assert limits == {
         "cpu": {"period": 100_000, "quota": 50_000},
         "memory": {"limit": 512 << 20, "swap": 512 << 20},
         "pids": {"limit": 1024},
     }
     assert {"type": "core", "hard": 0, "soft": 0} in body["r_limits"]
-    for mount in body["mounts"]:
+    *mounts, ptys = body["mounts"]
+    assert (ptys["type"], ptys["destination"]) == ("devpts", "/dev/pts")
+    assert f"max={PTYS}" in ptys["options"]
+    for mount in mounts:
         assert {"bind", "rprivate", "nosuid", "nodev"} < set(mount["options"])
         assert mount["source"].startswith("/disk/")
         is_own = mount["destination"] in ("/root", "/srv", "/etc/gfs/host_keys")
@@ -126,6 +152,22 @@ def test_what_a_run_of_podman_means(
     assert reason in found.reason
     assert bool(reason) == bool(found.reason)
     assert found.external_ip == ("192.0.2.7" if phase == "running" else "")
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "ended"),
+    [
+        (State("running", stopped_by_user=True), 0, False),
+        (State("exited", exit_code=137, stopped_by_user=True), 0, True),
+        (State("exited"), 0, True),
+        (State("exited", exit_code=3), RESTARTS - 1, False),
+        (State("exited", exit_code=3), RESTARTS, True),
+        (State("created"), 0, False),
+    ],
+)
+def test_which_run_is_not_started_again_by_podman(state: State, restarts: int, ended: bool) -> None:
+    seen = Inspected("id", state, Config(), NetworkSettings(), restarts)
+    assert has_ended_for_good(seen) is ended
 
 
 def test_of_what_podman_says_of_an_image_the_end_is_shown() -> None:
@@ -265,7 +307,7 @@ async def test_a_terminal_has_all_output_and_then_the_exit_code() -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
         seen = [Execution(running=True), Execution(running=False, exit_code=7)]
         api = mock.Mock(inspect_exec=mock.AsyncMock(side_effect=seen))
-        terminal = PodmanTerminal(api, "an id", stream, b"first")
+        terminal = PodmanTerminal(api, "an id", stream, b"first", None)
         with trio.testing.assert_checkpoints():
             assert await terminal.receive() == b"first"
         far.send(b"last")
@@ -275,6 +317,46 @@ async def test_a_terminal_has_all_output_and_then_the_exit_code() -> None:
         assert await terminal.receive() == b""
         assert terminal.exit_code == 7
         await terminal.send(b"typed after the end")
+
+
+async def test_what_is_typed_waits_for_room_and_is_dropped_after_the_end() -> None:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    terminal = PodmanTerminal(mock.Mock(), "an id", mock.Mock(), b"", master)
+    typed = bytes(range(256)) * 400
+    read = b""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(terminal.send, typed)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(HANG_SECONDS):
+                while len(read) < len(typed):
+                    await trio.lowlevel.wait_readable(slave)
+                    read += os.read(slave, 4096)
+        assert read == typed
+        with trio.move_on_after(0.0):
+            await terminal.send(typed)
+    finally:
+        os.close(slave)
+    with trio.fail_after(HANG_SECONDS), trio.testing.assert_checkpoints():
+        await terminal.send(typed)
+    os.close(master)
+
+
+@pytest.mark.real
+def test_a_command_whose_conmon_does_not_notice_its_end_ends_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal_module, "REAP_SECONDS", 0.05)
+    (tmp_path / "conmon").symlink_to("/bin/sh")
+    # A shell that reads does not look after its children.
+    command = [tmp_path / "conmon", "-c", "sleep 999 & echo $!; read -r line"]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as conmon:
+        assert conmon.stdout is not None
+        trio.run(terminal_module._end, os.pidfd_open(int(conmon.stdout.readline())))
+        assert conmon.wait(HANG_SECONDS) == -signal.SIGKILL
 
 
 def test_a_command_whose_process_died_is_found_once(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ async def test_a_listener_gets_everything_in_order(c: Computing) -> None:
         c.world.move(old["id"], "failed", "it fell over")
         assert await listener.json() == status(old, "failed")
         await c.call("DELETE", f"/compute/containers/{old['id']}", c.ada)
+        assert await listener.json() == status(old, "deleting")
         gone = {"type": "container_deleted", "data": {"container_id": old["id"]}}
         assert await listener.json() == gone
         await listener.close()

@@ -177,6 +177,42 @@ async def test_an_error_of_what_runs_containers_is_reported_without_paths_and_lo
     assert "/srv/secret/place" in caplog.text
 
 
+async def test_a_container_counts_and_is_listed_until_nothing_is_left_of_it(
+    c: Computing,
+) -> None:
+    made = await c.running(c.ada, storage_gb=7)
+    path = f"/compute/containers/{made['id']}"
+
+    def fail(when: str, call: str, container_id: str) -> None:
+        if call == "delete":
+            raise BackendUnavailable("a process of it does not end")
+
+    c.world.hooks.append(fail)
+    with mock.patch.object(containers, "DELETE_SECONDS", 0.01):
+        for _ in range(2):
+            assert ok(await c.call("DELETE", path, c.ada)) == {"status": "ok"}
+    shown = await c.until(c.ada, made["id"], "deleting")
+    while "reason" not in shown:
+        await trio.sleep(0.005)
+        shown = ok(await c.call("GET", path, c.ada))
+    assert shown["reason"] == "it cannot be deleted yet: a process of it does not end"
+    assert "external_ip" not in shown
+    listed = ok(await c.call("GET", "/compute/containers", c.ada))["containers"]
+    assert [each["status"] for each in listed] == ["deleting"]
+    quota = ok(await c.call("GET", "/api/quota", c.ada))
+    used = {name: quota[name]["used"] for name in ("containers", "memory_mb", "storage_gb")}
+    assert used == {"containers": 1, "memory_mb": made["memory_mb"], "storage_gb": 7}
+    for method, more in (("POST", "/start"), ("POST", "/stop"), ("PUT", "/ssh")):
+        answer = await c.call(method, path + more, c.ada, ssh_enabled=True)
+        refused(answer, 400, "is being deleted")
+
+    c.world.hooks.clear()
+    assert ok(await c.call("DELETE", path, c.ada)) == {"status": "ok"}
+    refused(await c.call("GET", path, c.ada), 404)
+    assert c.rows() == []
+    assert ok(await c.call("GET", "/api/quota", c.ada))["storage_gb"]["used"] == 0
+
+
 async def test_a_port_that_no_container_can_have_is_refused_and_in_no_rule(c: Computing) -> None:
     made = await c.running(c.ada)
     c.world.ports_refused = {8080}

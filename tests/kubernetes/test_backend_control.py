@@ -197,7 +197,8 @@ async def test_the_whole_life_of_a_container(
             await statuses(listener, "running")
             await typed(port, one, token, 'cat "$ROOT/srv/f"', b"kept\r\n")
 
-            user.delete(one)
+            await in_thread(user.delete, one)
+            await statuses(listener, "deleting")
             assert (await listener.json())["type"] == "container_deleted"
             cluster.until_gone(one)
     assert "compute uses kubernetes" in shared.output.read_text()
@@ -394,7 +395,8 @@ def test_killed_at_every_step_of_a_containers_life(
     die_at_each(mortal, *DELETING)
     cluster.until_gone(one)
     with mortal.client() as user:
-        assert user.http.get(f"/compute/containers/{one}").status_code == 404
+        path = f"/compute/containers/{one}"
+        wait_for(lambda: user.http.get(path).status_code == 404, "end of the record")
 
 
 @pytest.mark.parametrize("place", ["apply-NetworkPolicy-after", "apply-StatefulSet-after"])

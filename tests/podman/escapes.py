@@ -77,6 +77,7 @@ NETWORK = [
     Escape("its ingress on this machine", page("@OTHERS@", 8099)),
     Escape("another tenant's ingress on an address of this machine", page(PUBLIC, 8098)),
     Escape("raw packets", syscall(41, 17, 3, 0)),  # socket(AF_PACKET, SOCK_RAW)
+    Escape("what runs this machine", syscall(41, 40, 1, 0)),  # socket(AF_VSOCK, SOCK_STREAM)
     Escape("loopback by a route", writes("/proc/sys/net/ipv4/conf/all/route_localnet")),
     Escape("forwarding", writes("/proc/sys/net/ipv4/ip_forward")),
 ]
@@ -171,6 +172,19 @@ LIMITS = [
         )
         for path in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv")
     ),
+    Escape(
+        "more PTYs than granted",
+        """perl -e 'for (1..128) { open($f[$_], "+<", "/dev/ptmx") or exit(1) } exit(0)'""",
+    ),
+    Escape(
+        "this machine's contexts of AIO",  # io_setup
+        "perl -e '$p = pack(\"Q\", 0); exit(syscall(206, 1, $p) == -1 && $! == 38 ? 1 : 0)'",
+    ),
+    Escape(
+        "all that its disk's device can do",
+        "! cat /sys/fs/cgroup/blkio/blkio.throttle.write_bps_device /sys/fs/cgroup/io.max "
+        "2>/dev/null | grep -q '^7:'",
+    ),
     Escape("core dumps on this machine's disk", "ulimit -c 1"),
     Escape("more descriptors than granted", "ulimit -Hn 4097"),
     Escape(
@@ -178,6 +192,12 @@ LIMITS = [
         'perl -e \'for (1..4097) { open($f[$_], "<", "/dev/null") or exit(1) } exit(0)\'',
     ),
 ]
+#: Takes what the kernel counts for the whole machine, as much as it gets, and keeps it.
+FLOOD = (
+    """perl -e 'for (1..1000) { open($p[$_], "+<", "/dev/ptmx") or last } """
+    """for (1..2500) { last if syscall(253) < 0; $n++ } """
+    """fork() and exit; print "$n instances\\n"; close STDOUT; setpgrp; sleep 9999' </dev/null"""
+)
 #: Datagrams to 20,000 ports of the internet: for this machine a connection each.
 MANY_CONNECTIONS = (
     "perl -MSocket -e 'socket(S, PF_INET, SOCK_DGRAM, 0); "

@@ -14,6 +14,7 @@ import ctypes
 import ipaddress
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 
 from escapes import (
     ESCAPES,
+    FLOOD,
     HERE,
     MANY_CONNECTIONS,
     OUTSIDE,
@@ -37,10 +39,11 @@ from escapes import (
     RESOLVER,
 )
 from limits import HANG_SECONDS
-from podman_here import inspect
-from podman_stage import Stage, stage
+from podman_here import inspect, runs_in
+from podman_stage import Stage, stage, until
+from signals import send
 
-from control.compute.backend import Port, Spec
+from control.compute.backend import BackendUnavailable, Port, Spec
 from control.compute.podman import shapes
 from control.compute.podman.network import fence
 from control.compute.podman.shapes import interface_prefix
@@ -136,6 +139,25 @@ async def tried(here: Stage, prisoner: Spec, other: Spec) -> dict[str, object]:
     return found
 
 
+async def flooded(here: Stage, prisoner: Spec, other: Spec) -> dict[str, Any]:
+    """What is left for others when the prisoner has taken what he gets."""
+    story: dict[str, Any] = {"taken": await here.shell(prisoner, FLOOD)}
+    story["other"] = await here.shell(other, "tty")
+    instance = ctypes.CDLL(None).inotify_init()
+    story["machine"] = instance >= 0
+    if instance >= 0:
+        os.close(instance)
+    try:
+        await here.shell(prisoner, "tty")
+        story["prisoner"] = "has a terminal"
+    except BackendUnavailable as error:
+        story["prisoner"] = str(error)
+    for pid in runs_in(prisoner.id, "perl"):
+        send(pid, signal.SIGKILL)
+    await until(lambda: not runs_in(prisoner.id, "perl"), "end of the flood")
+    return story
+
+
 def network(spec: Spec) -> dict[str, str]:
     (found,) = inspect(spec.id)["NetworkSettings"]["Networks"].values()
     return dict(found)
@@ -198,6 +220,7 @@ async def main(directory: Path) -> None:
             (disk,) = (directory / "stage" / "disks").glob(f"{prisoner.id}.*.ext4")
             story["disk"] = disk.stat().st_size
             story["tried"] = await tried(here, prisoner, other)
+            story["flood"] = await flooded(here, prisoner, other)
             await here.execute(prisoner, ["/bin/sh", "-c", MANY_CONNECTIONS])
             story["connections"] = connections()
             await here.backend._fence.ensure()

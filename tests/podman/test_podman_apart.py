@@ -24,7 +24,7 @@ from limits import HANG_SECONDS
 from neighbours import place
 from podman_here import Here, User, inspect, left_of, name_of, remove
 from podman_image import image, podman
-from podman_stage import Stage, stage
+from podman_stage import Stage, stage, until
 
 from control.compute.backend import (
     LABEL_CLUSTER,
@@ -187,6 +187,9 @@ async def test_secrets_that_a_cloud_gives_this_machine_do_not_reach_containers(
                 spec = await here.run()
                 urls = (f"http://{host}/", f"http://{own}:{port}/", f"http://{host}:53/")
                 assert await fetched(here, spec, *urls) == ["28", "28", "28"]
+                run("nft", "delete", "table", "inet", fence.table_name(here.cluster))
+                await until(lambda: stands(here), "firewall, back by itself")
+                assert await fetched(here, spec, urls[0]) == ["28"]
                 # Names are asked for where this machine asks, and nothing else there.
                 resolv_conf.write_text(f"nameserver 127.0.0.53\nnameserver {host}\n")
                 await here.backend._fence.ensure()
@@ -203,6 +206,7 @@ async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_l
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_again: bool
 ) -> None:
     monkeypatch.setattr(fence, "AGAIN_SECONDS", 3600)
+    monkeypatch.setattr(fence, "LOOK_SECONDS", 3600)
     with link_local_server() as host:
         async with stage(tmp_path / "stage") as here:
             spec = await here.run()
@@ -226,6 +230,11 @@ async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_l
                     await here.backend._fence.ensure()
                 await here.shell(spec, "touch /tmp/go")
     assert heard == ["" if stands_again else "secret\n"]
+
+
+def stands(here: Stage) -> bool:
+    command = ["nft", "list", "table", "inet", fence.table_name(here.cluster)]
+    return subprocess.run(command, capture_output=True, timeout=HANG_SECONDS).returncode == 0
 
 
 async def test_without_a_fence_no_container_is_started(

@@ -85,7 +85,8 @@ async def test_a_shell_does_not_outlive_the_process_that_its_terminal_was_open_i
 
 
 def has_run(container: str) -> bool:
-    return any(thing.startswith("container ") for thing in left_of(LABEL_CONTAINER, container))
+    label = f"label={LABEL_CONTAINER}={container}"
+    return bool(podman("container", "ls", "--quiet", "--filter", label).stdout)
 
 
 def test_what_runs_outlives_the_control_plane_and_what_was_removed_meanwhile_runs_again(

@@ -12,6 +12,7 @@ import pytest
 from escapes import ESCAPES, PERMITTED, PUBLIC, Escape
 from limits import HANG_SECONDS
 
+from control.compute.podman import shapes
 from control.compute.podman.network import fence
 
 pytestmark = pytest.mark.usefixtures("containers_work")
@@ -77,6 +78,16 @@ def test_a_container_cannot_use_up_the_connections_that_the_machine_follows(
 def test_the_other_tenant_and_the_machine_have_what_they_had(story: dict[str, Any]) -> None:
     assert story["file"] == "theirs\n"
     assert story["disk"] == story["disk_after"] == GIB
+
+
+def test_a_container_cannot_use_up_what_the_kernel_counts_for_the_machine(
+    story: dict[str, Any],
+) -> None:
+    flood = story["flood"]
+    assert flood["taken"].strip() == "2500 instances"
+    assert flood["other"].startswith("/dev/pts/")
+    assert flood["machine"]
+    assert f"none of its {shapes.PTYS} PTYs left" in flood["prisoner"]
 
 
 def test_no_two_containers_have_a_user_in_common(story: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import trio
 from checks import unique
 from limits import HANG_SECONDS
+from msgspec.structs import replace
 from podman_here import inspect, name_of, processes_naming
 from podman_image import RUNTIME, build_image, image, podman
 from podman_stage import Stage, stage, until, until_done
@@ -211,7 +212,13 @@ async def test_what_a_container_prints_is_reported_from_any_line_on(tmp_path: Pa
                     assert STAMP.sub("", await anext(following)) == "more"
                     await here.backend.stop(spec)
                     assert [line async for line in following] == []
-            assert await lines(10) == []
+            # Of the last run, until there is another one.
+            await here.seen.phase(spec, "stopped")
+            assert await lines(2) == ["300", "more"]
+            again = replace(spec, generation=spec.generation + 1)
+            await here.backend.start(again)
+            await here.seen.phase(again, "running")
+            assert "more" not in await lines(1000)
 
 
 # --- mounts -----------------------------------------------------------------------------

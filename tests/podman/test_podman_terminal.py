@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import sockets
 import trio
+import trio.testing
 from checks import wait_for
 from limits import HANG_SECONDS
-from podman_here import Here, User, processes, runs_in
+from podman_here import Here, User, name_of, processes, runs_in
 from podman_shell import Shell, prints, shell
-from podman_stage import Stage, stage, until
+from podman_stage import Stage, stage, until, until_done
 from signals import send
 
 from control.compute.backend import BackendUnavailable, Impossible, Spec
@@ -68,6 +69,71 @@ async def test_every_byte_typed_arrives_and_none_means_anything_to_us(tmp_path: 
                 while piece := await terminal.receive():
                     output += piece
         assert hashlib.sha256(typed).hexdigest().encode() in output
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_more_input_than_a_terminal_has_room_for_waits_and_holds_nothing_up(
+    tmp_path: Path,
+) -> None:
+    size = 300_000
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        # It prints more than a terminal holds before it reads anything.
+        talks = (
+            "stty raw -echo; echo ready; until [ -e /tmp/go ]; do sleep 0.05; done; "
+            f"head -c {size} /dev/zero | tr '\\0' y; exec head -c {size}"
+        )
+        with trio.fail_after(HANG_SECONDS):
+            async with (
+                here.backend.exec(spec, ["/bin/sh", "-c", talks]) as terminal,
+                trio.open_nursery() as nursery,
+            ):
+                assert b"ready" in await terminal.receive()
+                nursery.start_soon(terminal.send, b"x" * size)
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                await here.shell(spec, "touch /tmp/go")
+                printed = bytearray()
+                while piece := await terminal.receive():
+                    printed += piece
+        assert (printed.count(b"y"), printed.count(b"x")) == (size, size)
+        deaf = ["/bin/sh", "-c", "stty raw -echo; echo ready; exec sleep 7654"]
+        with trio.fail_after(HANG_SECONDS):
+            async with here.backend.exec(spec, deaf) as terminal, trio.open_nursery() as nursery:
+                assert b"ready" in await terminal.receive()
+                nursery.start_soon(terminal.send, b"x" * size)
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                nursery.cancel_scope.cancel()
+        # Not even as one that nobody has waited for: its place among the terminals is free now.
+        assert not runs_in(spec.id, "sleep\0007654")
+        assert not held(here)
+        assert not conmons_of_commands(spec.id)
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_a_container_is_removed_whose_terminal_is_blocked_by_its_input(
+    tmp_path: Path,
+) -> None:
+    """As Podman's own clients, and those of an older version of ours, can block it."""
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        api = here.backend._api
+        command = ["/bin/sh", "-c", "stty raw -echo; echo ready; exec sleep 6789"]
+        with trio.fail_after(HANG_SECONDS):
+            exec_id = await api.create_exec(name_of(spec.id), command, [])
+            async with api.start_exec(exec_id, 80, 24, HANG_SECONDS) as (stream, printed):
+                while b"ready" not in printed:
+                    printed += await stream.receive_some()
+                await stream.send_all(b"x" * 100_000)
+                [conmon] = conmons_of_commands(spec.id)
+                await until(lambda: is_blocked(conmon), "full queue")
+            await until_done(here.backend.delete, spec.id, spec.user_id)
+        assert not conmons_of_commands(spec.id)
+        assert not list((here.directory / "disks").glob(f"{spec.id}*"))
+
+
+def is_blocked(conmon: int) -> bool:
+    """Whether it waits in the kernel's code of terminals, and not for whatever comes next."""
+    return Path(f"/proc/{conmon}/wchan").read_text() == "wait_woken"
 
 
 @pytest.mark.usefixtures("containers_work")

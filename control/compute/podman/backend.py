@@ -1,14 +1,16 @@
 """Containers on this machine.
 
-A container consists of a run (a Podman container, removed when it is stopped), a
-network of its own, both found by their labels, and a disk, with a directory for
-each mount path and one for its SSH host keys. Podman publishes no ports: SSH and
+A container consists of a run (a Podman container, kept after its end with its output until
+the next run), a network of its own, both found by their labels, and a disk, with a directory
+for each mount path and one for its SSH host keys. Podman publishes no ports: SSH and
 ingress pass through :mod:`control.compute.podman.network.gateway`, in the process that
 drives this machine.
 
 - **The end of a run.** Podman restarts a run that died, five times at most; then it has
   failed, with the reason. A run that ended with code 0 (``kill 1`` in it, or a stop from
   outside) is stopped.
+- **Its removal.** Commands of terminals are ended first, with their conmons, since Podman does
+  not remove a container while one of them is left.
 - **Files.** A start creates a new root file system from the image. The files under mount
   paths stay, also under a path that is not mounted any more, until the container is
   deleted. A path that is mounted for the first time begins with the files of the image.
@@ -63,6 +65,7 @@ from control.compute.podman import shapes
 from control.compute.podman.background import Background
 from control.compute.podman.engine import Api, Refused, Service, Volume, has_ended, run_podman
 from control.compute.podman.logs import Lines
+from control.compute.podman.machine_limits import raise_limits
 from control.compute.podman.network import (
     OTHERS,
     SLOT_BITS,
@@ -205,6 +208,13 @@ class Podman:
             self._ports,
             self._disks.all_owners,
         )
+        if low := raise_limits():
+            log.warning(
+                "podman: one container can take from all others what the kernel counts for the "
+                "whole machine, since this process cannot raise its settings: run, as root,  "
+                "sysctl -w %s  and keep them in /etc/sysctl.d",
+                " ".join(low),
+            )
         try:
             async with trio.open_nursery() as nursery:
                 # Before any port is opened.
@@ -278,7 +288,8 @@ class Podman:
                 return
             if seen is not None:
                 # Also one that was created and not started, since its state is not known.
-                await self._end(name)
+                await self._stop(name)
+                await self._remove(name)
             disk = await self._make_parts(spec)
             await self._create_container(spec, disk)
             await self._fence.ensure()
@@ -292,7 +303,8 @@ class Podman:
         await self._disks.in_thread(disk.write_etc, spec.id, resolvers() or PUBLIC_RESOLVERS)
         name = self._name(spec.id)
         seccomp = await self._disks.in_thread(write_profile, self._installation.directory)
-        body = shapes.container_body(self._cluster, spec, disk, seccomp)
+        device = await self._disks.in_thread(disk.device)
+        body = shapes.container_body(self._cluster, spec, disk, device, seccomp)
         volumes = shapes.volumes(spec)
         new = await self._disks.in_thread(disk.begin, volumes)
         try:
@@ -329,7 +341,7 @@ class Podman:
         self._gateway.set_rules(spec.id, {})
         await self._service.begun()
         with _translated():
-            await self._end(self._name(spec.id))
+            await self._stop(self._name(spec.id))
         await self._disks.close(spec.id)
         self._touch(spec.id)
 
@@ -338,9 +350,9 @@ class Podman:
         await self._background.cancel(_move_name(container_id))
         await self._service.begun()
         with _translated():
-            await self._api.remove_container(self._name(container_id))
+            await self._remove(self._name(container_id))
             for found in await self._api.find("containers", self._cluster, container_id):
-                await self._api.remove_container(found.name)
+                await self._remove(found.name)
             for found in await self._api.find("volumes", self._cluster, container_id):
                 await self._api.remove_volume(found.name)
             for found in await self._api.find("networks", self._cluster, container_id):
@@ -420,10 +432,21 @@ class Podman:
         if self._watching is not None:
             self._watching.touch(container_id)
 
-    async def _end(self, name: str) -> None:
-        # A run whose end Podman did not notice cannot be stopped; it can be removed.
+    async def _stop(self, name: str) -> None:
+        """End a run. Podman keeps its output until it is removed."""
         with contextlib.suppress(Refused):
             await self._api.stop(name, shapes.STOP_SECONDS)
+        seen = await self._api.inspect(name)
+        # A run whose end Podman did not notice, or that never began, cannot be stopped; it can be
+        # removed.
+        if seen is not None and not shapes.has_ended_for_good(seen):
+            await self._remove(name)
+
+    async def _remove(self, name: str) -> None:
+        with contextlib.suppress(Refused):  # one that is damaged can be removed nevertheless
+            seen = await self._api.inspect(name)
+            if seen is not None and seen.exec_ids:
+                await self._terminals.end_all(seen.exec_ids)
         await self._api.remove_container(name)
 
     def _target(self, container_id: str, port: int) -> Target:

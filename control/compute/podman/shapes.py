@@ -4,7 +4,7 @@ waits.
 A container ``1f2e3d4c`` of the installation ``abcd…`` has these objects, all with the labels
 of :mod:`control.compute.backend`::
 
-    gfs-abcd…-1f2e3d4c             the container: one run, removed when it is stopped
+    gfs-abcd…-1f2e3d4c             the container: one run, and its output until the next one
     gfs-abcd…-1f2e3d4c             its network, in which it is alone
 
 All files that it writes are on its own disk (:mod:`control.compute.podman.store.disks`). An
@@ -32,6 +32,7 @@ from control.compute.podman.store import ETC, USERS, Disk
 
 __all__ = [
     "container_body",
+    "has_ended_for_good",
     "interface_prefix",
     "labels",
     "network_body",
@@ -66,6 +67,14 @@ CAPABILITIES = [
 ]
 #: How many processes and threads one container has, which bounds a fork bomb.
 PIDS = 1024
+#: How much it reads from its disk, and how much it writes, in a second. With cgroups v1 the kernel
+#: does not count what it writes by way of the page cache.
+DISK_BYTES_PER_SECOND = 200 * 1024 * 1024
+#: How many reads, and how many writes, that may be.
+DISK_CALLS_PER_SECOND = 5000
+#: How many PTYs it has: a terminal, a login or a window of tmux takes one.
+PTYS = 128
+DEVPTS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
 #: How many descriptors each of them has; they also count towards the container's memory.
 DESCRIPTORS = 4096
 #: How much of a run's output is kept.
@@ -111,10 +120,13 @@ def network_body(cluster: str, spec: Spec, isolate: str = "strict") -> dict[str,
     }
 
 
-def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[str, Any]:
+def container_body(
+    cluster: str, spec: Spec, disk: Disk, device: tuple[int, int], seccomp: Path
+) -> dict[str, Any]:
     """The request that creates the run.
 
     Args:
+        device: The numbers of the disk's device.
         seccomp: A file with the system calls that it may make.
     """
     name = resource_name(cluster, spec.id)
@@ -138,6 +150,13 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[
             # Podman's own ones are files of this machine, and the container can write to them.
             *(_bind(disk.etc(name), path, "rw", "noexec") for name, path in ETC.items()),
             *(_bind(disk.volume(name), path, "rw") for name, path in volumes(spec).items()),
+            # As Podman's own, whose number of PTYs is bounded by this machine's alone.
+            {
+                "type": "devpts",
+                "source": "devpts",
+                "destination": "/dev/pts",
+                "options": [*DEVPTS, f"max={PTYS}"],
+            },
         ],
         # A volume of the image that is not a mount path is a part of the run.
         "image_volume_mode": "ignore",
@@ -146,6 +165,7 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[
             # No swap in addition.
             "memory": {"limit": memory, "swap": memory},
             "pids": {"limit": PIDS},
+            "blockIO": _throttled(device),
         },
         "r_limits": [
             {"type": "nofile", "hard": DESCRIPTORS, "soft": DESCRIPTORS},
@@ -163,6 +183,16 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[
         "cap_add": CAPABILITIES,
         "no_new_privileges": True,
         "seccomp_profile_path": str(seccomp),
+    }
+
+
+def _throttled(device: tuple[int, int]) -> dict[str, Any]:
+    major, minor = device
+    rates = {"Bps": DISK_BYTES_PER_SECOND, "IOPS": DISK_CALLS_PER_SECOND}
+    return {
+        f"throttle{way}{unit}Device": [{"major": major, "minor": minor, "rate": rate}]
+        for unit, rate in rates.items()
+        for way in ("Read", "Write")
     }
 
 
@@ -224,6 +254,14 @@ def sighting(
     if seen.restart_count < RESTARTS and seconds_since_end < RESTART_GRACE_SECONDS:
         return say("initializing", f"{_end(state)} It is started again.")
     return say("failed", _end(state))
+
+
+def has_ended_for_good(seen: Inspected) -> bool:
+    """Whether the run has ended and Podman does not start it again."""
+    state = seen.state
+    if state.status not in ("exited", "stopped"):
+        return False
+    return state.stopped_by_user or state.exit_code == 0 or seen.restart_count >= RESTARTS
 
 
 def _end(state: State) -> str:

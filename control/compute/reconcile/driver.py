@@ -43,7 +43,14 @@ from control.compute.backend import Backend, BackendUnavailable, Impossible, Sig
 from control.compute.reconcile import machine
 from control.compute.reconcile.changes import Changes
 from control.compute.reconcile.machine import Step
-from control.compute.rows import Container, add_event, containers, events_after, last_event
+from control.compute.rows import (
+    Container,
+    add_event,
+    containers,
+    events_after,
+    last_event,
+    remove_deleted,
+)
 from control.records import Records, RecordsFailed, Txn
 from gfs.errors import GfsError
 
@@ -274,11 +281,14 @@ class Driver:
             log.error("%s: container %s", self._backend.name, container_id, exc_info=error)
 
     async def _note_failure(self, container_id: str, error: Exception, bugs: int) -> None:
-        """Show why it is not applied yet; after too many mistakes of ours, that it failed."""
+        """Show why it is not applied yet; after too many mistakes of ours, that it failed. A
+        deletion is tried for ever."""
         is_ours = not isinstance(error, GfsError)
         reason = "internal error: see the server's log" if is_ours else str(error)
 
         def decide(now: Container) -> list[Container]:
+            if now.wanted == "deleted":
+                return [machine.waits_for(now, f"it cannot be deleted yet: {reason}")]
             if now.wanted != "running" or now.applied == now.revision:
                 return []
             if bugs >= BUGS_MAX:
@@ -337,7 +347,8 @@ class Driver:
         try:
             if step is Step.DELETE:
                 await self._call_delete(row.id, row.user_id)
-                await self._records.write(lambda txn: _remove(txn, row.id))
+                await self._records.write(lambda txn: remove_deleted(txn, row.id))
+                self._changes.poke()
                 return
             if step is Step.RUN:
                 async with self._calls:
@@ -376,7 +387,7 @@ class Driver:
         except trio.TooSlowError:
             raise BackendUnavailable(_NO_ANSWER) from None
         except Impossible as error:
-            raise BackendUnavailable(f"it cannot be deleted: {error}") from error
+            raise BackendUnavailable(str(error)) from error
         self._sightings.pop(container_id, None)
 
     async def _refused(self, step: Step, row: Container, reason: str) -> None:
@@ -444,7 +455,7 @@ class Driver:
             for after in decide(now):
                 containers.put(txn, after)
                 if (after.status, after.external_ip) != (now.status, now.external_ip):
-                    add_event(txn, after, "deleted" if after.wanted == "deleted" else "status")
+                    add_event(txn, after, "status")
                 now = after
             return now != before
 
@@ -452,9 +463,3 @@ class Driver:
         if changed:
             self._changes.poke()
         return changed
-
-
-def _remove(txn: Txn, container_id: str) -> None:
-    row = containers.get(txn, container_id)
-    if row is not None and row.wanted == "deleted":
-        containers.delete(txn, container_id)

@@ -1,7 +1,7 @@
 """Users' requests about containers (:mod:`.containers`) and SSH keys (:mod:`.sshkeys`), and
 their JSON (:mod:`.shapes`): the routes and the streams use these."""
 
-from control.compute.requests.containers import Containers
+from control.compute.requests.containers import DELETE_SECONDS, Containers
 from control.compute.requests.shapes import (
     AdminContainerInfo,
     AdminListQuery,
@@ -29,6 +29,7 @@ from control.compute.requests.shapes import (
 from control.compute.requests.sshkeys import SshKeys
 
 __all__ = [
+    "DELETE_SECONDS",
     "AdminContainerInfo",
     "AdminListQuery",
     "ContainerInfo",

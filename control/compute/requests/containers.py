@@ -32,12 +32,10 @@ from control.compute.rows import (
     add_event,
     containers,
     count_up,
-    every,
     keys,
     mark_deleted,
     of_user,
     usage,
-    visible,
 )
 from control.errors import BadRequest, NoSuchThing, Unavailable
 from control.identity import ADMIN
@@ -59,6 +57,8 @@ USAGE_SECONDS = 2.0
 USAGE_KEPT_SECONDS = 3.0
 USAGE_KEPT = 1024
 USAGE_AT_ONCE = 8
+#: How long a deletion waits for its end; it takes Podman a second or two.
+DELETE_SECONDS = 10.0
 
 
 class Containers:
@@ -105,7 +105,7 @@ class Containers:
 
         async with trio.open_nursery() as nursery:
             for row in rows:
-                if row.status == "running":
+                if row.shown == "running":
                     nursery.start_soon(look, row)
         return usages
 
@@ -146,7 +146,7 @@ class Containers:
         found = [
             row
             for row in await self._records.all(containers)
-            if row.wanted != "deleted" and (query.before is None or row.serial < query.before)
+            if query.before is None or row.serial < query.before
         ]
         rows = await in_order(found, lambda row: -row.serial)
         response = json_array(rows[: query.limit], info)
@@ -158,7 +158,7 @@ class Containers:
     def is_over(self, row: Container) -> bool:
         """Whether the run of ``row`` is not desired, or not any more."""
         with self._records.read() as txn:
-            now = visible(txn, row.id)
+            now = containers.get(txn, row.id)
         return now is None or now.wanted != "running" or now.generation != row.generation
 
     async def until_over(self, row: Container) -> None:
@@ -174,16 +174,22 @@ class Containers:
         while True:
             number = self._changes.number()
             with self._records.read() as txn:
-                now = visible(txn, row.id)
+                now = containers.get(txn, row.id)
             if now is None or now.status != "running" or self.is_over(row):
                 return
             await self._changes.after(number)
 
     async def until_deleted(self, row: Container) -> None:
+        """Wait until its user has deleted it."""
+        await self._until(row.id, lambda now: now is None or now.wanted == "deleted")
+
+    async def _until(
+        self, container_id: str, condition: Callable[[Container | None], bool]
+    ) -> None:
         while True:
             number = self._changes.number()
             with self._records.read() as txn:
-                if visible(txn, row.id) is None:
+                if condition(containers.get(txn, container_id)):
                     return
             await self._changes.after(number)
 
@@ -226,8 +232,17 @@ class Containers:
             return await self._backend.room()
 
     async def delete(self, call: Call) -> None:
-        """Delete it. Nobody sees it when this returns; its objects are deleted soon after."""
-        await self._write(lambda txn: mark_deleted(txn, _own(txn, call)))
+        """Delete it. Returns when nothing is left of it; after :data:`DELETE_SECONDS` it may still
+        be listed, as deleting, and the driver goes on."""
+
+        def mark(txn: Txn) -> str:
+            row = _own(txn, call)
+            mark_deleted(txn, row)
+            return row.id
+
+        container_id = await self._write(mark)
+        with trio.move_on_after(DELETE_SECONDS):
+            await self._until(container_id, lambda now: now is None)
 
     # --- changing -----------------------------------------------------------------------
 
@@ -272,7 +287,7 @@ class Containers:
         found: list[Rule] = []
 
         def write(txn: Txn) -> None:
-            row = _own(txn, call)
+            row = _changeable(txn, call)
             rule = next((rule for rule in row.rules if rule.port == asked.port), None)
             if rule is None:
                 rule = Rule(count_up(txn, "rule"), asked.port, asked.target_port, int(time.time()))
@@ -306,7 +321,7 @@ class Containers:
         check: Callable[[Txn, Container], None] = lambda txn, row: None,
     ) -> Container:
         def write(txn: Txn) -> Container:
-            before = _own(txn, call)
+            before = _changeable(txn, call)
             check(txn, before)
             after = decide(before)
             _put(txn, before, after)
@@ -335,7 +350,7 @@ def _put(txn: Txn, before: Container, after: Container) -> None:
 def _own(txn: Txn, call: Call) -> Container:
     """The container that the path names, if it is the caller's, or if the route is for
     administrators. Raises NoSuchThing, Unauthorized, Forbidden."""
-    row = visible(txn, call.params["id"])
+    row = containers.get(txn, call.params["id"])
     if row is None:
         raise NoSuchThing("there is no such container")
     if call.need is ADMIN:
@@ -345,13 +360,21 @@ def _own(txn: Txn, call: Call) -> Container:
     return row
 
 
+def _changeable(txn: Txn, call: Call) -> Container:
+    """As :func:`_own`. Raises BadRequest if it is being deleted."""
+    row = _own(txn, call)
+    if row.wanted == "deleted":
+        raise BadRequest("the container is being deleted: it cannot be changed any more")
+    return row
+
+
 def _check_room(txn: Txn, room: Room | None, row: Container) -> None:
     """Raise Unavailable unless there is room for ``row`` to run, beside all others. Exact,
     since concurrent requests have their transactions before or after this one."""
     if room is None:
         return
-    others = [each for each in every(txn) if each.id != row.id]
-    memory = sum(each.memory_mb for each in others if each.wanted == "running")
+    others = [each for each in containers.scan(txn) if each.id != row.id]
+    memory = sum(each.memory_mb for each in others if each.holds_memory)
     storage = sum(each.storage_gb for each in others)
     for what, unit, there_is, taken, asked in (
         ("memory", "MB", room.memory_mb, memory, row.memory_mb),

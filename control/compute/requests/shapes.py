@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from control.compute.backend import Backend, Phase, Usage
+from control.compute.backend import Backend, Usage
 from control.compute.names import (
     HTTPS,
     INSTANCE_TYPE_DEFAULT,
@@ -20,6 +20,7 @@ from control.compute.names import (
 )
 from control.compute.reconcile.machine import spec
 from control.compute.rows import Container, Event, Key, Rule
+from control.compute.rows import Status as ContainerStatus
 
 PortNumber = Annotated[int, Meta(description="80, 443 or 8000 to 8999")]
 TargetPort = Annotated[int, Meta(description="In the container; the same if left out")]
@@ -46,7 +47,7 @@ class Status(msgspec.Struct):
 class ContainerInfo(msgspec.Struct, kw_only=True):
     id: str
     name: str
-    status: Phase
+    status: ContainerStatus
     hostname: str
     external_ip: Annotated[
         str | UnsetType, Meta(description="The address of its ports; while running, if known")
@@ -66,7 +67,10 @@ class ContainerInfo(msgspec.Struct, kw_only=True):
     https_enabled: Annotated[bool, Meta(description="Whether there is a rule for port 443")]
     reason: Annotated[
         str | UnsetType,
-        Meta(description="Why it has failed, what it waits for, or what does not work in it"),
+        Meta(
+            description="Why it has failed or is not deleted yet, what it waits for, or what "
+            "does not work in it"
+        ),
     ] = UNSET
 
 
@@ -241,7 +245,7 @@ def _fields(row: Container, backend: Backend, image: str, usage: Usage) -> dict[
     fields: dict[str, Any] = {
         "id": row.id,
         "name": row.name,
-        "status": row.status,
+        "status": row.shown,
         "hostname": backend.hostname(asked),
         "memory_mb": row.memory_mb,
         "storage_gb": row.storage_gb,
@@ -254,9 +258,9 @@ def _fields(row: Container, backend: Backend, image: str, usage: Usage) -> dict[
         fields["external_ip"] = row.external_ip
     if row.ssh_enabled and (command := backend.ssh_command(asked)):
         fields["ssh_command"] = command
-    if row.status == "running" and usage.memory_mb is not None:
+    if row.shown == "running" and usage.memory_mb is not None:
         fields["memory_used_mb"] = usage.memory_mb
-    if row.status == "running" and usage.storage_gb is not None:
+    if row.shown == "running" and usage.storage_gb is not None:
         fields["storage_used_gb"] = round(usage.storage_gb, 3)
     if row.reason:
         fields["reason"] = row.reason

@@ -72,7 +72,7 @@ class Hub:
         known.update(row.id for row in rows)
         return number, [
             *(DeletedMessage(Gone(container_id)) for container_id in sorted(gone)),
-            *(status_message(row.id, row.status, row.external_ip) for row in rows),
+            *(status_message(row.id, row.shown, row.external_ip) for row in rows),
         ]
 
 

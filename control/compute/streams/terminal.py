@@ -61,8 +61,8 @@ class Terminals:
     async def open(self, call: Call, socket: Socket) -> None:
         """Serve a terminal until the shell ends or the client leaves."""
         row = self._containers.own(call)
-        if row.status != "running":
-            raise BadRequest(f"the container is {row.status}, not running: start it first")
+        if row.shown != "running":
+            raise BadRequest(f"the container is {row.shown}, not running: start it first")
         try:
             with self._open.one_more(row.id), as_answers():
                 async with self._backend.exec(self._containers.spec(row), SHELL) as terminal:

@@ -6,10 +6,13 @@ from control.compute.podman.engine.api import KINDS, Api
 from control.compute.podman.engine.http import Body, Refused
 from control.compute.podman.engine.processes import (
     children,
+    copy_descriptor,
     end,
     has_ended,
     held,
     listeners,
+    parent,
+    reaped,
     running,
 )
 from control.compute.podman.engine.service import Service, environment, run_podman
@@ -25,11 +28,14 @@ __all__ = [
     "State",
     "Volume",
     "children",
+    "copy_descriptor",
     "end",
     "environment",
     "has_ended",
     "held",
     "listeners",
+    "parent",
+    "reaped",
     "run_podman",
     "running",
 ]

@@ -62,6 +62,8 @@ class Inspected(msgspec.Struct, rename="pascal"):
     config: Config
     network_settings: NetworkSettings
     restart_count: int = 0
+    #: The commands that were started in it and that Podman has not forgotten.
+    exec_ids: list[str] | None = msgspec.field(name="ExecIDs", default=None)
     graph_driver: GraphDriver | None = None
     host_config: HostConfig | None = None
 

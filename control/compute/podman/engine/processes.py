@@ -4,17 +4,35 @@ belong to another process by the time a signal is sent."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ipaddress
 import itertools
 import os
 import select
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import trio
 
-__all__ = ["children", "end", "has_ended", "held", "listeners", "running"]
+__all__ = [
+    "children",
+    "copy_descriptor",
+    "end",
+    "has_ended",
+    "held",
+    "listeners",
+    "parent",
+    "reaped",
+    "running",
+]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+#: The kernel reports the end of a process, but not that its parent has noticed it.
+REAPED_POLL_SECONDS = 0.01
+#: The number of pidfd_getfd(2), on every architecture; Linux has it since 5.6.
+_PIDFD_GETFD = 438
 
 #: The state of a listening socket in the kernel's table.
 _LISTEN = "0A"
@@ -75,15 +93,15 @@ def _address(text: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def running(program: str, word: str) -> list[int]:
-    """The processes of this machine that run ``program`` with ``word`` as an argument."""
-    wanted = word.encode()
+def running(program: str, words: Collection[str]) -> list[int]:
+    """The processes of this machine that run ``program`` with one of ``words`` as an argument."""
+    wanted = {word.encode() for word in words}
     found = []
     for pid in _all():
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text().strip() != program:
+            if _program(pid) != program:
                 continue
-            if wanted in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            if wanted.intersection(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")):
                 found.append(pid)
     return found
 
@@ -92,11 +110,64 @@ def children(parent: int) -> list[int]:
     found = []
     for pid in _all():
         with contextlib.suppress(OSError):
-            # The program's name may have spaces and brackets.
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            if int(state[1]) == parent:
+            if _parent(pid) == parent:
                 found.append(pid)
     return found
+
+
+def parent(process: int, program: str) -> int | None:
+    """A descriptor of the parent of a process, if the parent runs ``program``.
+
+    Args:
+        process: A descriptor; the process may have ended.
+    """
+    with contextlib.suppress(OSError):
+        pid = _pid(process)
+        above = _parent(pid)
+        found = held(above)
+        if found is not None:
+            # While the process is not reaped its number is not another's, and nor is its parent's.
+            if _program(above) == program and _parent(pid) == above and not _is_reaped(process):
+                return found
+            os.close(found)
+    return None
+
+
+def copy_descriptor(process: int, name: str) -> int:
+    """Our own descriptor of an open file of another process: the first with this name, in any
+    directory. Raises OSError.
+
+    Args:
+        process: A descriptor of the process.
+    """
+    pid = _pid(process)
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        if os.path.basename(os.readlink(f"/proc/{pid}/fd/{entry}")) == name:
+            # It is closed in programs that we run, as all descriptors of ours are.
+            copied = int(_libc.syscall(_PIDFD_GETFD, process, int(entry), 0))
+            if copied < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            return copied
+    raise FileNotFoundError(f"process {pid} has no file {name}")
+
+
+def _pid(process: int) -> int:
+    """The number of the process that a descriptor is of; -1 if it was reaped."""
+    info = Path(f"/proc/self/fdinfo/{process}").read_text()
+    return int(info.partition("\nPid:")[2].split()[0])
+
+
+def _is_reaped(process: int) -> bool:
+    return _pid(process) < 0
+
+
+def _program(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def _parent(pid: int) -> int:
+    # The program's name may have spaces and brackets.
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _all() -> list[int]:
@@ -117,3 +188,14 @@ async def end(descriptor: int, gently: signal.Signals, seconds: float) -> None:
                 return
     finally:
         os.close(descriptor)
+
+
+async def reaped(process: int, seconds: float) -> bool:
+    """Whether the parent of a process that has ended has noticed it, within ``seconds``: until
+    then its number is taken, and Podman says that it runs. Cannot be cancelled."""
+    with trio.move_on_after(seconds, shield=True):
+        while True:
+            if _is_reaped(process):
+                return True
+            await trio.sleep(REAPED_POLL_SECONDS)
+    return False

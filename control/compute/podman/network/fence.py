@@ -8,6 +8,10 @@ the networks that it is in, and to addresses that are not the internet's. It als
 DNS to the resolvers that this machine uses, and packets to the networks in the setting
 ``open_networks``. Connections from this machine to containers are not affected.
 
+The kernel counts the changes of all tables. Twice a second the count is looked at, and after a
+change the table, so that after ``nft flush ruleset`` or a restart of another firewall it is
+back within a second.
+
 The table has the name of its interfaces. It may stay when everything of ours is removed:
 ``nft delete table inet gfs_<4 digits>`` deletes it.
 """
@@ -17,6 +21,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import math
+import socket
+import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,8 +38,20 @@ __all__ = ["Fence", "resolvers", "table_name"]
 
 log = logging.getLogger("control.compute")
 
-#: How often it is loaded again, in case somebody has flushed all tables.
+#: How often it is loaded again, for new resolvers and routes.
 AGAIN_SECONDS = 60.0
+#: How often the count of changes is looked at, which takes some microseconds.
+LOOK_SECONDS = 0.5
+#: How often a load is repeated that others' changes coincide with.
+LOADS_MAX = 5
+#: linux/netfilter/nfnetlink.h and nf_tables.h
+NETLINK_NETFILTER = 12
+NFT_MSG_NEWGEN, NFT_MSG_GETGEN = (10 << 8 | number for number in (15, 16))
+NLM_F_REQUEST = 1
+NFTA_GEN_ID = 1
+#: struct nlmsghdr, struct nfgenmsg, struct nlattr: all lengths, and no padding here.
+_HEAD, _GENERIC, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
+ANSWER_SECONDS = 1.0
 COMMAND_SECONDS = 20.0
 #: How many connections one container has at a time: this machine tracks each, and has room
 #: for some hundred thousands in all (``nf_conntrack_max``).
@@ -142,6 +161,28 @@ def resolvers() -> list[str]:
     return found
 
 
+def changes() -> int | None:
+    """How often the tables of this machine were changed: each transaction counts 1. None if the
+    kernel does not say it."""
+    length = _HEAD.size + _GENERIC.size
+    asked = _HEAD.pack(length, NFT_MSG_GETGEN, NLM_F_REQUEST, 1, 0) + _GENERIC.pack(0, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as kernel:
+            kernel.settimeout(ANSWER_SECONDS)  # it answers before send() returns
+            kernel.send(asked)
+            answer = kernel.recv(4096)
+    except OSError:
+        return None
+    _, kind, *_ = _HEAD.unpack_from(answer)
+    at = length
+    while kind == NFT_MSG_NEWGEN and at + _ATTRIBUTE.size <= len(answer):
+        size, attribute = _ATTRIBUTE.unpack_from(answer, at)
+        if attribute == NFTA_GEN_ID:
+            return int.from_bytes(answer[at + _ATTRIBUTE.size : at + size], "big")
+        at += max(size + 3 & ~3, _ATTRIBUTE.size)
+    return None
+
+
 class Fence:
     """The firewall of one installation.
 
@@ -154,37 +195,83 @@ class Fence:
         self._cluster = cluster
         self._opened = opened
         self._lock = trio.Lock()
+        #: The table as nft lists it after our last load; "": that is not known.
+        self._whole = ""
+        #: The count of changes when it was whole.
+        self._seen: int | None = None
 
     async def ensure(self) -> None:
         """Load the table. Raises BackendUnavailable, which says what to do."""
-        try:
-            async with self._lock:
-                with trio.fail_after(COMMAND_SECONDS):
-                    done = await trio.run_process(
-                        ["nft", "-f", "-"],
-                        stdin=rules(
-                            self._cluster, self._opened, resolvers(), neighbours()
-                        ).encode(),
-                        capture_stderr=True,
-                        capture_stdout=True,
-                        check=False,
-                        env=environment({}),
-                    )
-        except OSError as error:
-            raise _no_fence(f"nft cannot be run ({error.strerror or error})") from None
-        except trio.TooSlowError:
-            raise _no_fence("nft does not end") from None
-        if done.returncode != 0:
-            answer = done.stderr.decode("utf-8", "replace").split("\n")[0]
-            raise _no_fence(f"nft failed: {answer[:300]}")
+        async with self._lock:
+            await self._ensure()
 
     async def keep(self) -> None:
+        """Load the table regularly, and within a second after others have changed it."""
+        due = -math.inf
+        failure = ""
         while True:
             try:
-                await self.ensure()
+                async with self._lock:
+                    if trio.current_time() >= due or not await self._is_whole():
+                        due = trio.current_time() + AGAIN_SECONDS
+                        await self._ensure()
+                failure = ""
             except BackendUnavailable as error:
-                log.warning("podman: %s", error)
-            await trio.sleep(AGAIN_SECONDS)
+                if str(error) != failure:
+                    failure = str(error)
+                    log.warning("podman: %s", failure)
+            await trio.sleep(LOOK_SECONDS)
+
+    async def _ensure(self) -> None:
+        self._whole = ""
+        rules_now = rules(self._cluster, self._opened, resolvers(), neighbours())
+        for _ in range(LOADS_MAX):
+            before = changes()
+            await _nft("-f", "-", input=rules_now)
+            listed = await self._listed()
+            after = changes()
+            if before is None or after == before + 1:
+                self._whole, self._seen = listed, after
+                return
+
+    async def _is_whole(self) -> bool:
+        now = changes()
+        if now == self._seen:
+            return True
+        if not self._whole or await self._listed() != self._whole:
+            return False
+        # The change was to a table of others. One that came after this is noticed next time.
+        self._seen = now
+        return True
+
+    async def _listed(self) -> str:
+        """The rules of the table; "" if there is none."""
+        try:
+            return await _nft("-s", "-t", "list", "table", "inet", table_name(self._cluster))
+        except BackendUnavailable:
+            return ""
+
+
+async def _nft(*arguments: str, input: str = "") -> str:
+    """Its output. Raises BackendUnavailable, which says what to do."""
+    try:
+        with trio.fail_after(COMMAND_SECONDS):
+            done = await trio.run_process(
+                ["nft", *arguments],
+                stdin=input.encode(),
+                capture_stderr=True,
+                capture_stdout=True,
+                check=False,
+                env=environment({}),
+            )
+    except OSError as error:
+        raise _no_fence(f"nft cannot be run ({error.strerror or error})") from None
+    except trio.TooSlowError:
+        raise _no_fence("nft does not end") from None
+    if done.returncode != 0:
+        answer = done.stderr.decode("utf-8", "replace").split("\n")[0]
+        raise _no_fence(f"nft failed: {answer[:300]}")
+    return done.stdout.decode("utf-8", "replace")
 
 
 def _no_fence(why: str) -> BackendUnavailable:

@@ -21,10 +21,11 @@ import msgspec
 
 from control.compute.backend import BackendUnavailable
 
-__all__ = ["SLOT_BITS", "Slots", "ssh_ports"]
+__all__ = ["SLOTS_MAX", "SLOT_BITS", "Slots", "ssh_ports"]
 
 #: How many bits a number plus 1 has.
 SLOT_BITS = 12
+#: How many containers there can be.
 SLOTS_MAX = 4000
 #: A container that was not seen for this time does not exist, and its number is freed.
 FORGOTTEN_AFTER_SECONDS = 3600.0

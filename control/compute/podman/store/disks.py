@@ -29,7 +29,6 @@ import errno
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,6 +93,11 @@ class Disk:
 
     def volume(self, name: str) -> Path:
         return self.path / "volumes" / name
+
+    def device(self) -> tuple[int, int]:
+        """The numbers of its loop device."""
+        number = self.path.stat().st_dev
+        return os.major(number), os.minor(number)
 
     def begin(self, names: Iterable[str]) -> list[str]:
         """Create the directories of volumes. Returns those without the image's files yet."""
@@ -320,7 +324,7 @@ class Disks:
 
     async def _delete(self, file: Path) -> None:
         """Delete a disk. Freeing many gigabytes may take a second."""
-        await self.in_thread(partial(file.unlink, missing_ok=True))
+        await self.in_thread(_discard, file)
 
     def _make_directory(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -398,6 +402,13 @@ class Disks:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
             raise BackendUnavailable(f"{name} failed: {said[0][:300]}")
         return done.stdout.decode()
+
+
+def _discard(file: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        # Its space is free then, also if something of this machine still holds its loop device.
+        os.truncate(file, 0)
+        file.unlink()
 
 
 def _exchange(one: Path, other: Path) -> None:
