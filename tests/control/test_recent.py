@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import trio
 import trio.testing
+from auth_server import CheapAuth, running
+from checks import ok
 from limits import HANG_SECONDS
 
+import control.storage.module
 from control.errors import Unavailable
 from control.recent import RECENT_SECONDS, Recent
+from control.storage import Storage
 
-pytestmark = pytest.mark.usefixtures("virtual_time")
+virtual = pytest.mark.usefixtures("virtual_time")
 
 
 class Dear:
@@ -28,6 +36,7 @@ class Dear:
         return self.times
 
 
+@virtual
 async def test_all_who_ask_within_a_second_have_it_obtained_once() -> None:
     dear = Dear()
     recent = Recent(dear)
@@ -47,6 +56,7 @@ async def test_all_who_ask_within_a_second_have_it_obtained_once() -> None:
     assert found == [1] * 101 + [2] * 101 + [3] * 101
 
 
+@virtual
 async def test_a_failure_is_told_to_all_and_is_no_older() -> None:
     dear = Dear()
     dear.fails = True
@@ -69,6 +79,7 @@ async def test_a_failure_is_told_to_all_and_is_no_older() -> None:
     assert await recent.get() == 2
 
 
+@virtual
 async def test_whoever_asks_and_leaves_again_and_again_has_it_obtained_no_more_often() -> None:
     dear = Dear()
     recent = Recent(dear)
@@ -76,3 +87,37 @@ async def test_whoever_asks_and_leaves_again_and_again_has_it_obtained_no_more_o
         with trio.move_on_after(0.1):
             await recent.get()
     assert dear.times <= 1 + trio.current_time() / (2 + RECENT_SECONDS)
+
+
+class Master:
+    """Counts what it is asked."""
+
+    asked = 0
+
+    async def status(self) -> Any:
+        self.asked += 1
+        none = dict.fromkeys(
+            ("files", "bytes", "under_replicated", "corrupt", "lost"), 0
+        ) | dict.fromkeys(("repairs_active", "repairs_queued"), 0)
+        return SimpleNamespace(totals=SimpleNamespace(**none), servers=[], role="master")
+
+
+async def test_a_crowd_that_asks_for_health_asks_the_master_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control.storage.module, "CONNECT_SECONDS", 0.0)
+    async with running(tmp_path, modules=(CheapAuth, Storage)) as server:
+        storage = server.app.modules[1]
+        assert isinstance(storage, Storage)
+        for path in ("/storage/status", "/readyz"):
+            master = Master()
+            storage.cluster._fs = cast(Any, master)
+            began = trio.current_time()
+
+            async def ask(path: str = path) -> None:
+                ok(await server.http.get(path))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(50):
+                    nursery.start_soon(ask)
+            assert 1 <= master.asked <= 1 + (trio.current_time() - began) / RECENT_SECONDS
