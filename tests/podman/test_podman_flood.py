@@ -23,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("containers_work")
 
 PORT = 8100 + place(90)
 STRANGERS = 4
-#: More than a container has places for, from each stranger.
-EACH = 100
-#: What they say at first. Some are in the middle of a login.
-WORDS = ("", "SSH-2.0-Stranger\\r\\n")
+#: From each stranger to each port: all together are more than there are places.
+EACH = 80
+#: Of those who are in the middle of a login.
+BANNER = "SSH-2.0-Stranger\\r\\n"
 
 FLOOD = """
-import select, socket, sys
+import select, socket, sys, time
 host, word, each, ports, sources = sys.argv[1:]
 word, held = word.encode().decode("unicode_escape").encode(), {}
 
@@ -57,7 +57,7 @@ while True:
             stream.send(word)
         except OSError:
             pass
-    by_number = {stream.fileno(): stream for stream in held}
+    by_number, ended = {stream.fileno(): stream for stream in held}, []
     for number, _ in poll.poll(0.05):
         stream = by_number[number]
         try:
@@ -69,8 +69,10 @@ while True:
             pass
         poll.unregister(stream)
         waiting.discard(stream)
-        source, port = held.pop(stream)
+        ended.append(held.pop(stream))
         stream.close()
+    time.sleep(0.5 if ended else 0)
+    for source, port in ended:
         connect(source, port)
 """
 
@@ -113,11 +115,11 @@ def outside(count: int) -> Iterator[Outside]:
 
 
 @contextmanager
-def flooded(there: Outside, sources: Sequence[str], *ports: int) -> Iterator[None]:
+def flooded(there: Outside, sources: Sequence[str], login: int, page: int) -> Iterator[None]:
     """Each source holds connections to each port, and makes others for those that are ended."""
     with ExitStack() as stack:
-        for word in WORDS:
-            words = (there.here, word, str(EACH), ",".join(map(str, ports)), ",".join(sources))
+        for word, ports in (("", f"{login},{page}"), (BANNER, f"{login}")):
+            words = (there.here, word, str(EACH), ports, ",".join(sources))
             process = stack.enter_context(
                 subprocess.Popen(
                     there.command(sys.executable, "-c", FLOOD, *words), stdout=subprocess.PIPE
@@ -150,7 +152,9 @@ async def page(there: Outside, source: str) -> bytes:
 async def served(here: Stage, key: Path) -> tuple[Spec, int]:
     """A container with SSH and a page; its port for SSH."""
     public = key.with_suffix(".pub").read_text().strip()
-    spec = await here.run(ssh_enabled=True, ssh_keys=(public,), ports=(Port(PORT, 80),))
+    spec = await here.run(
+        ssh_enabled=True, ssh_keys=(public,), ports=(Port(PORT, 80),), memory_mb=512
+    )
     await here.shell(spec, "mkdir /srv/www; echo page > /srv/www/index.html")
     await here.shell(spec, "busybox httpd -p 80 -h /srv/www")
     return spec, int(here.backend.ssh_command(spec).split()[2])
