@@ -9,7 +9,6 @@ a dead worker are removed at the next request.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from control.recent import Recent
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Clients may send any word as a method; all others are counted together.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 #: Where the client library looks, when it is imported, for the shared directory.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
-#: How old the counts of all processes are at most.
-SHARED_SECONDS = 1.0
 _STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
@@ -113,8 +112,7 @@ class Metrics:
         self.transfers = active.labels(worker)
         self.received = self._bytes.labels("upload", worker)
         self.sent = self._bytes.labels("download", worker)
-        self._collecting = trio.Lock()
-        self._text, self._until = b"", -math.inf
+        self._text = Recent(lambda: trio.to_thread.run_sync(self._collect))
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -144,13 +142,8 @@ class Metrics:
 
     async def text(self) -> bytes:
         """The text, generated in a thread. For several processes that takes some tenths of a
-        second of computing, and the route is public, so it is cached for
-        ``SHARED_SECONDS``."""
-        async with self._collecting:
-            if self._shared is None or trio.current_time() > self._until:
-                self._text = await trio.to_thread.run_sync(self._collect)
-                self._until = trio.current_time() + SHARED_SECONDS
-            return self._text
+        second of computing, and the route is public, so it is a recent one."""
+        return await self._text.get()
 
     def _collect(self) -> bytes:
         if self._shared is None:

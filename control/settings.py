@@ -15,6 +15,9 @@ HOURS = 3600.0
 #: Ten years.
 SECONDS_MAX = 10 * 365 * 24 * HOURS
 
+#: See :attr:`ControlSettings.descriptors`.
+OTHER_DESCRIPTORS = 512
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -109,6 +112,13 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
             return
         if not 0 < value <= SECONDS_MAX:
             raise SettingsError(f"{field} must be above 0 and at most {SECONDS_MAX:g}")
+
+    @property
+    def descriptors(self) -> int:
+        """How many open files and sockets a worker may need, but for those of the gateway of
+        containers, which has what is left: two for each connection (its own, and one that serves
+        it), and those of records, logs, servers of the cluster and backends of compute."""
+        return 2 * self.connections_max + OTHER_DESCRIPTORS
 
     @property
     def module_names(self) -> list[str]:

@@ -63,7 +63,8 @@ class Module(Contribution):
         return None
 
     async def check_ready(self) -> None:
-        """Raise if something it depends on does not answer (``/readyz``).
+        """Raise if something it depends on does not answer (``/readyz``). Called once a second
+        at most, however many ask; it has 3 s.
 
         The text of an ApiError, such as Unavailable, is in the answer; that of any other
         exception only in the log.

@@ -68,6 +68,7 @@ from control.http.socket import CLOSE_SECONDS, NORMAL, OUR_FAULT, REFUSED
 from control.identity import PUBLIC, Fault, Need, Principal, decide
 from control.installed import SYSTEM, blamed, check_clashes, choose, discover, one_line, package_of
 from control.metrics import CONTENT_TYPE
+from control.recent import Recent
 from control.records import RecordsFailed, RecordsUpgraded
 from control.settings import ControlSettings
 from gfs.config import default_state_directory
@@ -165,6 +166,7 @@ class ControlApp(QuartTrio):
         self._failed = trio.Event()
         self.watch = Watch(self._ask_again)
         self.loop = Loop(self.metrics)
+        self._unready = Recent(self._find_unready)
         self._cors = Cors(control.settings.origin_list)
         # Bodies may have any length and take any time: the server ends those that stall,
         # and every handler bounds what it keeps.
@@ -301,6 +303,12 @@ class ControlApp(QuartTrio):
         return {"status": "ok"}
 
     async def _ready(self, call: Call) -> Response | dict[str, str]:
+        if reasons := await self._unready.get():
+            return json_response({"error": f"not ready: {reasons}"}, 503)
+        return {"status": "ok"}
+
+    async def _find_unready(self) -> str:
+        """Why it is not ready; empty if it is."""
         failed: dict[str, str] = {}
 
         async def check(module: Module) -> None:
@@ -320,10 +328,7 @@ class ControlApp(QuartTrio):
         async with trio.open_nursery() as nursery:
             for module in self.modules:
                 nursery.start_soon(check, module)
-        if failed:
-            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
-            return json_response({"error": f"not ready: {reasons}"}, 503)
-        return {"status": "ok"}
+        return "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
 
     async def _metrics(self, call: Call) -> Response:
         return Response(await self.metrics.text(), content_type=CONTENT_TYPE)

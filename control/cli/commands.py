@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from control.settings import ControlSettings
 
 PASSWORD_BYTES_MAX = 4096
+#: What the gateway of containers has, where so many are permitted.
+GATEWAY_DESCRIPTORS = 16 * 1024
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
@@ -140,7 +142,11 @@ def control(
         with reported(ready_fd):
             check_clashes()
             settings = _settings(cluster, flags)
-            process.allow_descriptors(2 * settings.connections_max)
+            process.allow_descriptors(
+                settings.descriptors + GATEWAY_DESCRIPTORS,
+                settings.descriptors,
+                f"connections_max = {settings.connections_max}",
+            )
             tls = serving.tls_context(settings)
             sockets = serving.adopt(listen_fd) if listen_fd else serving.listen(settings.bind)
             ports = serving.own_ports(settings, s3_listen_fd)

@@ -62,6 +62,7 @@ from control.errors import BadRequest
 from control.http import Socket
 from control.identity import ADMIN, SEED_SCOPES, Need, ScopeTable, make_private_directory, scoped
 from control.records import Schema
+from gfs.cluster import process
 from gfs.config import Settings
 
 _ONE = "/compute/containers/{id}"
@@ -122,6 +123,8 @@ class Compute(Module):
                 domain=self.settings.domain,
                 image=image,
                 directory=str(directory),
+                descriptors=max(0, process.descriptors() - self.control.settings.descriptors),
+                proxies=self.control.settings.proxies,
             )
             leads = await lead.take()
             self.backend = await choose(records, installation, self.settings, leads=leads)

@@ -42,6 +42,7 @@ from control.http.heads import Explained, Refusal
 from control.http.limits import HttpLimits
 from control.http.listening import listen
 from control.http.server import serve
+from control.http.slots import Slots
 from control.http.socket import Socket, SocketClosed, SocketConnection
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Receive",
     "Refusal",
     "Send",
+    "Slots",
     "Socket",
     "SocketClosed",
     "SocketConnection",

@@ -15,9 +15,13 @@ application works on keeps its slot. An address replaces its own connections onl
 refusing one; so a client that reconnects again and again costs little. The search for a
 slow connection is limited in the same way.
 
-When every slot of all addresses is taken and no connection is slow, the address with the
-most connections loses one, if it has more than its share: otherwise a few addresses that
-read just fast enough would keep all others out.
+When every slot of all addresses is taken, an idle connection is closed for a new one; else the
+address with the most connections loses its slowest, if it has more than its share; else the
+slowest is closed. So a few addresses that make progress just fast enough keep nobody out, and
+end nobody's connection that is only silent.
+
+The gateway of containers (``control/compute/podman/network/gateway.py``) gives out its places in
+the same way.
 
 Plain code: it has no clock and never waits. Every operation takes the same time however many
 connections there are, except the search for a slow one, and the choice when all slots of all
@@ -36,7 +40,6 @@ PROGRESS_BYTES = 64 * 1024
 """How many bytes count as progress. With ``slow_seconds`` of 5 that is 13 KB/s."""
 
 
-#: An address with no more connections than these loses none that makes progress.
 SHARE_MIN = 16
 
 
@@ -87,6 +90,8 @@ class Slots(Generic[HolderT]):
         per_address_max: How many one address may have.
         slow_seconds: See above.
         room_seconds: See above.
+        share_min: An address with no more connections than these loses none that makes
+            progress, however many addresses there are.
     """
 
     def __init__(
@@ -95,11 +100,13 @@ class Slots(Generic[HolderT]):
         per_address_max: int,
         slow_seconds: float,
         room_seconds: float = 0.0,
+        share_min: int = SHARE_MIN,
     ) -> None:
         self._slots_max = slots_max
         self._per_address_max = per_address_max
         self._slow_seconds = slow_seconds
         self._room_seconds = room_seconds
+        self._share_min = share_min
         self._groups: dict[str, _Group[HolderT]] = {}
         self._of: dict[HolderT, _Group[HolderT]] = {}
 
@@ -137,12 +144,16 @@ class Slots(Generic[HolderT]):
         for group in groups:
             if group.idle_longest is not None:
                 return group.idle_longest
+        share = self._slots_max // (len(groups) + 1)
+        if (
+            groups
+            and len(groups[0]) > max(self._share_min, share)
+            and (slowest := groups[0].slow_since(now)) is not None
+        ):
+            return slowest
         for group in groups:
             if (slow := group.slow_since(now - self._slow_seconds)) is not None:
                 return slow
-        share = self._slots_max // (len(groups) + 1)
-        if groups and len(groups[0]) > max(SHARE_MIN, share):
-            return groups[0].slow_since(now)
         return None
 
     def take(self, holder: HolderT, address: str, now: float) -> None:

@@ -273,7 +273,7 @@ class Lifecycle:
     async def _look_through(self, abort_old: Abort) -> None:
         with self._control.records.read() as txn:
             rows = list(configurations.scan(txn))
-        there = {space.id: space for space in self._spaces.all()}
+        there = {space.id: space for space in await self._spaces.all()}
         for row in rows:
             space, text = there.get(row.space_id), row.documents.get("lifecycle")
             try:

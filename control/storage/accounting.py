@@ -18,6 +18,7 @@ from control.quota import Change, Floor, Ledger, Tally, floors, usage
 from control.records import Records, RecordsFailed, Txn
 from control.storage.permission import owner_of
 from control.storage.rows import SNAPSHOTS, Space, spaces
+from control.storage.spaces import in_pages
 from gfs.client import Client, Entry
 from gfs.errors import (
     AlreadyExists,
@@ -88,7 +89,7 @@ class Recounts:
         counted."""
         with self._ledger.read() as txn:
             known = {state.space_id for state in usage.states.scan(txn)}
-        missing = [id_ for space in self._spaces() for id_ in space.counted if id_ not in known]
+        missing = [id_ for id_ in await self._counted() if id_ not in known]
         with self._records.read() as records:
             remembered = [] if known else list(floors.scan(records))
 
@@ -116,7 +117,7 @@ class Recounts:
         is_whole = True
         write = self._ledger.records.write
         await write(usage.forget_walks)
-        there = {id_: space for space in self._spaces() for id_ in space.counted}
+        there = await self._counted()
         for space_id in space_ids:
             try:
                 await self._count_one(fs, space_id, there.get(space_id))
@@ -214,9 +215,16 @@ class Recounts:
                     left &= usage.publishing(txn, space_id)
         return not left
 
-    def _spaces(self) -> list[Space]:
-        with self._records.read() as txn:
-            return [space for space in spaces.scan(txn) if not space.deleting]
+    async def _counted(self) -> dict[str, Space]:
+        """What is counted under which name -> its storage namespace."""
+        pages = in_pages(self._records)
+        return {
+            id_: space
+            async for page in pages
+            for space in page
+            if not space.deleting
+            for id_ in (space.id, space.snapshots_id)
+        }
 
     def _exists(self, space: Space | None) -> bool:
         if space is None:

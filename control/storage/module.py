@@ -22,9 +22,11 @@ from control.api import (
     UserDeletion,
     json_response,
     stream_response,
+    within,
 )
 from control.errors import ApiError, BadRequest, NoSuchThing
 from control.identity import ADMIN, LOGGED_IN, PUBLIC, SEED_SCOPES, Need, ScopeTable, scoped
+from control.recent import Recent
 from control.records import RecordsFailed, Schema
 from control.storage import listing, snapshots
 from control.storage.accounting import Recounts
@@ -84,6 +86,8 @@ RowT = TypeVar("RowT", bound=msgspec.Struct)
 #: After this time requests are accepted even if the file system cannot be reached.
 CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
+#: How long a client waits for the health of the cluster.
+STATUS_SECONDS = 5.0
 #: How often to look for dead processes and count the storage namespaces that are due.
 RECOUNT_SECONDS = 1.0
 #: How often the usage of users is saved, for the next boot of the machine.
@@ -137,6 +141,7 @@ class Storage(Module):
     def __init__(self, control: Control) -> None:
         super().__init__(control)
         self.cluster = Cluster(control)
+        self._status = Recent(self._find_status)
         self.spaces = Spaces(control, self.cluster)
         self.transfers = Transfers(control)
         parts = (control, self.cluster, self.spaces)
@@ -562,7 +567,11 @@ class Storage(Module):
     # --- the rest -----------------------------------------------------------------
 
     async def status(self, call: Call) -> StatusInfo:
-        status = await self.cluster.fs.status()
+        return await self._status.get()
+
+    async def _find_status(self) -> StatusInfo:
+        with within(STATUS_SECONDS):
+            status = await self.cluster.fs.status()
         totals = status.totals
         heard = [s for s in status.servers if s.state != "dead"]
         return StatusInfo(
@@ -585,7 +594,7 @@ class Storage(Module):
 
     async def admin_files(self, call: Call) -> Response:
         query = call.query(AdminListQuery)
-        chosen = [self.spaces.get(query.namespace)] if query.namespace else self.spaces.all()
+        chosen = [self.spaces.get(query.namespace)] if query.namespace else await self.spaces.all()
         return await _array(self._rows(chosen, query, _admin_file_info))
 
     async def admin_spaces(self, call: Call) -> Response:

@@ -55,6 +55,17 @@ PAGE_ROWS = 256
 FOLLOW_UP_SECONDS = 30.0
 
 
+async def in_pages(records: Records) -> AsyncGenerator[list[Space], None]:
+    """All rows by name, a page at a time, so that other tasks run in between."""
+    after: str | None = ""
+    while after is not None:
+        with records.read() as txn:
+            page = list(itertools.islice(spaces.scan(txn, after=after), PAGE_ROWS))
+        yield page
+        after = page[-1].name if len(page) == PAGE_ROWS else None
+        await trio.lowlevel.checkpoint()
+
+
 class Spaces:
     """The storage namespaces, for one process."""
 
@@ -91,9 +102,9 @@ class Spaces:
             raise NoSuchThing(f"there is no storage namespace {space.name}")
         return found
 
-    def all(self) -> list[Space]:
-        with self._records.read() as txn:
-            return [space for space in spaces.scan(txn) if not space.deleting]
+    async def all(self) -> list[Space]:
+        pages = in_pages(self._records)
+        return [space async for page in pages for space in page if not space.deleting]
 
     def listed_for(
         self, principal: Principal | None, need: Need, after: str = ""
@@ -304,15 +315,17 @@ class Spaces:
     async def repair(self) -> None:
         """Make the directories match the rows, see above. Any process may do it at any time."""
         there = await self._directories()
-        with self._records.read() as txn:
-            rows = list(spaces.scan(txn))
-        for space in rows:
-            if space.deleting:
-                with contextlib.suppress(Conflict):
-                    await self._finish_deletion(space)
-            elif space.directory not in there:
-                await self._make_directory(space)
-        self._log_unknown(there - {space.directory for space in rows})
+        async with contextlib.aclosing(in_pages(self._records)) as pages:
+            async for page in pages:
+                for space in page:
+                    is_there = space.directory in there
+                    there.discard(space.directory)
+                    if space.deleting:
+                        with contextlib.suppress(Conflict):
+                            await self._finish_deletion(space)
+                    elif not is_there:
+                        await self._make_directory(space)
+        self._log_unknown(there)
 
     def _log_unknown(self, found: set[str]) -> None:
         """Log directories without a row that two repairs in a row found: a deletion may have

@@ -130,7 +130,7 @@ class Sweeper:
             raise  # and with it this process ends
         except GfsError as error:
             log.warning("old copies could not be removed: %s", error)
-        for space in self._spaces.all():
+        for space in await self._spaces.all():
             try:
                 await self._sweep_uploads(space, before_ns)
                 if space.versioning:

@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -44,12 +45,26 @@ def calm_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def allow_descriptors(count: int) -> None:
-    """Raise the limit of open files and sockets to ``count``, as far as permitted."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def descriptors() -> int:
+    """How many open files and sockets this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def allow_descriptors(wanted: int, needed: int = 0, what: str = "") -> None:
+    """Raise the limit of open files and sockets to ``wanted``, as far as permitted.
+
+    Raises StartupError, which says that ``what`` needs them, if fewer than ``needed`` are.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors() < wanted:
+        permitted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (permitted, hard))
+    if descriptors() < needed:
+        raise StartupError(
+            f"{what} needs {needed} open files and sockets, and this process may have "
+            f"{descriptors()}: raise its limit (ulimit -Hn, or LimitNOFILE= in its unit)"
+        )
 
 
 def serve(role: Role, *, report: int | None = None, lifeline: int | None = None) -> None:

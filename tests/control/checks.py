@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import httpx
 from forks import STARTER
 from harness import wait_for as wait_for
 from limits import HANG_SECONDS
+
+from control.recent import RECENT_SECONDS
 
 _numbers = itertools.count(1)
 
@@ -134,8 +137,14 @@ def names(client: httpx.Client) -> list[str]:
     return [entry["name"] for entry in ok(client.get("/storage/namespaces"))]
 
 
+def metrics(client: httpx.Client) -> str:
+    """``/metrics`` as of now: what is answered may be what somebody was told a moment ago."""
+    time.sleep(RECENT_SECONDS)
+    return client.get("/metrics").text
+
+
 def metric(url: str, name: str) -> float:
-    """The sum of all samples of ``name`` in ``/metrics``."""
+    """The sum of all samples of ``name`` in ``/metrics``, for those who wait for one."""
     with anonymous(url) as client:
         text = client.get("/metrics").text
     samples = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)

@@ -16,6 +16,7 @@ from auth_server import PASSWORD, CheapAuth, Server, running
 from checks import ok, refused
 from limits import HANG_SECONDS
 
+import control.recent
 from control.api import Module, UserDeletion
 from control.auth import take_first_password
 from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
@@ -374,8 +375,11 @@ async def test_the_last_administrator_stays_one(tmp_path: Path) -> None:
         assert (await server.call("PUT", own, other, is_admin=False)).status_code == 400
 
 
-async def test_an_old_process_is_not_ready_and_refuses_changes_for_now(tmp_path: Path) -> None:
+async def test_an_old_process_is_not_ready_and_refuses_changes_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that whatever is before it asks a process of the newer release."""
+    monkeypatch.setattr(control.recent, "RECENT_SECONDS", 0.0)
     async with running(tmp_path) as server:
         ok(await server.call("GET", "/readyz"))
         records = server.app.control.records

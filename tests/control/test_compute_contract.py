@@ -282,6 +282,7 @@ def test_what_runs_containers_is_down(computing: ComputeCloud, user: httpx.Clien
     try:
         answer = user.post("/compute/containers", json=body)
         bad = user.post("/compute/containers", json={**body, "name": ""})
+        wait_for(lambda: user.get("/readyz").status_code == 503, "unreadiness")
         ready = user.get("/readyz")
     finally:
         computing.world.work("check")

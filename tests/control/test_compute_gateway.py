@@ -9,10 +9,12 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import trio
+import trio.testing
 from descriptors import none_left, open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from limits import HANG_SECONDS
 from share import share
 
 from control.compute.podman.network import gateway as module
-from control.compute.podman.network.gateway import Address, Gateway
+from control.compute.podman.network.gateway import Address, Gateway, Target
 
 pytestmark = pytest.mark.usefixtures("virtual_time")
 
@@ -50,32 +52,69 @@ class Setting:
         self.reported = reported
         self._arrive, self.accepted = trio.open_memory_channel[trio.SocketStream](100)
         self.streams: list[trio.SocketStream] = []
+        #: Whether the server echoes what arrives, instead of handing out the connections.
+        self.echoes = False
+        self.open = 0
 
     async def take(self, stream: trio.SocketStream) -> None:
         self.streams.append(stream)
-        await self._arrive.send(stream)
+        if self.echoes:
+            await self._echo(stream)
+        else:
+            await self._arrive.send(stream)
+            await trio.sleep_forever()
+
+    async def _echo(self, stream: trio.SocketStream) -> None:
+        """It does not care for the end of its client's side."""
+        self.open += 1
+        try:
+            while piece := await stream.receive_some():
+                await stream.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        self.open -= 1
         await trio.sleep_forever()
 
-    def lead(self, owner: str, *addresses: Address, to: Address | None = None) -> None:
-        target = to or self.server
-        self.gateway.set_rules(owner, {address: lambda: target for address in addresses})
+    def lead(
+        self,
+        owner: str,
+        *addresses: Address,
+        to: Address | None = None,
+        is_login: bool = False,
+    ) -> None:
+        target = Target(lambda: to or self.server, is_login)
+        self.gateway.set_rules(owner, dict.fromkeys(addresses, target))
 
-    async def connect(self, address: Address) -> trio.SocketStream:
-        stream = await trio.open_tcp_stream(*address)
+    async def connect(self, address: Address, network: str | None = None) -> trio.SocketStream:
+        stream = await trio.open_tcp_stream(*address, local_address=network)
         self.streams.append(stream)
         return stream
 
-    async def both(self, address: Address) -> tuple[trio.SocketStream, trio.SocketStream]:
+    async def both(
+        self, address: Address, network: str | None = None
+    ) -> tuple[trio.SocketStream, trio.SocketStream]:
         """A connection's two ends: the client's and the server's."""
-        client = await self.connect(address)
+        client = await self.connect(address, network)
         return client, await self.accepted.receive()
+
+    async def is_let_in(self, address: Address, network: str | None = None) -> bool:
+        """Whether a client that comes now gets an answer, where the server echoes; it stays."""
+        client = await self.connect(address, network)
+        return await answers(client)
+
+
+async def answers(client: trio.SocketStream) -> bool:
+    try:
+        await client.send_all(b"?")
+        return await client.receive_some(1) == b"?"
+    except trio.BrokenResourceError:
+        return False
 
 
 @asynccontextmanager
-async def setting(retry_seconds: float = 600.0) -> AsyncIterator[Setting]:
-    """Within SECONDS everything must have happened."""
+async def setting(retry_seconds: float = 600.0, **options: Any) -> AsyncIterator[Setting]:
     reported: list[str] = []
-    gateway = Gateway(changed=reported.append, retry_seconds=retry_seconds)
+    gateway = Gateway(changed=reported.append, retry_seconds=retry_seconds, **options)
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
     made = Setting(gateway, listener.socket.getsockname()[:2], reported)
     with trio.fail_after(HANG_SECONDS):
@@ -162,17 +201,17 @@ async def test_what_goes_in_comes_out_on_the_other_side_in_both_directions(
 async def test_rules_from_before_it_runs_are_not_refused_and_are_opened() -> None:
     reported: list[str] = []
     gateway, address = Gateway(changed=reported.append), free_address()
-    gateway.set_rules("one", {address: lambda: None})
+    gateway.set_rules("one", {address: Target(lambda: None)})
     assert (gateway.refused("one"), reported) == ({}, [])
     with trio.fail_after(HANG_SECONDS):
         for _ in range(2):  # it may end, and begin anew
             async with trio.open_nursery() as nursery:
                 await nursery.start(gateway.run)
                 assert gateway.listening("one") == {address}
-                gateway.set_rules("one", {address: lambda: None})
+                gateway.set_rules("one", {address: Target(lambda: None)})
                 nursery.cancel_scope.cancel()
             assert gateway.listening("one") == set()
-            gateway.set_rules("one", {address: lambda: None})
+            gateway.set_rules("one", {address: Target(lambda: None)})
     assert (gateway.refused("one"), reported) == ({}, [])
 
 
@@ -316,7 +355,9 @@ async def test_where_nothing_answers_the_client_is_turned_away() -> None:
     async with setting() as here:
         closed, stopped = free_address(), free_address("127.0.77.2")
         nobody = free_address("127.0.77.3")
-        here.gateway.set_rules("one", {closed: lambda: nobody, stopped: lambda: None})
+        here.gateway.set_rules(
+            "one", {closed: Target(lambda: nobody), stopped: Target(lambda: None)}
+        )
         for address in (closed, stopped):
             client = await here.connect(address)
             with pytest.raises(trio.BrokenResourceError):
@@ -398,7 +439,7 @@ async def test_rules_may_come_and_go_before_they_are_served() -> None:
 async def test_rules_are_kept_until_the_gateway_runs_and_run_again() -> None:
     gateway = Gateway()
     address = free_address()
-    gateway.set_rules("one", {address: lambda: None})
+    gateway.set_rules("one", {address: Target(lambda: None)})
     with trio.fail_after(HANG_SECONDS):
         for _ in range(2):
             await expect_refused(address)
@@ -412,34 +453,197 @@ async def test_rules_are_kept_until_the_gateway_runs_and_run_again() -> None:
 # --- bounds -----------------------------------------------------------------------------
 
 
-async def test_one_owner_cannot_take_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONNECTIONS_OF_ONE_MAX", 3)
-    async with setting() as here:
-        greedy, modest = free_address(), free_address("127.0.77.2")
-        here.lead("greedy", greedy)
-        here.lead("modest", modest)
-        pairs = [await here.both(greedy) for _ in range(3)]
-        turned_away = await here.connect(greedy)
-        assert await ended(turned_away)
-        await here.both(modest)
-        for end in pairs[0]:
-            await end.aclose()
-        await until_let_in(here, greedy)
+#: Networks of clients.
+HOME, OFFICE = "127.0.88.1", "127.0.88.2"
+CROWD = [f"127.0.99.{number}" for number in range(1, 31)]
+A_CONTAINER, A_NETWORK, LOGINS = 16, 8, 8
 
 
-async def test_nobody_gets_in_when_the_process_may_open_no_more(
+@asynccontextmanager
+async def attacked(
+    monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> AsyncIterator[tuple[Setting, Address, Address]]:
+    """A container's port, and one for its logins. There are few places, of which a network has a
+    half."""
+    monkeypatch.setattr(module, "CONNECTIONS_OF_ONE_MAX", A_CONTAINER)
+    monkeypatch.setattr(module, "LOGINS_OF_ONE_MAX", LOGINS)
+    async with setting(**options) as here:
+        here.echoes = True
+        page, login = free_address(), free_address("127.0.77.2")
+        rules = {
+            page: Target(lambda: here.server),
+            login: Target(lambda: here.server, is_login=True),
+        }
+        here.gateway.set_rules("one", rules)
+        yield here, page, login
+
+
+async def flood(here: Setting, address: Address, *networks: str, count: int) -> None:
+    for _ in range(count):
+        for network in networks:
+            await here.connect(address, network)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+@pytest.mark.parametrize("strangers", [CROWD[:1], CROWD[:6]])
+@pytest.mark.parametrize("kind", ["page", "login"])
+async def test_who_says_nothing_is_in_nobodys_way(
+    monkeypatch: pytest.MonkeyPatch, kind: str, strangers: list[str]
+) -> None:
+    async with attacked(monkeypatch) as (here, page, login):
+        address = login if kind == "login" else page
+        await flood(here, address, *strangers, count=3 * A_CONTAINER // len(strangers) + 1)
+        assert here.open <= (LOGINS if kind == "login" else A_CONTAINER)
+        assert [await here.is_let_in(each, HOME) for each in (page, login)] == [True, True]
+        assert trio.current_time() == 0, "it had to wait"
+        # Nor among themselves: who says something gets in when another was silent for 5 s.
+        while not await here.is_let_in(address, strangers[0]):  # noqa: ASYNC110
+            await trio.sleep(0.5)
+        assert trio.current_time() <= module.SLOW_SECONDS
+
+
+@pytest.mark.parametrize("strangers", [2, 6])
+async def test_whoever_is_never_silent_keeps_nobody_out_and_ends_nobodys_session(
+    monkeypatch: pytest.MonkeyPatch, strangers: int
+) -> None:
+    """An idle session of somebody else is older than all that the strangers do."""
+
+    async def drip(network: str) -> None:
+        while True:
+            client = await here.connect(page, network)
+            while await answers(client):  # noqa: ASYNC110
+                await trio.sleep(module.SLOW_SECONDS - 1)
+            await trio.sleep(1)
+
+    async with attacked(monkeypatch) as (here, page, login):
+        session = await here.connect(login, HOME)
+        assert await answers(session)
+        await trio.sleep(module.LOGIN_SECONDS)
+        async with trio.open_nursery() as nursery:
+            for number in range(A_CONTAINER + 4):
+                nursery.start_soon(drip, CROWD[number % strangers])
+            await trio.sleep(2 * module.SLOW_SECONDS)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert here.open == A_CONTAINER
+            for address in (page, login):
+                client = await here.connect(address, OFFICE)
+                assert await answers(client)
+                await trio.sleep(2 * module.SLOW_SECONDS)
+                assert await answers(client)
+            assert await answers(session)
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_strangers_of_one_container_take_no_place_of_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(module, "CONNECTIONS_MAX", 2 * A_CONTAINER)
+    async with attacked(monkeypatch) as (here, page, _):
+        other = free_address("127.0.77.3")
+        here.lead("other", other)
+        await flood(here, page, *CROWD, count=1)
+        assert here.open == A_CONTAINER
+        for _ in range(A_NETWORK):
+            assert await here.is_let_in(other, HOME)
+        # Nor do those of all containers take all.
+        await flood(here, other, *CROWD[:6], count=3)
+        await flood(here, page, *CROWD[:6], count=3)
+        assert await here.is_let_in(other, OFFICE)
+        assert here.open <= 2 * A_CONTAINER
+
+
+async def test_right_after_the_strangers_have_gone_all_is_open_also_if_the_container_keeps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with attacked(monkeypatch) as (here, page, login):
+        for address in (page, login):
+            await flood(here, address, *CROWD[:6], count=3)
+        for stream in here.streams:
+            if stream.socket.fileno() >= 0 and stream.socket.getsockname()[0] in CROWD:
+                stream.socket.close()
+        for address in (page, login):
+            for network in (HOME, OFFICE):
+                assert await here.is_let_in(address, network)
+        assert trio.current_time() == 0
+        await trio.sleep(module.SLOW_SECONDS)
+        for address in (page, login):
+            assert await here.is_let_in(address, CROWD[0])
+
+
+@pytest.mark.parametrize("speaks", ["client", "container", "nobody"])
+@pytest.mark.parametrize("is_login", [False, True])
+async def test_who_says_nothing_at_first_is_ended_within_seconds(
+    speaks: str, is_login: bool
+) -> None:
+    """An SSH server speaks first, whoever comes. Whatever else does may have something to say."""
     async with setting() as here:
-        first, second = free_address(), free_address("127.0.77.2")
-        here.lead("first", first)
-        here.lead("second", second)
-        pairs = [await here.both(first), await here.both(second)]
-        assert await ended(await here.connect(second))
-        for end in pairs[0]:
-            await end.aclose()
-        await until_let_in(here, second)
+        address = free_address()
+        here.lead("one", address, is_login=is_login)
+        client, server = await here.both(address)
+        if speaks == "client":
+            await client.send_all(b"?")
+        elif speaks == "container":
+            await server.send_all(b"!")
+            await client.receive_some(1)
+        stays = speaks == "client" or (speaks == "container" and not is_login)
+        await trio.sleep(module.FIRST_BYTE_SECONDS - 0.1)
+        assert not await is_ended(client)
+        await trio.sleep(0.2)
+        assert await is_ended(client) is not stays
+
+
+async def is_ended(stream: trio.SocketStream) -> bool:
+    with trio.move_on_after(0.05):
+        return await ended(stream)
+    return False
+
+
+async def test_who_is_logged_in_has_no_place_of_the_logins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with attacked(monkeypatch) as (here, _, login):
+        sessions = []
+        for network in CROWD[:3]:
+            for _ in range(LOGINS // 2):
+                sessions.append(await here.connect(login, network))
+                assert await answers(sessions[-1])
+            await trio.sleep(module.LOGIN_SECONDS)
+        assert len(sessions) > LOGINS
+        for session in sessions:
+            assert await answers(session)
+
+
+@pytest.mark.parametrize("is_proxy", [False, True])
+async def test_a_network_has_a_half_and_a_proxy_may_have_all(
+    monkeypatch: pytest.MonkeyPatch, is_proxy: bool
+) -> None:
+    async with attacked(monkeypatch, is_proxy=lambda _: is_proxy) as (here, page, _):
+        for number in range(A_CONTAINER):
+            expected = is_proxy or number < A_NETWORK
+            assert await here.is_let_in(page, HOME) == expected
+
+
+async def test_a_network_that_is_refused_is_named_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with attacked(monkeypatch) as (here, page, _):
+        await flood(here, page, HOME, count=A_CONTAINER)
+        await flood(here, page, OFFICE, count=A_CONTAINER)
+        (record,) = caplog.records
+        assert HOME in record.message
+        assert "one" in record.message
+
+
+async def test_nobody_is_let_in_beyond_what_the_process_may_open() -> None:
+    async with setting(descriptors=64) as here:
+        here.echoes = True
+        addresses = [free_address(f"127.0.77.{2 + number}") for number in range(3)]
+        for address in addresses:
+            here.lead(address[0], address)
+            await flood(here, address, *CROWD[:10], count=2)
+            assert await here.is_let_in(address, HOME)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert here.open == 64 // 4
 
 
 async def ended(stream: trio.SocketStream) -> bool:
@@ -449,23 +653,11 @@ async def ended(stream: trio.SocketStream) -> bool:
         return True
 
 
-async def until_let_in(here: Setting, address: Address) -> None:
-    """Room is made a moment after the ends of a connection are closed."""
-    while True:
-        client = await here.connect(address)
-        await client.send_all(b"?")
-        with trio.move_on_after(0.1):
-            server = await here.accepted.receive()
-            assert await server.receive_some(1) == b"?"
-            return
-
-
 async def test_nobody_listens_at_more_than_his_share_nor_all_at_more_than_the_process_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LISTENERS_OF_ONE_MAX", 10)
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (64, 64))
-    async with setting() as here:
+    async with setting(descriptors=32) as here:
         addresses = [free_address(f"127.0.77.{2 + number}") for number in range(20)]
         here.lead("greedy", *addresses[:12])
         assert len(here.gateway.listening("greedy")) == 10
@@ -478,6 +670,15 @@ async def test_nobody_listens_at_more_than_his_share_nor_all_at_more_than_the_pr
         here.lead("greedy", *addresses[:5])
         here.lead("other", *addresses[12:])
         assert here.gateway.refused("other") == {}
+
+
+@pytest.mark.parametrize("descriptors", [module.DESCRIPTORS_MIN, 4096, 16 * 1024, 10**6])
+def test_ports_and_connections_take_no_more_descriptors_than_there_are(descriptors: int) -> None:
+    gateway = Gateway(descriptors=descriptors)
+    connections = gateway._slots._slots_max
+    assert gateway._listeners_max + 2 * connections <= descriptors
+    assert connections >= module.LOGINS_OF_ONE_MAX
+    assert gateway._listeners_max >= module.LISTENERS_OF_ONE_MAX
 
 
 async def test_without_descriptors_connections_are_not_accepted_in_a_hurry() -> None:
@@ -527,6 +728,8 @@ async def test_a_connection_on_which_nothing_passes_is_ended(
         address = free_address()
         here.lead("one", address)
         client, server = await here.both(address)
+        await client.send_all(b"?")
+        assert await server.receive_some(1) == b"?"
         if seconds == "IDLE_HALF_CLOSED_SECONDS":
             await client.send_eof()
             assert await server.receive_some(1) == b""
@@ -543,7 +746,7 @@ async def test_a_container_that_does_not_take_the_connection_is_given_up() -> No
     connect: Callable[[str, int], Awaitable[trio.SocketStream]] = never
     gateway = Gateway(connect)
     address = free_address()
-    gateway.set_rules("one", {address: lambda: ("192.0.2.1", 22)})
+    gateway.set_rules("one", {address: Target(lambda: ("192.0.2.1", 22))})
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.run)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import anonymous, bearer, make_namespace, ok, put, refused, unique, wait_for
+from checks import anonymous, bearer, make_namespace, metrics, ok, put, refused, unique, wait_for
 from cloud import Cloud
 from raw import Connection
 
@@ -285,7 +285,7 @@ def test_not_ready_without_the_master(make_cloud: Callable[..., Cloud]) -> None:
         ok(client.get("/readyz"))
         cloud.cluster.kill("master", 19)  # SIGSTOP: no restart hides it
         try:
-            refused(client.get("/readyz"), 503)
+            wait_for(lambda: client.get("/readyz").status_code == 503, "unreadiness")
             ok(client.get("/healthz"))
         finally:
             cloud.cluster.kill("master", 18)
@@ -321,7 +321,7 @@ def test_metrics_do_not_grow_with_what_strangers_ask(nobody: httpx.Client) -> No
             nobody.get(f"/{name}")
             nobody.get(f"/storage/{name}/{name}")
             nobody.request(f"M{name.replace('-', '')}", "/healthz")
-        return len(nobody.get("/metrics").text.splitlines())
+        return len(metrics(nobody).splitlines())
 
     first = ask(3)
     assert ask(30) == first

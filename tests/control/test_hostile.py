@@ -19,6 +19,7 @@ from checks import (
     anonymous,
     bearer,
     make_namespace,
+    metrics,
     ok,
     paths,
     put,
@@ -560,7 +561,7 @@ def test_at_last_nothing_odd_is_stored(
 def test_at_last_no_request_was_the_servers_fault(cloud: Cloud) -> None:
     """No 5xx was counted, and the log holds no traceback."""
     with anonymous(cloud.url) as client:
-        text = client.get("/metrics").text
+        text = metrics(client)
     failed = [line for line in text.splitlines() if 'status="5' in line]
     assert failed == []
     logs = [

@@ -206,6 +206,20 @@ def test_where_all_get_on_who_has_more_than_a_share_makes_room(
     assert (slots.slowest_of_all(now=101.0) is not None) == is_room
 
 
+def test_who_has_more_than_a_share_makes_room_before_a_silent_one_of_somebody_else() -> None:
+    """Otherwise a few addresses that move just enough would end all that others only keep."""
+    slots: Slots[Held] = Slots(40, 30, slow_seconds=5)
+    kept = Held("kept", 0.0, held_by_client=True)
+    slots.take(kept, "kept", 0.0)
+    for number in range(39):
+        slots.take(Held(f"{number % 2}", 100.0, held_by_client=True), f"{number % 2}", 100.0)
+    first = slots.slowest_of_all(now=101.0)
+    assert first is not None
+    assert first.address == "0"
+    slots.note_progress(kept, 101.0, idle=True)
+    assert slots.slowest_of_all(now=101.0) is kept, "an idle one harms nobody"
+
+
 def test_an_address_makes_room_for_itself_so_often_and_no_more() -> None:
     slots: Slots[Held] = Slots(6, 2, slow_seconds=1, room_seconds=0.5)
     for _ in range(2):

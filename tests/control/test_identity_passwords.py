@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -194,6 +195,36 @@ async def test_addresses_are_served_in_turn() -> None:
     assert "".join(served) == "a" + "abc" + "ab" + "aaa"
     assert not passwords._waiting
     assert not passwords._inside
+
+
+async def test_networks_that_are_always_under_way_keep_nobody_else_out() -> None:
+    """In the first moment they may: each had the places that were left to others by then."""
+    hasher = Stuck()
+    passwords = Passwords(2, 64, hasher)
+    served = 0
+
+    async def one(network: str) -> None:
+        nonlocal served
+        with contextlib.suppress(Unavailable):
+            await passwords.hash("x", network)
+            served += 1
+            for each in "abcdefg":
+                nursery.start_soon(one, each)
+
+    with trio.fail_after(HANG_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for network in "abcdefg":
+                for _ in range(40):
+                    nursery.start_soon(one, network)
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Unavailable):
+                await passwords.hash("x", "in the first moment")
+            hasher.go.set()
+            while served < 200:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            for number in range(9):
+                await passwords.hash("x", f"another {number}")
+            nursery.cancel_scope.cancel()
 
 
 async def test_no_turn_is_lost_with_who_leaves_as_it_comes() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from checks import bearer, ok
+from checks import bearer, metrics, ok
 from compute_cloud import ComputeCloud
 from limits import HANG_SECONDS
 
@@ -63,7 +63,7 @@ def leave(cloud: ComputeCloud, data: bytes, phase: str, *, reset: bool) -> None:
 
 
 def counted_500(cloud: ComputeCloud) -> list[str]:
-    text = cloud.admin.get("/metrics").text
+    text = metrics(cloud.admin)
     return re.findall(r"gfs_control_requests_total\{.*status=\"500\".*", text)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from checks import bearer, ok
+from checks import bearer, metrics, ok
 from cloud import PASSWORD, Cloud
 from computing import ED25519
 from limits import HANG_SECONDS
@@ -422,7 +422,7 @@ def narrow_compute(document: dict[str, Any], admin: httpx.Client) -> None:
 def succeeded(cloud: Cloud) -> dict[tuple[str, str], float]:
     """How often each operation was answered with 2xx, as the server has counted."""
     with cloud.client() as client:
-        text = client.get("/metrics").text
+        text = metrics(client)
     counted: dict[tuple[str, str], float] = {}
     for labels, value in re.findall(r"^gfs_control_requests_total\{(.*)\} (\S+)$", text, re.M):
         label = dict(re.findall(r'(\w+)="([^"]*)"', labels))

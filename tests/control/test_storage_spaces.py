@@ -992,7 +992,7 @@ async def test_storage_namespaces_are_listed_in_pages(
             listed = ok(await server.call("GET", f"/storage/namespaces{query}", who))
             return [space["name"] for space in listed]
 
-        everything = sorted(space.name for space in storage.spaces.all())
+        everything = sorted(space.name for space in await storage.spaces.all())
         public = {name for number, name in enumerate(made) if number % 3 == 2}
         own = await names(user)
         assert own == [name for name in everything if name in made or name in await names(None)]

@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 import msgspec
 import trio
 
+from control.http import Proxies
 from gfs.errors import GfsError, Retryable
 
 Phase = Literal["pending", "initializing", "running", "stopped", "failed"]
@@ -212,6 +213,10 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     #: The module's own directory below the state directory.
     directory: str
+    #: How many open files and sockets the process has for connections to containers.
+    descriptors: int = 16 * 1024
+    #: Those whose connections are of many clients.
+    proxies: Proxies = Proxies()
 
 
 Make = Callable[[Installation], Backend]

@@ -67,6 +67,7 @@ from control.compute.podman.engine import Api, Refused, Service, Volume, has_end
 from control.compute.podman.logs import Lines
 from control.compute.podman.machine_limits import raise_limits
 from control.compute.podman.network import (
+    DESCRIPTORS_MIN,
     OTHERS,
     SLOT_BITS,
     Address,
@@ -83,6 +84,7 @@ from control.compute.podman.store import Disk, Disks, Images
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
+from control.http import Proxies
 
 __all__ = ["Podman", "make"]
 
@@ -91,6 +93,8 @@ log = logging.getLogger("control.compute")
 SSH = 22
 #: The resolvers of containers on a machine whose only resolver is on loopback, as in Podman.
 PUBLIC_RESOLVERS = ["8.8.8.8", "8.8.4.4"]
+#: What is on this machine answers for its clients itself: a proxy, or a way through SSH.
+LOOPBACK = Proxies(["127.0.0.0/8", "::1"])
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
 #: The programs that isolate containers and make their disks.
 TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount", "flock": "util-linux"}
@@ -148,7 +152,13 @@ class Podman:
         own = "" if _is_loopback4(settings.gateway_host) else settings.gateway_host
         host, base = settings.gateway_host, settings.ssh_port_base
         self._foreign = ForeignPorts(installation.directory, own, host, ssh_ports(base))
-        self._gateway = Gateway(connect_tcp, self._note_ports, self._foreign)
+        self._gateway = Gateway(
+            connect_tcp,
+            self._note_ports,
+            self._foreign,
+            descriptors=installation.descriptors,
+            is_proxy=lambda client: LOOPBACK.has(client) or installation.proxies.has(client),
+        )
         self._slots = Slots(installation.directory, host, base, self._foreign.has)
         self._disks = Disks(
             Path(settings.disk_directory or installation.directory) / "disks",
@@ -170,6 +180,12 @@ class Podman:
         self._watching: Watching | None = None
 
     async def check(self) -> None:
+        if self._installation.descriptors < DESCRIPTORS_MIN:
+            raise BackendUnavailable(
+                f"Connections to containers need {DESCRIPTORS_MIN} open files and sockets, and "
+                f"{self._installation.descriptors} are left: raise the limit of this process "
+                "(ulimit -n, or LimitNOFILE= in its unit), or lower connections_max."
+            )
         image = self._installation.image
         if missing := [package for name, package in TOOLS.items() if shutil.which(name) is None]:
             raise BackendUnavailable(f"Containers cannot be run here: install {missing[0]}.")
@@ -381,7 +397,7 @@ class Podman:
         host, own = self._settings.gateway_host, self._own_address(spec.id)
         rules: dict[Address, Target] = {}
         if spec.ssh_enabled:
-            rules[host, self._slots.ssh_port(spec.id)] = self._target(spec.id, SSH)
+            rules[host, self._slots.ssh_port(spec.id)] = self._target(spec.id, SSH, is_login=True)
         for port in spec.ports:
             rules[own or host, port.port] = self._target(spec.id, port.target_port)
         return rules
@@ -449,12 +465,12 @@ class Podman:
                 await self._terminals.end_all(seen.exec_ids)
         await self._api.remove_container(name)
 
-    def _target(self, container_id: str, port: int) -> Target:
+    def _target(self, container_id: str, port: int, *, is_login: bool = False) -> Target:
         def now() -> Address | None:
             host = self._watching.address(container_id) if self._watching else ""
             return (host, port) if host else None
 
-        return now
+        return Target(now, is_login)
 
     def _own_address(self, container_id: str) -> str:
         """The container's loopback address; empty unless the gateway listens on loopback only."""

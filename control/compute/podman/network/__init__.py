@@ -7,10 +7,18 @@ firewall.
 
 from control.compute.podman.network.fence import Fence, resolvers
 from control.compute.podman.network.foreign import ForeignPorts
-from control.compute.podman.network.gateway import OTHERS, Address, Gateway, Target, connect_tcp
+from control.compute.podman.network.gateway import (
+    DESCRIPTORS_MIN,
+    OTHERS,
+    Address,
+    Gateway,
+    Target,
+    connect_tcp,
+)
 from control.compute.podman.network.slots import SLOT_BITS, SLOTS_MAX, Slots, ssh_ports
 
 __all__ = [
+    "DESCRIPTORS_MIN",
     "OTHERS",
     "SLOTS_MAX",
     "SLOT_BITS",

@@ -13,7 +13,14 @@ in between would get its logins. A port that is refused for other reasons (no su
 yet, no descriptors) is tried at every change of its owner's rules and every
 :data:`RETRY_SECONDS`. The cost of a change depends on its owner's rules alone.
 
-Containers do not see the client's address, but that of the gateway.
+Containers do not see the client's address, but that of the gateway, so who takes all of
+something is prevented here, by the same rules as in the HTTP server (``control/http/slots.py``).
+A connection has places: one of all of the gateway's, one of its container's and, while it may be
+a login, one of the container's logins. In each, a network has at most a half; the connection of
+it that was silent for the longest time makes room, and where all are taken, that of the network
+with the most. So strangers of fewer than sixty networks keep nobody out, and end no connection of
+others, however long that is silent. A connection whose client says nothing at first is ended
+after :data:`FIRST_BYTE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -21,29 +28,49 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import resource
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 import trio
 
-__all__ = ["Address", "Connect", "Foreign", "Gateway", "Target"]
+from control.http import Slots, network_of
+
+__all__ = ["DESCRIPTORS_MIN", "Address", "Connect", "Foreign", "Gateway", "Target"]
 
 log = logging.getLogger("control.compute")
 
 #: The buffer of each direction of a connection, beside the kernel's own.
 PIECE_BYTES = 64 * 1024
-#: Two descriptors each; a quarter of what the process may open is the other bound.
+#: Two descriptors each. The other bound: all together have half of the gateway's descriptors, and
+#: the ports of all containers have the other half.
 CONNECTIONS_MAX = 4096
-#: How many connections one container has, so that its owner cannot take all.
+#: How many connections one container has, so that its owner and its strangers cannot take all.
 CONNECTIONS_OF_ONE_MAX = 256
-#: How many ports one container has: its rules, and SSH. All containers together have a
-#: quarter of the descriptors that the process may open.
+#: How many of these may be logins, each of which is two processes in the container.
+#: ``MaxStartups`` in the image's sshd.conf is larger: it knows of no networks.
+LOGINS_OF_ONE_MAX = 64
+#: Whoever is not logged in after this time is ended by the container (``LoginGraceTime``).
+LOGIN_SECONDS = 75.0
+#: The part of all places that one network may have is 1 / this.
+NETWORK_SHARE = 2
+#: A network with no more than this part of all places loses none that is not silent.
+SAFE_SHARE = 64
+#: A connection that was silent for this time makes room for another one of its network.
+SLOW_SECONDS = 5.0
+#: How often at most a network replaces one of its own connections.
+MADE_ROOM_SECONDS = 0.1
+REFUSED_LOG_SECONDS = 60.0
+#: How many ports one container has: its rules, and SSH.
 LISTENERS_OF_ONE_MAX = 33
+#: With fewer descriptors nobody could work.
+DESCRIPTORS_MIN = 256
 CONNECT_SECONDS = 10.0
+#: The client must have sent something by then, or, where it is no login, the container.
+FIRST_BYTE_SECONDS = 10.0
 #: How long a connection may be silent in both directions. SSH's keep-alive is more frequent.
 IDLE_SECONDS = 2 * 3600.0
 #: The same after one side has ended.
@@ -53,9 +80,20 @@ RETRY_SECONDS = 5.0
 OTHERS = "another service of this machine has it, so containers never get it"
 
 Address = tuple[str, int]
-#: Returns where a connection leads; None if the container does not run.
-Target = Callable[[], Address | None]
 Connect = Callable[[str, int], Awaitable[trio.SocketStream]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the connections of a rule lead.
+
+    Attributes:
+        place: Returns the address; None if the container does not run.
+        is_login: The container ends whoever is not logged in within ``LOGIN_SECONDS``.
+    """
+
+    place: Callable[[], Address | None]
+    is_login: bool = False
 
 
 class _Rule(msgspec.Struct):
@@ -65,6 +103,59 @@ class _Rule(msgspec.Struct):
     target: Target
     scope: trio.CancelScope
     listener: trio.socket.SocketType
+
+
+@dataclass(eq=False)
+class _Passing:
+    """A connection that passes through: its streams, and where it has places; also among
+    ``logins``, if it may be one."""
+
+    client: trio.SocketStream
+    server: trio.SocketStream | None = None
+    slots: list[Slots[_Passing]] = field(default_factory=list)
+    logins: Slots[_Passing] | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    held_by_client: bool = True
+
+    def note_progress(self) -> None:
+        now = trio.current_time()
+        for slots in self.slots:
+            slots.note_progress(self, now)
+
+    async def leave_logins(self) -> None:
+        """Give back its place of the logins when it must have logged in."""
+        if self.logins is not None:
+            await trio.sleep(LOGIN_SECONDS)
+            self.logins.give_back(self)
+
+    def end(self, *, whole: bool = False) -> None:
+        """Give back its places and close both sides, with a reset if it was not ``whole``."""
+        for slots in self.slots:
+            slots.give_back(self)
+        self.scope.cancel()
+        for stream in (self.client, self.server):
+            if stream is not None:
+                if not whole:
+                    _reset_on_close(stream)
+                stream.socket.close()
+
+
+def _slots_for(count: int) -> Slots[_Passing]:
+    return Slots(
+        count,
+        max(1, count // NETWORK_SHARE),
+        SLOW_SECONDS,
+        MADE_ROOM_SECONDS,
+        max(1, count // SAFE_SHARE),
+    )
+
+
+class _Owner:
+    """The places of one container."""
+
+    def __init__(self) -> None:
+        self.slots = _slots_for(CONNECTIONS_OF_ONE_MAX)
+        self.logins = _slots_for(LOGINS_OF_ONE_MAX)
 
 
 class Foreign(Protocol):
@@ -86,6 +177,10 @@ def _nobody(owner: str) -> None:
     pass
 
 
+def _never(address: str) -> bool:
+    return False
+
+
 async def connect_tcp(host: str, port: int) -> trio.SocketStream:
     return await trio.open_tcp_stream(host, port)
 
@@ -98,6 +193,9 @@ class Gateway:
         changed: Called with an owner when the set of its refused ports has changed.
         foreign: The ports of other services, on which it never listens. By default those
             that it finds while it runs.
+        descriptors: How many it may have open, for ports and connections.
+        is_proxy: Whether the connections of an address are those of many clients, so that it may
+            have all places.
     """
 
     def __init__(
@@ -106,6 +204,8 @@ class Gateway:
         changed: Callable[[str], None] = _nobody,
         foreign: Foreign | None = None,
         *,
+        descriptors: int = 4 * CONNECTIONS_MAX,
+        is_proxy: Callable[[str], bool] = _never,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._connect = connect
@@ -115,11 +215,11 @@ class Gateway:
         self._wanted: dict[str, dict[Address, Target]] = {}
         self._open: dict[Address, _Rule] = {}
         self._refused: dict[str, dict[Address, str]] = {}
-        self._connections: dict[str, int] = {}
-        self._total = 0
-        quarter = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._total_max = min(CONNECTIONS_MAX, quarter)
-        self._listeners_max = quarter
+        self._is_proxy = is_proxy
+        self._slots = _slots_for(max(1, min(CONNECTIONS_MAX, descriptors // 4)))
+        self._owners: dict[str, _Owner] = {}
+        self._logged = -REFUSED_LOG_SECONDS
+        self._listeners_max = descriptors // 2
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -233,54 +333,71 @@ class Gateway:
             async with trio.open_nursery() as nursery:
                 while True:
                     try:
-                        client, _ = await rule.listener.accept()
+                        client, (host, *_) = await rule.listener.accept()
                     except OSError as error:
                         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                             await trio.sleep(0.1)
                         # In other cases the client was gone before it was accepted.
                         continue
-                    if not self._has_room(rule.owner):
+                    passing = _Passing(trio.SocketStream(client))
+                    if self._admit(rule, passing, host):
+                        nursery.start_soon(self._pass, rule, passing)
+                    else:
                         client.close()
-                        continue
-                    self._count(rule.owner, 1)
-                    nursery.start_soon(self._pass, rule, trio.SocketStream(client))
 
-    def _has_room(self, owner: str) -> bool:
-        return (
-            self._total < self._total_max
-            and self._connections.get(owner, 0) < CONNECTIONS_OF_ONE_MAX
-        )
+    def _admit(self, rule: _Rule, passing: _Passing, host: str) -> bool:
+        """Whether there are places for a connection from ``host``; slower ones are ended for it."""
+        owner = self._owners.get(rule.owner) or _Owner()
+        wanted = [owner.slots, self._slots]
+        if rule.target.is_login:
+            passing.logins = owner.logins
+            wanted.insert(0, owner.logins)
+        network, now = network_of(host), trio.current_time()
+        for slots in wanted:
+            try:
+                slower = None if self._is_proxy(host) else slots.slowest_of(network, now)
+            except LookupError:
+                self._log_refused(rule.owner, host)
+                return False
+            if slower is None and slots.all_taken:
+                slower = slots.slowest_of_all(now)
+                if slower is None:
+                    self._log_refused(rule.owner, host)
+                    return False
+            if slower is not None:
+                slower.end()
+        for slots in wanted:
+            slots.take(passing, network, now)
+        passing.slots = wanted
+        self._owners[rule.owner] = owner
+        return True
 
-    def _count(self, owner: str, change: int) -> None:
-        self._total += change
-        of_owner = self._connections.get(owner, 0) + change
-        if of_owner:
-            self._connections[owner] = of_owner
-        else:
-            self._connections.pop(owner, None)
+    def _log_refused(self, owner: str, host: str) -> None:
+        now = trio.current_time()
+        if now >= self._logged + REFUSED_LOG_SECONDS:
+            self._logged = now
+            log.warning("podman: too many connections of %s to %s: more are refused", host, owner)
 
-    async def _pass(self, rule: _Rule, client: trio.SocketStream) -> None:
+    async def _pass(self, rule: _Rule, passing: _Passing) -> None:
         whole = False
         try:
-            server = await self._reach(rule)
-            if server is None:
-                return
-            try:
-                _keep_alive(client)
-                _keep_alive(server)
-                whole = await _both_ways(client, server)
-            finally:
-                if not whole:
-                    _reset_on_close(server)
-                server.socket.close()
+            with passing.scope:
+                passing.server = server = await self._reach(rule)
+                if server is not None:
+                    _keep_alive(passing.client)
+                    _keep_alive(server)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(passing.leave_logins)
+                        whole = await _both_ways(passing, server)
+                        nursery.cancel_scope.cancel()
         finally:
-            if not whole:
-                _reset_on_close(client)
-            client.socket.close()
-            self._count(rule.owner, -1)
+            passing.end(whole=whole)
+            owner = self._owners.get(rule.owner)
+            if owner is not None and not len(owner.slots):
+                del self._owners[rule.owner]
 
     async def _reach(self, rule: _Rule) -> trio.SocketStream | None:
-        address = rule.target()
+        address = rule.target.place()
         if address is None:
             return None
         with trio.move_on_after(CONNECT_SECONDS), contextlib.suppress(OSError):
@@ -288,22 +405,27 @@ class Gateway:
         return None
 
 
-async def _both_ways(client: trio.SocketStream, server: trio.SocketStream) -> bool:
+async def _both_ways(passing: _Passing, server: trio.SocketStream) -> bool:
     """Pass bytes until both sides have ended. Returns False if the connection broke, or
     nothing passed for too long."""
+    client = passing.client
     broken = False
+    has_begun = False
     #: The sides that have ended.
     ended: set[trio.SocketStream] = set()
-    idle = trio.CancelScope()
+    idle = trio.CancelScope(deadline=trio.current_time() + FIRST_BYTE_SECONDS)
 
     def awake() -> None:
-        seconds = IDLE_HALF_CLOSED_SECONDS if ended else IDLE_SECONDS
-        idle.deadline = trio.current_time() + seconds
+        if has_begun:
+            passing.note_progress()
+            seconds = IDLE_HALF_CLOSED_SECONDS if ended else IDLE_SECONDS
+            idle.deadline = trio.current_time() + seconds
 
     async def one_way(source: trio.SocketStream, target: trio.SocketStream) -> None:
-        nonlocal broken
+        nonlocal broken, has_begun
         try:
             while piece := await source.receive_some(PIECE_BYTES):
+                has_begun |= source is client or passing.logins is None
                 awake()
                 if not await _sent(target, piece):
                     break
@@ -316,12 +438,11 @@ async def _both_ways(client: trio.SocketStream, server: trio.SocketStream) -> bo
             # A side that does not read any more may have ended before, and its last bytes are
             # on their way to the other side, which must not lose them to a reset.
             broken |= target not in ended
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             broken = True
         if broken:
             nursery.cancel_scope.cancel()
 
-    awake()
     with idle:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one_way, client, server)
@@ -336,7 +457,7 @@ async def _sent(target: trio.SocketStream, piece: bytes | bytearray) -> bool:
             await target.send_all(piece)
         else:
             await target.send_eof()
-    except trio.BrokenResourceError:
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
         return False
     return True
 
