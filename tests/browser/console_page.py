@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,21 @@ class Console:
         field = await self._field(label, within)
         await self.page.evaluate(f"(({field}).focus(), ({field}).select?.())")
         await self.page.call("Input.insertText", text=text)
+
+    async def answer(self, press: str, fields: Mapping[str, str]) -> None:
+        """Fill in a dialog, and press what ends it."""
+        for label, text in fields.items():
+            await self.fill(label, text, "dialog")
+        if press:
+            await self.press(press, "dialog")
+
+    async def act(
+        self, name: str, what: str, press: str = "", fields: Mapping[str, str] | None = None
+    ) -> None:
+        """Choose what to do with the row of this name, and answer its dialog."""
+        await self.press(f"Actions: {name}")
+        await self.press(what, "[role=menu]")
+        await self.answer(press, fields or {})
 
     async def choose(self, label: str, value: str, within: str = "body") -> None:
         """One of those that the field of this label offers."""

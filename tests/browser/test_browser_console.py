@@ -117,8 +117,7 @@ async def test_a_session_that_was_ended_leads_to_the_login_and_back(
     # What is shown only once is not shown to whoever comes next.
     await console.go("#/access")
     await console.press("New API token")
-    await console.fill("Name", "secret", "dialog")
-    await console.press("Create", "dialog")
+    await console.answer("Create", {"Name": "secret"})
     await console.sees("This is shown only now")
     await end("#/account")
     await console.until("!document.querySelector('dialog')")
@@ -137,17 +136,14 @@ async def test_storage_namespaces_are_made_opened_to_others_and_deleted(
     with cloud.client() as anonymous:
         assert anonymous.get("/storage/files", params={"namespace": name}).status_code == 401
 
-        await console.press(f"Actions: {name}")
-        await console.press("Visibility…", "[role=menu]")
-        await console.press("Public\nEveryone sees it and can read it", "dialog")
+        await console.act(name, "Visibility…", "Public\nEveryone sees it and can read it")
         await console.press("Save", "dialog")
         await console.until(
             "[...document.querySelectorAll('.card')].at(-1).innerText.includes('Public')"
         )
         assert anonymous.get("/storage/files", params={"namespace": name}).json() == []
 
-        await console.press(f"Actions: {name}")
-        await console.press("Delete…", "[role=menu]")
+        await console.act(name, "Delete…")
         await console.fill("Its name", name)
         await console.press("Delete", "dialog")
         await console.misses("Public\nYours")
@@ -231,8 +227,7 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
 ) -> None:
     await console.go("#/access")
     await console.press("New API token")
-    await console.fill("Name", "a <script>", "dialog")
-    await console.press("Create", "dialog")
+    await console.answer("Create", {"Name": "a <script>"})
     await console.sees("This is shown only now")
     token = await console.evaluate("document.querySelector('dialog pre').innerText")
     with cloud.client(token) as client:
@@ -260,8 +255,7 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
         assert client.get("/api/session").status_code == 401
 
     await console.press("New S3 key")
-    await console.fill("Name", "backup", "dialog")
-    await console.press("Create", "dialog")
+    await console.answer("Create", {"Name": "backup"})
     for tool in ("rclone", "restic", "fsspec", "awscli"):
         await console.press(tool, "dialog")
         await console.until("document.querySelector('dialog .block')?.innerText.includes('GFS')")
@@ -273,13 +267,11 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
     await console.sees("No S3 key yet")
 
     await console.press("Add an SSH key")
-    await console.fill("Public key", "nonsense", "dialog")
-    await console.press("Save", "dialog")
+    await console.answer("Save", {"Public key": "nonsense"})
     await console.until("document.querySelector('dialog [role=alert]')")
     console.page.complaints.clear()  # the browser's own of the 400
     await console.fill("Public key", PUBLIC_KEY, "dialog")
-    await console.fill("Name", "laptop", "dialog")
-    await console.press("Save", "dialog")
+    await console.answer("Save", {"Name": "laptop"})
     await console.sees("SHA256:")
     await console.picture("access")
 
@@ -321,9 +313,7 @@ async def test_an_administrator_manages_users_quotas_and_sessions(
     await console.sees("grace")
     await console.picture("users")
 
-    await console.press("Actions: grace")
-    await console.press("Quota…", "[role=menu]")
-    await console.fill("Files", "many", "dialog")
+    await console.act("grace", "Quota…", "", {"Files": "many"})
     await console.sees("This is not a whole number")
     await console.fill("Files", "500", "dialog")
     await console.fill("Stored bytes", "1.5 TiB", "dialog")
@@ -349,16 +339,12 @@ async def test_an_administrator_manages_users_quotas_and_sessions(
         assert grace.get("/api/session").status_code == 401
 
     await console.go("#/users")
-    await console.press("Actions: grace")
-    await console.press("Change…", "[role=menu]")
-    await console.fill("New password", "given to her by phone", "dialog")
+    await console.act("grace", "Change…", "", {"New password": "given to her by phone"})
     await console.picture("change-user")
     await console.press("Save", "dialog")
     await console.sees("grace is changed")
     assert cloud.token("grace", "given to her by phone")
-    await console.press("Actions: grace")
-    await console.press("Delete…", "[role=menu]")
-    await console.press("Delete", "dialog")
+    await console.act("grace", "Delete…", "Delete")
     await console.sees("grace is deleted")
     console.check_manners()
 
@@ -367,8 +353,7 @@ async def test_a_disk_is_removed_only_by_who_means_it(browser: Chromium, cloud: 
     console = await Console.open(browser, cloud.url, "#/servers")
     await console.login("admin", PASSWORD)
     (server,) = cloud.admin.get("/admin/cluster/servers").json()["servers"]
-    await console.press(f"Actions: {server['disks'][0]['path']}")
-    await console.press("Remove…", "[role=menu]")
+    await console.act(server["disks"][0]["path"], "Remove…")
     await console.sees("Only for a disk that is drained")
     await console.picture("remove-disk")
     await console.press("Cancel", "dialog")

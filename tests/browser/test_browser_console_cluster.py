@@ -133,12 +133,9 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
     live = "[...document.querySelectorAll('.server > header .good')]"
     await console.until(f"{live}.filter((each) => each.innerText === 'live').length === 4")
     first = await console.evaluate("document.querySelector('.server h2').innerText")
-    await console.press(f"Actions: {first}")
-    await console.press("Drain…", "[role=menu]")
-    await console.press("Drain", "dialog")
+    await console.act(first, "Drain…", "Drain")
     await console.until("document.querySelector('.server').innerText.includes('drained')")
-    await console.press(f"Actions: {first}")
-    await console.press("Stop draining", "[role=menu]")
+    await console.act(first, "Stop draining")
     await console.until("!document.querySelector('.server').innerText.includes('drain')")
 
     await console.go("#/masters")
@@ -164,8 +161,7 @@ async def test_a_server_is_maintained_has_other_disks_and_is_forgotten(
     state = STATE.format(server)
 
     async def act(of: str, action: str) -> None:
-        await console.press(f"Actions: {of}")
-        await console.press(action, "[role=menu]")
+        await console.act(of, action)
 
     async def told(text: str) -> None:
         await console.go("#/events")

@@ -148,15 +148,11 @@ async def test_an_administrator_stops_and_deletes_containers_of_all_users(
         of_first = "[...document.querySelectorAll('tbody tr')].at(-1).innerText"
         assert username in await console.evaluate(of_first)
 
-        await console.press("Actions: <b>first</b>")
-        await console.press("Stop", "[role=menu]")
+        await console.act("<b>first</b>", "Stop")
         await console.until(f"{of_first}.includes('stopped')")
-        await console.press("Actions: <b>first</b>")
-        await console.press("Start", "[role=menu]")
+        await console.act("<b>first</b>", "Start")
         await console.until(f"{of_first}.includes('running')")
-        await console.press("Actions: <b>first</b>")
-        await console.press("Delete…", "[role=menu]")
-        await console.press("Delete", "dialog")
+        await console.act("<b>first</b>", "Delete…", "Delete")
         await console.misses("<b>first</b>")
         assert owner.get(f"/compute/containers/{first}").status_code == 404
         console.check_manners()

@@ -189,8 +189,7 @@ async def test_files_and_folders_are_uploaded_and_downloaded(
     await console.press("trip")
     await console.until(f"{ROWS}.join() === 'day one,map.txt'")
     downloads = await console.download_to(tmp_path / "downloads")
-    await console.press("Actions: map.txt")
-    await console.press("Download", "[role=menu]")
+    await console.act("map.txt", "Download")
     await downloaded(downloads / "map.txt", b"here")
     addresses = [each for each in console.page.asked if "/storage/download/" in each]
     assert len(addresses) == 1
@@ -250,37 +249,25 @@ async def test_files_are_renamed_moved_copied_and_deleted(
     await console.go(f"#/files/{owner.headers['x-space']}?sort=name&order=desc")
     await console.until(f"{ROWS}.join() === 'in,b.txt,a.txt'")
 
-    await console.press("Actions: a.txt")
-    await console.press("Rename…", "[role=menu]")
-    await console.fill("New name", "z.txt", "dialog")
-    await console.press("Save", "dialog")
+    await console.act("a.txt", "Rename…", "Save", {"New name": "z.txt"})
     await console.until(f"{ROWS}.join() === 'z.txt,in,b.txt'")
 
     for name in ("Select in", "Select z.txt"):
         await console.evaluate(f"document.querySelector('[aria-label=\"{name}\"]').click()")
     await console.press("Copy…")
-    await console.fill("Folder", "copies", "dialog")
-    await console.press("Copy", "dialog")
+    await console.answer("Copy", {"Folder": "copies"})
     await console.until(f"{ROWS}.join() === 'z.txt,in,copies,b.txt'")
     assert names(owner) == ["b.txt", "copies/in/c.txt", "copies/z.txt", "in/c.txt", "z.txt"]
 
-    await console.press("Actions: in")
-    await console.press("Move…", "[role=menu]")
-    await console.fill("Folder", "copies/deep", "dialog")
-    await console.press("Move", "dialog")
+    await console.act("in", "Move…", "Move", {"Folder": "copies/deep"})
     await console.until(f"{ROWS}.join() === 'z.txt,copies,b.txt'")
     # What went wrong is said in the dialog, and nothing is lost.
-    await console.press("Actions: z.txt")
-    await console.press("Rename…", "[role=menu]")
-    await console.fill("New name", "b.txt", "dialog")
-    await console.press("Save", "dialog")
+    await console.act("z.txt", "Rename…", "Save", {"New name": "b.txt"})
     await console.until("document.querySelector('dialog [role=alert]')")
     console.page.complaints.clear()  # the browser's own of the 409
     await console.press("Cancel", "dialog")
 
-    await console.press("Actions: copies")
-    await console.press("Delete", "[role=menu]")
-    await console.press("Delete", "dialog")
+    await console.act("copies", "Delete", "Delete")
     await console.until(f"{ROWS}.join() === 'z.txt,b.txt'")
     assert names(owner) == ["b.txt", "z.txt"]
 
@@ -568,8 +555,7 @@ async def test_folders_are_chosen_made_restored_and_copied_elsewhere(
     # A new one is there as soon as it has a file.
     await console.press("Show more")
     await console.press("New folder", "[role=menu]")
-    await console.fill("Name", "plans/50% ?", "dialog")
-    await console.press("Create", "dialog")
+    await console.answer("Create", {"Name": "plans/50% ?"})
     await console.until("document.querySelector('h1').innerText === '50% ?'")
     await console.sees("This folder is empty")
     await console.choose_files([folder / "map.txt"])
@@ -580,9 +566,7 @@ async def test_folders_are_chosen_made_restored_and_copied_elsewhere(
     assert names(owner) == [*plans, *trip]
 
     async def delete(name: str) -> None:
-        await console.press(f"Actions: {name}")
-        await console.press("Delete", "[role=menu]")
-        await console.press("Delete", "dialog")
+        await console.act(name, "Delete", "Delete")
         await console.until(f"!{ROWS}.includes({name!r})")
 
     await delete("trip")
@@ -617,8 +601,7 @@ async def test_folders_are_chosen_made_restored_and_copied_elsewhere(
     make_space(owner, other)
     await console.go(f"#/files/{space}")
     await console.until(f"{ROWS}.includes('trip (restored)')")
-    await console.press("Actions: trip (restored)")
-    await console.press("Copy…", "[role=menu]")
+    await console.act("trip (restored)", "Copy…")
     await console.choose("Storage namespace", other, "dialog")
     await console.fill("Folder", "2026", "dialog")
     await console.fill("Name", "trip", "dialog")
@@ -655,10 +638,7 @@ async def test_an_upload_whose_answer_was_lost_is_not_in_its_own_way(
     assert names(owner) == ["a.txt", "b (2).txt", "b.txt"]
 
 
-@pytest.mark.parametrize(
-    ("choice", "files"),
-    [("Skip", 1), ("Keep both", 2), ("Replace", 1)],
-)
+@pytest.mark.parametrize(("choice", "files"), [("Skip", 1), ("Keep both", 2), ("Replace", 1)])
 async def test_parts_of_an_upload_whose_name_was_taken_are_deleted(
     console: Console, owner: httpx.Client, tmp_path: Path, choice: str, files: int
 ) -> None:
@@ -691,9 +671,7 @@ async def test_a_file_is_shared_with_anyone_until_that_is_revoked(
 ) -> None:
     put(owner, "a b.txt", b"for you")
     await console.go(f"#/files/{owner.headers['x-space']}?sort=name&order=desc")
-    await console.press("Actions: a b.txt")
-    await console.press("Share…", "[role=menu]")
-    await console.press("Make a link", "dialog")
+    await console.act("a b.txt", "Share…", "Make a link")
     await console.until("document.querySelector('dialog pre')")
     await console.picture("share")
     url = await console.evaluate("document.querySelector('dialog pre').innerText")
@@ -714,21 +692,16 @@ async def test_a_snapshot_keeps_what_was_and_gives_it_back(
     put(owner, "in/a.txt", b"first")
     await console.press("Snapshots")
     await console.press("New snapshot")
-    await console.fill("Name", "before <b>", "dialog")
-    await console.press("Create", "dialog")
+    await console.answer("Create", {"Name": "before <b>"})
     await console.sees("before <b>")
     remove(owner, "in/a.txt")
     await console.picture("snapshots")
     await console.press("before <b>")
     await console.press("in")
     await console.until(f"{ROWS}.join() === 'a.txt'")
-    await console.press("Actions: a.txt")
-    await console.press("Download", "[role=menu]")
+    await console.act("a.txt", "Download")
     await downloaded(downloads / "a.txt", b"first")
-    await console.press("Actions: a.txt")
-    await console.press("Restore…", "[role=menu]")
-    await console.fill("Restore to", "again.txt", "dialog")
-    await console.press("Restore", "dialog")
+    await console.act("a.txt", "Restore…", "Restore", {"Restore to": "again.txt"})
     await console.sees("Restored")
     assert names(owner) == ["again.txt"]
     await console.press("Snapshots")
@@ -742,8 +715,7 @@ async def test_one_sees_where_a_file_is_and_has_it_checked(
 ) -> None:
     put(owner, "a.txt", b"x" * 100_000)
     await console.go(f"#/files/{owner.headers['x-space']}?sort=name&order=desc")
-    await console.press("Actions: a.txt")
-    await console.press("Where it is stored", "[role=menu]")
+    await console.act("a.txt", "Where it is stored")
     await console.sees("1 of 1")
     await console.press("Check now", "dialog")
     await console.sees("Every replica is whole: 1")
@@ -896,16 +868,14 @@ async def test_several_are_moved_and_deleted_although_one_fails(
     await console.until(f"{ROWS}.join() === 'to,c.txt,b.txt,a.txt'")
     await select("a.txt", "b.txt", "c.txt")
     await console.press("Move…")
-    await console.fill("Folder", "to", "dialog")
-    await console.press("Move", "dialog")
+    await console.answer("Move", {"Folder": "to"})
     await console.sees("2 of 3 done")
     assert "b.txt: " in await console.evaluate(
         "document.querySelector('dialog .problem').innerText"
     )
     # The list shows it, and what is left can have another name.
     await console.until(f"{ROWS}.join() === 'to,b.txt'")
-    await console.fill("Name", "d.txt", "dialog")
-    await console.press("Move", "dialog")
+    await console.answer("Move", {"Name": "d.txt"})
     await console.until(f"{ROWS}.join() === 'to'")
     assert names(owner) == ["to/a.txt", "to/b.txt", "to/c.txt", "to/d.txt"]
 
@@ -919,15 +889,10 @@ async def test_several_are_moved_and_deleted_although_one_fails(
 
     # A dialog that was closed meanwhile says so all the same, and closes no other.
     await console.evaluate(HOLD_REQUEST.replace("PATTERN", "/move/"))
-    await console.press("Actions: c.txt")
-    await console.press("Rename…", "[role=menu]")
-    await console.fill("New name", "d.txt", "dialog")
-    await console.press("Save", "dialog")
+    await console.act("c.txt", "Rename…", "Save", {"New name": "d.txt"})
     await console.until("window.isHeld")
     await console.press("Cancel", "dialog")
-    await console.press("Actions: d.txt")
-    await console.press("Rename…", "[role=menu]")
-    await console.fill("New name", "e.txt", "dialog")
+    await console.act("d.txt", "Rename…", "", {"New name": "e.txt"})
     await console.evaluate("window.release()")
     await console.until(
         "document.querySelector('.note.bad')?.innerText.startsWith('Rename c.txt: ')"

@@ -21,17 +21,9 @@ from unittest import mock
 import trio
 import trio.testing
 from limits import HANG_SECONDS
-from scripted import Thing
+from scripted import Answers, Thing
 
-from control.compute.backend import (
-    BackendUnavailable,
-    Impossible,
-    Phase,
-    Sighting,
-    Spec,
-    Usage,
-    Watch,
-)
+from control.compute.backend import BackendUnavailable, Impossible, Phase, Sighting, Spec, Watch
 from control.compute.reconcile import changes, machine
 from control.compute.reconcile.changes import Changes
 from control.compute.reconcile.driver import BUGS_MAX, RECONCILE_SECONDS, Driver
@@ -70,7 +62,7 @@ class ExposureLost:
 News = Sighting | ExposureLost | str  # or the id of one that is gone
 
 
-class World:
+class World(Answers):
     """What is there, and the news of it, which come when the test lets them."""
 
     name = "sim"
@@ -155,9 +147,6 @@ class World:
         if not self.is_up:
             raise BackendUnavailable("the world is down")
 
-    async def room(self) -> None:
-        return None
-
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -194,9 +183,6 @@ class World:
         async with self._call(container_id):
             if self.things.pop(container_id, None) is not None:
                 self.changed(container_id)
-
-    def port_refusal(self, port: int) -> str:
-        return ""
 
     async def expose(self, spec: Spec) -> None:
         self.closed.add(spec.id)
@@ -239,15 +225,6 @@ class World:
                 raise LookupError("a bug")
             case "hang":
                 await trio.sleep_forever()
-
-    async def usage(self, spec: Spec) -> Usage:
-        return Usage()
-
-    def ssh_command(self, spec: Spec) -> str:
-        return f"ssh {spec.id}"
-
-    def hostname(self, spec: Spec) -> str:
-        return f"{spec.id}.test"
 
 
 class _Call:

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from trio.testing import MockClock
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
+from auth_server import Server
+from auth_server import running as serving
 from checks import unique
 from cloud import HELD, Cloud
 from compute_cloud import ComputeCloud
@@ -116,6 +118,19 @@ def make_cloud(tmp_path: Path) -> Iterator[Callable[..., Cloud]]:
     yield make
     for cloud in made:
         cloud.stop()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """The module ``auth`` in this process, in a directory of its own."""
+    async with serving(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def ada(server: Server) -> dict[str, Any]:
+    """A user and her session."""
+    return await server.new_user("ada")
 
 
 @pytest.fixture(scope="module")

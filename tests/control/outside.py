@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ import trio
 from scripted import Shell
 
 from control.compute.backend import (
-    COLUMNS,
-    ROWS,
     BackendUnavailable,
     Impossible,
     Installation,
@@ -160,7 +158,7 @@ class World:
                 await trio.sleep(LOOK_SECONDS)
 
 
-class Outside:
+class Outside(scripted.Answers):
     name = "outside"
 
     def __init__(self, world: World, domain: str) -> None:
@@ -169,9 +167,6 @@ class Outside:
 
     async def check(self) -> None:
         self.world.raise_if_failing("check")
-
-    async def room(self) -> None:
-        return None
 
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -236,9 +231,6 @@ class Outside:
             await self.world.pass_by("delete-half")
             self.world.remove(container_id)
 
-    def port_refusal(self, port: int) -> str:
-        return ""
-
     async def expose(self, spec: Spec) -> None:
         async with self._call("expose", spec.id):
             thing = self.world.thing(spec.id)
@@ -257,12 +249,7 @@ class Outside:
 
     async def usage(self, spec: Spec) -> Usage:
         self.world.raise_if_failing("usage")
-        return Usage(memory_mb=128, storage_gb=1.2)
-
-    def exec(
-        self, spec: Spec, command: list[str], columns: int = COLUMNS, rows: int = ROWS
-    ) -> AbstractAsyncContextManager[Terminal]:
-        return self._shell(columns, rows)
+        return await super().usage(spec)
 
     @asynccontextmanager
     async def _shell(self, columns: int, rows: int) -> AsyncIterator[Terminal]:
@@ -281,9 +268,3 @@ class Outside:
             for line in path.read_text().splitlines()[reported:]:
                 reported += 1
                 yield line
-
-    def ssh_command(self, spec: Spec) -> str:
-        return f"ssh root@{self.hostname(spec)}"
-
-    def hostname(self, spec: Spec) -> str:
-        return f"{spec.id}.{self._domain}"

@@ -103,7 +103,36 @@ class World:
         self.report(container_id)
 
 
-class Scripted:
+class Answers:
+    """What backends of tests answer alike."""
+
+    _domain = "test"
+
+    async def room(self) -> Room | None:
+        return None
+
+    def port_refusal(self, port: int) -> str:
+        return ""
+
+    async def usage(self, spec: Spec) -> Usage:
+        return Usage(memory_mb=128, storage_gb=1.2)
+
+    def exec(
+        self, spec: Spec, command: list[str], columns: int = COLUMNS, rows: int = ROWS
+    ) -> AbstractAsyncContextManager[Terminal]:
+        return self._shell(columns, rows)
+
+    def _shell(self, columns: int, rows: int) -> AbstractAsyncContextManager[Terminal]:
+        raise NotImplementedError
+
+    def ssh_command(self, spec: Spec) -> str:
+        return f"ssh root@{self.hostname(spec)}"
+
+    def hostname(self, spec: Spec) -> str:
+        return f"{spec.id}.{self._domain}"
+
+
+class Scripted(Answers):
     name = "scripted"
 
     def __init__(self, world: World, domain: str = "example.org") -> None:
@@ -164,9 +193,6 @@ class Scripted:
             if spec.id in self.world.things:
                 self.world.things[spec.id].exposed = spec
 
-    async def usage(self, spec: Spec) -> Usage:
-        return Usage(memory_mb=128, storage_gb=1.2)
-
     @asynccontextmanager
     async def _call(self, name: str, container_id: str) -> AsyncIterator[None]:
         world = self.world
@@ -188,11 +214,6 @@ class Scripted:
         finally:
             world.under_way[container_id] -= 1
 
-    def exec(
-        self, spec: Spec, command: list[str], columns: int = COLUMNS, rows: int = ROWS
-    ) -> AbstractAsyncContextManager[Terminal]:
-        return self._shell(columns, rows)
-
     @asynccontextmanager
     async def _shell(self, columns: int, rows: int) -> AsyncIterator[Terminal]:
         await self.check()
@@ -213,12 +234,6 @@ class Scripted:
                 yield line
             if self.world.logs_go_on:
                 await trio.sleep_forever()
-
-    def ssh_command(self, spec: Spec) -> str:
-        return f"ssh root@{self.hostname(spec)}"
-
-    def hostname(self, spec: Spec) -> str:
-        return f"{spec.id}.{self._domain}"
 
 
 class Shell:

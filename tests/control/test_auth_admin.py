@@ -64,51 +64,49 @@ class Notes(Module):
     on_user_deleted: ClassVar[UserDeletion | None] = _forget
 
 
-async def test_users_are_made_listed_and_deleted(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        body = {"username": " bob ", "password": PASSWORD, "is_admin": True, "unknown": 1}
-        answer = await server.call("POST", "/admin/users", server.admin, **body)
-        bob = answer.json()
-        assert set(bob) == {
-            "id", "user_id", "username", "display_name", "is_admin", "created_at"
-        }  # fmt: skip
-        assert bob["user_id"] == bob["id"]
-        assert (bob["username"], bob["display_name"], bob["is_admin"]) == ("bob", "bob", True)
-        assert len(bob["id"]) == 6
-        assert bob["id"].isalnum()
-        await server.new_user("ada", display_name=" Ada ")
-        listed = (await server.call("GET", "/admin/users", server.admin)).json()
-        assert [row["username"] for row in listed] == ["ada", "admin", "bob"]
-        assert listed[2] == bob
-        assert listed[0]["display_name"] == "Ada"
-        answer = await server.call("DELETE", f"/admin/users?id={bob['user_id']}", server.admin)
-        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
-        listed = (await server.call("GET", "/admin/users", server.admin)).json()
-        assert [row["username"] for row in listed] == ["ada", "admin"]
+async def test_users_are_made_listed_and_deleted(server: Server) -> None:
+    body = {"username": " bob ", "password": PASSWORD, "is_admin": True, "unknown": 1}
+    answer = await server.call("POST", "/admin/users", server.admin, **body)
+    bob = answer.json()
+    assert set(bob) == {
+        "id", "user_id", "username", "display_name", "is_admin", "created_at"
+    }  # fmt: skip
+    assert bob["user_id"] == bob["id"]
+    assert (bob["username"], bob["display_name"], bob["is_admin"]) == ("bob", "bob", True)
+    assert len(bob["id"]) == 6
+    assert bob["id"].isalnum()
+    await server.new_user("ada", display_name=" Ada ")
+    listed = (await server.call("GET", "/admin/users", server.admin)).json()
+    assert [row["username"] for row in listed] == ["ada", "admin", "bob"]
+    assert listed[2] == bob
+    assert listed[0]["display_name"] == "Ada"
+    answer = await server.call("DELETE", f"/admin/users?id={bob['user_id']}", server.admin)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    listed = (await server.call("GET", "/admin/users", server.admin)).json()
+    assert [row["username"] for row in listed] == ["ada", "admin"]
 
 
-async def test_what_administrators_may_not_do_either(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        await server.new_user("ada")
-        me = server.admin["user_id"]
-        for path, status in (
-            ("/admin/users", 400),
-            ("/admin/users?id=", 400),
-            (f"/admin/users?id={me}", 400),
-            ("/admin/users?id=Nobody", 404),
-        ):
-            answer = await server.call("DELETE", path, server.admin)
-            assert answer.status_code == status, path
-            assert set(answer.json()) == {"error"}
-        answer = await server.call(
-            "POST", "/admin/users", server.admin, username="ada", password=PASSWORD
-        )
-        assert answer.status_code == 409
-        answer = await server.call(
-            "POST", "/admin/users", server.admin, username="a\x1bb", password=PASSWORD
-        )
-        assert answer.status_code == 400
-        assert len((await server.call("GET", "/admin/users", server.admin)).json()) == 2
+async def test_what_administrators_may_not_do_either(server: Server) -> None:
+    await server.new_user("ada")
+    me = server.admin["user_id"]
+    for path, status in (
+        ("/admin/users", 400),
+        ("/admin/users?id=", 400),
+        (f"/admin/users?id={me}", 400),
+        ("/admin/users?id=Nobody", 404),
+    ):
+        answer = await server.call("DELETE", path, server.admin)
+        assert answer.status_code == status, path
+        assert set(answer.json()) == {"error"}
+    answer = await server.call(
+        "POST", "/admin/users", server.admin, username="ada", password=PASSWORD
+    )
+    assert answer.status_code == 409
+    answer = await server.call(
+        "POST", "/admin/users", server.admin, username="a\x1bb", password=PASSWORD
+    )
+    assert answer.status_code == 400
+    assert len((await server.call("GET", "/admin/users", server.admin)).json()) == 2
 
 
 async def test_a_deleted_user_is_out_at_once_in_every_module(tmp_path: Path) -> None:
@@ -127,6 +125,8 @@ async def test_a_deleted_user_is_out_at_once_in_every_module(tmp_path: Path) -> 
         Notes.fails = False
         assert (await server.call("DELETE", path, server.admin)).status_code == 200
         assert Notes.deleted == [ada["user_id"]]
+        listed = ok(await server.call("GET", "/admin/sessions", server.admin))
+        assert {row["username"] for row in listed} == {"admin"}
         assert (await server.call("GET", "/api/session", ada)).status_code == 401
         assert (await server.call("GET", "/api/session", made)).status_code == 401
         answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
@@ -136,15 +136,14 @@ async def test_a_deleted_user_is_out_at_once_in_every_module(tmp_path: Path) -> 
         assert (await server.call("GET", "/api/session", ada)).status_code == 401
 
 
-async def test_the_last_administrator_cannot_be_deleted(tmp_path: Path) -> None:
+async def test_the_last_administrator_cannot_be_deleted(server: Server) -> None:
     """Two who delete each other at once come to this: each still was one when asked."""
-    async with running(tmp_path) as server:
-        bob = await server.new_user("bob", is_admin=True)
-        records = server.app.control.records
-        await records.write(lambda txn: people.delete(txn, server.admin["user_id"], []))
-        with pytest.raises(Conflict, match="last administrator"):
-            await records.write(lambda txn: people.delete(txn, bob["user_id"], []))
-        assert (await server.call("GET", "/admin/users", bob)).status_code == 200
+    bob = await server.new_user("bob", is_admin=True)
+    records = server.app.control.records
+    await records.write(lambda txn: people.delete(txn, server.admin["user_id"], []))
+    with pytest.raises(Conflict, match="last administrator"):
+        await records.write(lambda txn: people.delete(txn, bob["user_id"], []))
+    assert (await server.call("GET", "/admin/users", bob)).status_code == 200
 
 
 async def test_sessions_are_listed_newest_first_with_who_and_where(tmp_path: Path) -> None:
@@ -165,55 +164,52 @@ async def test_sessions_are_listed_newest_first_with_who_and_where(tmp_path: Pat
         assert times == sorted(times, reverse=True)
 
 
-async def test_an_administrator_ends_one_session(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        first, second = await server.new_user("ada"), await server.login("ada")
-        ids = [
-            jwt.decode(each["token"], options={"verify_signature": False})["jti"]
-            for each in (first, second)
-        ]
-        listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
-        assert set(ids) < {row["id"] for row in listed}
-        path = f"/admin/sessions?id={ids[0]}"
-        assert (await server.call("DELETE", path, server.admin)).json() == {"status": "ok"}
-        assert (await server.call("GET", "/api/session", first)).status_code == 401
-        assert (await server.call("GET", "/api/session", second)).status_code == 200
-        assert (await server.call("DELETE", path, server.admin)).status_code == 404
-        answer = await server.call("DELETE", "/admin/sessions", server.admin)
-        assert answer.status_code == 400
+async def test_an_administrator_ends_one_session(server: Server) -> None:
+    first, second = await server.new_user("ada"), await server.login("ada")
+    ids = [
+        jwt.decode(each["token"], options={"verify_signature": False})["jti"]
+        for each in (first, second)
+    ]
+    listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
+    assert set(ids) < {row["id"] for row in listed}
+    path = f"/admin/sessions?id={ids[0]}"
+    assert (await server.call("DELETE", path, server.admin)).json() == {"status": "ok"}
+    assert (await server.call("GET", "/api/session", first)).status_code == 401
+    assert (await server.call("GET", "/api/session", second)).status_code == 200
+    assert (await server.call("DELETE", path, server.admin)).status_code == 404
+    answer = await server.call("DELETE", "/admin/sessions", server.admin)
+    assert answer.status_code == 400
 
 
 # --- names and passwords -------------------------------------------------------------------
 
 
-async def test_names_that_people_take_for_the_same_are_one(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        await server.new_user("Ada.B-1_x+y@example.org")
-        for first in (" A", "a", "\uff21"):
-            name = f"{first}da.B-1_x+y@example.org "
-            answer = await server.call(
-                "POST", "/admin/users", server.admin, username=name, password=PASSWORD
-            )
-            assert answer.status_code == 409, name
+async def test_names_that_people_take_for_the_same_are_one(server: Server) -> None:
+    await server.new_user("Ada.B-1_x+y@example.org")
+    for first in (" A", "a", "\uff21"):
+        name = f"{first}da.B-1_x+y@example.org "
+        answer = await server.call(
+            "POST", "/admin/users", server.admin, username=name, password=PASSWORD
+        )
+        assert answer.status_code == 409, name
 
 
-async def test_names_and_passwords_of_before_the_rules_go_on(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
+async def test_names_and_passwords_of_before_the_rules_go_on(server: Server) -> None:
 
-        def insert(txn: Txn) -> None:
-            for name in ("a/b", "A/B"):
-                people.users.insert(
-                    txn, people.User(ids.user_id(), name, name, CHEAP.hash("x"), False, 1)
-                )
-
-        await server.app.control.records.write(insert)
+    def insert(txn: Txn) -> None:
         for name in ("a/b", "A/B"):
-            who = await server.login(name, "x")
-            body = {"old": "x", "new": "y"}
-            assert (await server.call("PUT", "/api/password", who, **body)).status_code == 400
-            body["new"] = PASSWORD
-            assert (await server.call("PUT", "/api/password", who, **body)).status_code == 200
-            await server.login(name, PASSWORD)
+            people.users.insert(
+                txn, people.User(ids.user_id(), name, name, CHEAP.hash("x"), False, 1)
+            )
+
+    await server.app.control.records.write(insert)
+    for name in ("a/b", "A/B"):
+        who = await server.login(name, "x")
+        body = {"old": "x", "new": "y"}
+        assert (await server.call("PUT", "/api/password", who, **body)).status_code == 400
+        body["new"] = PASSWORD
+        assert (await server.call("PUT", "/api/password", who, **body)).status_code == 200
+        await server.login(name, PASSWORD)
 
 
 # --- the first administrator ---------------------------------------------------------------
@@ -335,69 +331,62 @@ async def test_a_first_password_that_is_not_utf8_is_reported(
     assert caught.group_contains(StartupError, match="password: not UTF-8")
 
 
-async def test_another_user_is_changed(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        ada = await server.new_user("ada")
-        path = f"/admin/users?id={ada['user_id']}"
+async def test_another_user_is_changed(server: Server, ada: dict[str, Any]) -> None:
+    path = f"/admin/users?id={ada['user_id']}"
 
-        async def change(**body: Any) -> httpx.Response:
-            return await server.call("PUT", path, server.admin, **body)
+    async def change(**body: Any) -> httpx.Response:
+        return await server.call("PUT", path, server.admin, **body)
 
-        changed = (await change(display_name="Ada L.")).json()
-        assert (changed["username"], changed["display_name"]) == ("ada", "Ada L.")
-        assert (await server.call("GET", "/api/session", ada)).status_code == 200
-        assert (await change(is_admin=True)).json()["is_admin"]
-        assert (await server.call("GET", "/api/session", ada)).status_code == 401
-        again = await server.login("ada")
-        assert again["is_admin"]
-        mine = f"/admin/users?id={server.admin['user_id']}"
-        for body in ({"password": "another password"}, {"is_admin": False}):
-            assert (await server.call("PUT", mine, server.admin, **body)).status_code == 400
-        assert (
-            await server.call("PUT", mine, server.admin, display_name="Root")
-        ).status_code == 200
-        for password in ("short", "", 7):
-            assert (await change(password=password)).status_code == 400
-        assert (await change(password="a new pass word")).status_code == 200
-        assert (await server.call("GET", "/api/session", again)).status_code == 401
-        await server.login("ada", "a new pass word")
-        assert not (await change(is_admin=False)).json()["is_admin"]
-        gone = await server.call("PUT", "/admin/users?id=nobody", server.admin, is_admin=True)
-        assert gone.status_code == 404
+    changed = (await change(display_name="Ada L.")).json()
+    assert (changed["username"], changed["display_name"]) == ("ada", "Ada L.")
+    assert (await server.call("GET", "/api/session", ada)).status_code == 200
+    assert (await change(is_admin=True)).json()["is_admin"]
+    assert (await server.call("GET", "/api/session", ada)).status_code == 401
+    again = await server.login("ada")
+    assert again["is_admin"]
+    mine = f"/admin/users?id={server.admin['user_id']}"
+    for body in ({"password": "another password"}, {"is_admin": False}):
+        assert (await server.call("PUT", mine, server.admin, **body)).status_code == 400
+    assert (await server.call("PUT", mine, server.admin, display_name="Root")).status_code == 200
+    for password in ("short", "", 7):
+        assert (await change(password=password)).status_code == 400
+    assert (await change(password="a new pass word")).status_code == 200
+    assert (await server.call("GET", "/api/session", again)).status_code == 401
+    await server.login("ada", "a new pass word")
+    assert not (await change(is_admin=False)).json()["is_admin"]
+    gone = await server.call("PUT", "/admin/users?id=nobody", server.admin, is_admin=True)
+    assert gone.status_code == 404
 
 
-async def test_the_last_administrator_stays_one(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        other = await server.new_user("other", is_admin=True)
-        mine = f"/admin/users?id={server.admin['user_id']}"
-        assert (await server.call("PUT", mine, other, is_admin=False)).status_code == 200
-        own = f"/admin/users?id={other['user_id']}"
-        assert (await server.call("PUT", own, other, is_admin=False)).status_code == 400
+async def test_the_last_administrator_stays_one(server: Server) -> None:
+    other = await server.new_user("other", is_admin=True)
+    mine = f"/admin/users?id={server.admin['user_id']}"
+    assert (await server.call("PUT", mine, other, is_admin=False)).status_code == 200
+    own = f"/admin/users?id={other['user_id']}"
+    assert (await server.call("PUT", own, other, is_admin=False)).status_code == 400
 
 
 async def test_an_old_process_is_not_ready_and_refuses_changes_for_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that whatever is before it asks a process of the newer release."""
     monkeypatch.setattr(control.recent, "RECENT_SECONDS", 0.0)
-    async with running(tmp_path) as server:
-        ok(await server.call("GET", "/readyz"))
-        records = server.app.control.records
-        upgraded = _encoded(Schema("identity", 2, IDENTITY.tables))
-        await records.write(lambda txn: txn.raw.put(b"identity", upgraded, db=records._schemas))
-        body = {"username": "ada", "password": PASSWORD}
-        answer = await server.call("POST", "/admin/users", server.admin, **body)
-        refused(answer, 503, "try again later")
-        assert answer.headers["Retry-After"]
-        answer = await server.call("GET", "/readyz")
-        refused(answer, 503, "another release has changed the tables of 'identity'")
-        ok(await server.call("GET", "/admin/users", server.admin))
+    ok(await server.call("GET", "/readyz"))
+    records = server.app.control.records
+    upgraded = _encoded(Schema("identity", 2, IDENTITY.tables))
+    await records.write(lambda txn: txn.raw.put(b"identity", upgraded, db=records._schemas))
+    body = {"username": "ada", "password": PASSWORD}
+    answer = await server.call("POST", "/admin/users", server.admin, **body)
+    refused(answer, 503, "try again later")
+    assert answer.headers["Retry-After"]
+    answer = await server.call("GET", "/readyz")
+    refused(answer, 503, "another release has changed the tables of 'identity'")
+    ok(await server.call("GET", "/admin/users", server.admin))
 
 
-async def test_a_limit_that_there_is_not_is_refused_by_name(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        path = f"/admin/quotas?id={server.admin['user_id']}"
-        before = ok(await server.call("GET", path, server.admin))
-        answer = await server.call("PUT", path, server.admin, files=1, flies=2)
-        refused(answer, 400, "flies", "no such field")
-        assert ok(await server.call("GET", path, server.admin)) == before
+async def test_a_limit_that_there_is_not_is_refused_by_name(server: Server) -> None:
+    path = f"/admin/quotas?id={server.admin['user_id']}"
+    before = ok(await server.call("GET", path, server.admin))
+    answer = await server.call("PUT", path, server.admin, files=1, flies=2)
+    refused(answer, 400, "flies", "no such field")
+    assert ok(await server.call("GET", path, server.admin)) == before

@@ -12,7 +12,7 @@ import jwt
 import pytest
 import trio
 from argon2 import PasswordHasher
-from auth_server import PASSWORD, CheapAuth, running
+from auth_server import PASSWORD, CheapAuth, Server, running
 from checks import refused
 from harness import GFS
 from hypothesis import given, settings
@@ -60,40 +60,39 @@ class StrongerAuth(CheapAuth):
     hasher = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
 
 
-async def test_a_login_gives_a_session_that_works_until_the_end(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        before = int(time.time())
-        ada = await server.new_user("ada", display_name="Ada L.")
-        assert set(ada) == {"username", "display_name", "user_id", "is_admin", "token"}
-        answer = await server.call("GET", "/api/session", ada)
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "application/json"
-        assert answer.json() == {
-            "username": "ada",
-            "display_name": "Ada L.",
-            "user_id": ada["user_id"],
-            "is_admin": False,
-        }
-        claims = jwt.decode(ada["token"], options={"verify_signature": False})
-        assert claims["sub"] == claims["user_id"] == ada["user_id"]
-        assert claims["username"] == "ada"
-        assert claims["display_name"] == "Ada L."
-        assert claims["is_admin"] is False
-        assert claims["type"] == "session"
-        assert claims["exp"] - claims["iat"] == 24 * 3600
-        assert before <= claims["iat"] <= int(time.time())
-        head = jwt.get_unverified_header(ada["token"])
-        assert (head["alg"], bool(head["kid"])) == ("HS256", True)
-        other = await server.login("ada")
-        # Again, with a token that has ended, or with none, there is nothing to do.
-        for who in (ada, ada, {"token": "x"}, None):
-            answer = await server.call("POST", "/api/logout", who)
-            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
-            assert (await server.call("GET", "/api/session", ada)).status_code == 401
-        assert (await server.call("GET", "/api/session", other)).status_code == 200
-        cookie = {"Cookie": f"token={other['token']}"}
-        assert (await server.http.post("/api/logout", headers=cookie)).status_code == 200
-        assert (await server.call("GET", "/api/session", other)).status_code == 401
+async def test_a_login_gives_a_session_that_works_until_the_end(server: Server) -> None:
+    before = int(time.time())
+    ada = await server.new_user("ada", display_name="Ada L.")
+    assert set(ada) == {"username", "display_name", "user_id", "is_admin", "token"}
+    answer = await server.call("GET", "/api/session", ada)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {
+        "username": "ada",
+        "display_name": "Ada L.",
+        "user_id": ada["user_id"],
+        "is_admin": False,
+    }
+    claims = jwt.decode(ada["token"], options={"verify_signature": False})
+    assert claims["sub"] == claims["user_id"] == ada["user_id"]
+    assert claims["username"] == "ada"
+    assert claims["display_name"] == "Ada L."
+    assert claims["is_admin"] is False
+    assert claims["type"] == "session"
+    assert claims["exp"] - claims["iat"] == 24 * 3600
+    assert before <= claims["iat"] <= int(time.time())
+    head = jwt.get_unverified_header(ada["token"])
+    assert (head["alg"], bool(head["kid"])) == ("HS256", True)
+    other = await server.login("ada")
+    # Again, with a token that has ended, or with none, there is nothing to do.
+    for who in (ada, ada, {"token": "x"}, None):
+        answer = await server.call("POST", "/api/logout", who)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert (await server.call("GET", "/api/session", ada)).status_code == 401
+    assert (await server.call("GET", "/api/session", other)).status_code == 200
+    cookie = {"Cookie": f"token={other['token']}"}
+    assert (await server.http.post("/api/logout", headers=cookie)).status_code == 200
+    assert (await server.call("GET", "/api/session", other)).status_code == 401
 
 
 async def test_a_new_password_ends_all_other_sessions_and_no_token(tmp_path: Path) -> None:
@@ -118,18 +117,16 @@ async def test_a_new_password_ends_all_other_sessions_and_no_token(tmp_path: Pat
     async with running(tmp_path) as server:
         for who, status in ((ada, 200), (other, 401), (made, 200)):
             assert (await server.call("GET", "/api/session", who)).status_code == status
-        answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
-        assert answer.status_code == 401
+        assert await login_status(server, "ada", PASSWORD) == 401
         await server.login("ada", new)
 
 
-async def test_a_new_password_of_the_administrator_ends_the_made_up_one(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        file = server.control / FILE_NAME
-        old = file.read_text().strip()
-        answer = await server.call("PUT", "/api/password", server.admin, old=old, new=PASSWORD)
-        assert answer.status_code == 200
-        assert not file.exists(), "nobody is shown a password that is none"
+async def test_a_new_password_of_the_administrator_ends_the_made_up_one(server: Server) -> None:
+    file = server.control / FILE_NAME
+    old = file.read_text().strip()
+    answer = await server.call("PUT", "/api/password", server.admin, old=old, new=PASSWORD)
+    assert answer.status_code == 200
+    assert not file.exists(), "nobody is shown a password that is none"
 
 
 async def test_guesses_at_the_old_password_are_failed_logins(tmp_path: Path) -> None:
@@ -161,18 +158,16 @@ async def test_both_failures_cost_a_hash_and_over_the_limit_nothing_does(tmp_pat
         assert (answer.status_code, hasher.count) == (429, 0)
 
 
-async def test_twenty_failures_are_allowed_and_any_number_of_successes(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        await server.new_user("ada")
-        for _ in range(25):
-            await server.login("ada")
-        for _ in range(20):
-            answer = await server.call("POST", "/api/login", username="ada", password="no")
-            assert answer.status_code == 401
-        for password in ("no", PASSWORD):
-            answer = await server.call("POST", "/api/login", username="ada", password=password)
-            refused(answer, 429)
-            assert 1 <= int(answer.headers["Retry-After"]) <= 15 * 60
+async def test_twenty_failures_are_allowed_and_any_number_of_successes(server: Server) -> None:
+    await server.new_user("ada")
+    for _ in range(25):
+        await server.login("ada")
+    for _ in range(20):
+        assert await login_status(server, "ada", "no") == 401
+    for password in ("no", PASSWORD):
+        answer = await server.call("POST", "/api/login", username="ada", password=password)
+        refused(answer, 429)
+        assert 1 <= int(answer.headers["Retry-After"]) <= 15 * 60
 
 
 async def test_no_more_failures_than_the_limit_are_reported_at_once(tmp_path: Path) -> None:
@@ -197,15 +192,13 @@ async def test_other_records_of_users_displace_no_failed_logins(
     small = functools.partial(Volatile.open, map_bytes=1024**2)
     monkeypatch.setattr(Volatile, "open", small)
     async with running(tmp_path, login_failures=1) as server:
-        answer = await server.call("POST", "/api/login", username="ada", password="no")
-        assert answer.status_code == 401
+        assert await login_status(server, "ada", "no") == 401
         facts = server.app.control.volatile
         facts.put("transfer", "first", b"", ttl_seconds=DAY)
         for number in range(100):
             facts.put("transfer", str(number), bytes(32 * 1024), ttl_seconds=DAY)
         assert facts.get("transfer", "first", bytes) is None
-        answer = await server.call("POST", "/api/login", username="ada", password="no")
-        assert answer.status_code == 429
+        assert await login_status(server, "ada", "no") == 429
 
 
 @pytest.mark.real
@@ -215,8 +208,7 @@ async def test_workers_count_failures_together(tmp_path: Path) -> None:
         command = [sys.executable, "-c", FAIL_THREE_TIMES, place]
         await trio.run_process(command)
         for username, status in (("ada", 401), ("ada", 429), ("bob", 401)):
-            answer = await server.call("POST", "/api/login", username=username, password="no")
-            assert answer.status_code == status
+            assert await login_status(server, username, "no") == status
 
 
 @pytest.fixture
@@ -231,18 +223,24 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
+async def login_status(server: Server, username: str, password: str) -> int:
+    answer = await server.call("POST", "/api/login", username=username, password=password)
+    return answer.status_code
+
+
+async def login_at(server: Server, username: str, password: str, address: str) -> int:
+    body = {"username": username, "password": password}
+    headers = {"X-Forwarded-For": address}
+    return (await server.http.post("/api/login", json=body, headers=headers)).status_code
+
+
 async def test_nobody_is_locked_out_by_guesses_from_elsewhere(
     tmp_path: Path, waited: list[float]
 ) -> None:
     """Thousands of guessers, each at an address of his own."""
 
     async def login(password: str, address: str, username: str = "ada") -> int:
-        answer = await server.http.post(
-            "/api/login",
-            json={"username": username, "password": password},
-            headers={"X-Forwarded-For": address},
-        )
-        return answer.status_code
+        return await login_at(server, username, password, address)
 
     proxy = {"trusted_proxies": "127.0.0.1"}
     async with running(tmp_path, login_failures=2, **proxy) as server:
@@ -317,12 +315,7 @@ async def test_names_that_are_made_up_delay_their_address(
     monkeypatch.setattr(control.auth.failures, "ADDRESS_UNDELAYED_MAX", 3)
 
     async def login(username: str, password: str, address: str) -> int:
-        answer = await server.http.post(
-            "/api/login",
-            json={"username": username, "password": password},
-            headers={"X-Forwarded-For": address},
-        )
-        return answer.status_code
+        return await login_at(server, username, password, address)
 
     async with running(tmp_path, trusted_proxies="127.0.0.1") as server:
         await server.new_user("ada")
@@ -355,38 +348,33 @@ async def test_a_new_password_clears_the_counts(tmp_path: Path, waited: list[flo
         assert (await server.call("GET", "/api/session", ada)).status_code == 401
 
 
-async def test_places_of_a_user_are_bounded_and_go_with_him(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        ada = await server.new_user("ada")
-        records = server.app.control.records
+async def test_places_of_a_user_are_bounded_and_go_with_him(
+    server: Server, ada: dict[str, Any]
+) -> None:
+    records = server.app.control.records
 
-        def fill(txn: Txn) -> None:
-            for number in range(1, 100):
-                people.note_place(txn, ada["user_id"], f"192.0.2.{number}", DAY * number)
+    def fill(txn: Txn) -> None:
+        for number in range(1, 100):
+            people.note_place(txn, ada["user_id"], f"192.0.2.{number}", DAY * number)
 
-        def known(txn: Txn) -> list[int]:
-            return [
-                number
-                for number in range(100)
-                if people.is_place(txn, ada["user_id"], f"192.0.2.{number}")
-            ]
+    def known(txn: Txn) -> list[int]:
+        return [
+            number
+            for number in range(100)
+            if people.is_place(txn, ada["user_id"], f"192.0.2.{number}")
+        ]
 
-        await records.write(fill)
-        with records.read() as reading:
-            assert len(known(reading)) == people.PLACES_MAX - 1  # and where he is today
-            assert known(reading)[-1] == 99
-        await server.call("DELETE", f"/admin/users?id={ada['user_id']}", server.admin)
-        with records.read() as reading:
-            assert known(reading) == []
+    await records.write(fill)
+    with records.read() as reading:
+        assert len(known(reading)) == people.PLACES_MAX - 1  # and where he is today
+        assert known(reading)[-1] == 99
+    await server.call("DELETE", f"/admin/users?id={ada['user_id']}", server.admin)
+    with records.read() as reading:
+        assert known(reading) == []
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.floats(0, 1000)),
-    st.integers(1, 30),
-    st.floats(1, 1000),
-    st.floats(0, 1000),
-)
+@given(st.lists(st.floats(0, 1000)), st.integers(1, 30), st.floats(1, 1000), st.floats(0, 1000))
 def test_after_retry_after_a_client_may_try_again(
     times: list[float], limit: int, window: float, now: float
 ) -> None:
@@ -419,25 +407,23 @@ async def test_a_password_of_old_parameters_is_hashed_again_by_a_login(tmp_path:
         await server.login("ada")
 
 
-async def test_a_name_is_the_same_in_composed_and_decomposed_form(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        made = await server.new_user("Zoe\u0308")
-        assert made["username"] == "Zo\u00eb"
-        await server.login("Zo\u00eb")
-        await server.login("Zoe\u0308")
-        again = await server.call(
-            "POST", "/admin/users", server.admin, username="Zo\u00eb", password=PASSWORD
-        )
-        assert again.status_code == 409
+async def test_a_name_is_the_same_in_composed_and_decomposed_form(server: Server) -> None:
+    made = await server.new_user("Zoe\u0308")
+    assert made["username"] == "Zo\u00eb"
+    await server.login("Zo\u00eb")
+    await server.login("Zoe\u0308")
+    again = await server.call(
+        "POST", "/admin/users", server.admin, username="Zo\u00eb", password=PASSWORD
+    )
+    assert again.status_code == 409
 
 
-async def test_who_may_be_anybody_sends_less(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        body = b'{"name": "x", "pad": "' + b"x" * 64 * 1024 + b'"}'
-        assert (await server.http.post("/api/login", content=body)).status_code == 413
-        headers = {"Authorization": f"Bearer {server.admin['token']}"}
-        answer = await server.http.post("/api/tokens", content=body, headers=headers)
-        assert answer.status_code == 400, "a session's body may be longer, and is read"
+async def test_who_may_be_anybody_sends_less(server: Server) -> None:
+    body = b'{"name": "x", "pad": "' + b"x" * 64 * 1024 + b'"}'
+    assert (await server.http.post("/api/login", content=body)).status_code == 413
+    headers = {"Authorization": f"Bearer {server.admin['token']}"}
+    answer = await server.http.post("/api/tokens", content=body, headers=headers)
+    assert answer.status_code == 400, "a session's body may be longer, and is read"
 
 
 async def test_a_body_that_drips_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,12 +438,11 @@ async def test_a_body_that_drips_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
         assert b'{"error":' in answer
 
 
-async def test_answers_with_secrets_are_kept_by_no_cache(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        token = {"token": server.admin["token"]}
-        for path, params in (("/api/session", token), ("/api/session", {"token": "x"})):
-            answer = await server.http.get(path, params=params)
-            assert answer.headers["Cache-Control"] == "no-store"
+async def test_answers_with_secrets_are_kept_by_no_cache(server: Server) -> None:
+    token = {"token": server.admin["token"]}
+    for path, params in (("/api/session", token), ("/api/session", {"token": "x"})):
+        answer = await server.http.get(path, params=params)
+        assert answer.headers["Cache-Control"] == "no-store"
 
 
 async def test_sessions_and_their_ends_outlive_a_restart(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ stranger   the other user's API token that has every ``compute`` scope of his
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ import httpx
 import pytest
 from checks import anonymous, bearer, make_token, ok, refused, with_token
 from compute_cloud import ED25519, ComputeCloud
-from limits import HANG_SECONDS
+from raw import Connection
 
 COLUMNS = ["owner", "other", "admin", "nobody", "token", "named", "narrow", "stranger"]
 ACTIONS = ["create", "read", "update", "delete", "start", "stop"]
@@ -106,33 +105,20 @@ class Mine:
         return found
 
 
+UPGRADE = {
+    "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}  # fmt: skip
+
+
 def upgrade(client: httpx.Client, path: str) -> httpx.Response:
     """The answer to who asks for a WebSocket; 101 has no more to it."""
-    with socket.create_connection(
-        (client.base_url.host, client.base_url.port or 80), HANG_SECONDS
-    ) as sock:
-        token = client.headers.get("Authorization")
-        lines = [
-            f"GET {path} HTTP/1.1",
-            "Host: test",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-            *([f"Authorization: {token}"] if token else []),
-        ]
-        sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        data = b""
-        while b"\r\n\r\n" not in data:
-            piece = sock.recv(65536)
-            assert piece, data
-            data += piece
-        head, _, body = data.partition(b"\r\n\r\n")
-        status, *fields = head.decode().split("\r\n")
-        headers = dict(field.split(": ", 1) for field in fields)
-        while len(body) < int(headers.get("content-length", "0")):
-            body += sock.recv(65536)
-    return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+    token = client.headers.get("Authorization")
+    with Connection(str(client.base_url).rstrip("/")) as connection:
+        connection.request("GET", path, {**UPGRADE, **({"Authorization": token} if token else {})})
+        head = connection.next_head()
+        size = 0 if head.status == 101 else int(head.header("Content-Length") or 0)
+        return httpx.Response(head.status, headers=head.headers, content=connection.read(size))
 
 
 def create(client: httpx.Client, mine: Mine) -> httpx.Response:

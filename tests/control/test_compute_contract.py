@@ -93,9 +93,11 @@ def test_who_has_none_gets_an_empty_list(user: httpx.Client) -> None:
 
 def test_a_container_with_all_fields(computing: ComputeCloud, user: httpx.Client) -> None:
     began = int(time.time())
+    # Which is only ever a name.
+    name = "<b>'$(reboot)`x`\"; ../a: {b: c} {{ .V }} %s\\ 日\u202e🐳 -rf"
     made = computing.container(
         user,
-        name="  dev-box ",
+        name=f"  {name}\t",
         instance_type="small",
         memory_mb=2048,
         storage_gb=20,
@@ -105,7 +107,7 @@ def test_a_container_with_all_fields(computing: ComputeCloud, user: httpx.Client
     )
     check_container(made)
     assert made["status"] == "pending"
-    assert made["name"] == "dev-box"
+    assert made["name"] == name
     assert (made["memory_mb"], made["storage_gb"]) == (2048, 20)
     assert made["instance_type"] == "small"
     assert (made["ssh_enabled"], made["https_enabled"]) == (True, False)
@@ -118,9 +120,12 @@ def test_a_container_with_all_fields(computing: ComputeCloud, user: httpx.Client
     assert (thing.spec.architecture, thing.spec.cpus) == ("amd64", 2)
     assert (thing.spec.memory_mb, thing.spec.storage_gb) == (2048, 20)
     assert thing.spec.mount_paths == ("/root", "/var/data")
+    assert thing.spec.name == name
 
 
-@pytest.mark.parametrize("more", [{}, {"mount_paths": []}], ids=["absent", "empty"])
+@pytest.mark.parametrize(
+    "more", [{}, {"mount_paths": []}, {"mount_paths": None}], ids=["absent", "empty", "null"]
+)
 def test_a_container_with_the_required_fields_only(
     computing: ComputeCloud, user: httpx.Client, more: dict[str, Any]
 ) -> None:
@@ -205,11 +210,13 @@ def test_the_first_thing_that_is_wrong_is_reported(
         ({"name": None}, "name"),
         ({"name": "x" * 65}, "name"),
         ({"name": "\t\n"}, "name"),
+        ({"name": "a\0b"}, "name"),
         ({"ssh_key_ids": None}, "ssh_key_ids"),
         ({"ssh_key_ids": "1"}, "ssh_key_ids"),
         ({"ssh_key_ids": ["1"]}, "ssh_key_ids"),
         ({"ssh_key_ids": [True]}, "ssh_key_ids"),
         ({"ssh_key_ids": [-1]}, "ssh_key_ids"),
+        ({"ssh_key_ids": [2**64]}, "ssh_key_ids"),
         ({"instance_type": ""}, "instance_type"),
         ({"instance_type": "Nano"}, "instance_type"),
         ({"instance_type": 1}, "instance_type"),

@@ -250,6 +250,35 @@ def test_any_bytes_are_a_body_or_a_bad_request(kind: Any, data: bytes) -> None:
         decode_json(data, kind)
 
 
+#: Within the largest body that is taken.
+DEEP = 25_000
+HUGE, BOX = "9" * 5000, '"name": "box", "ssh_key_ids": [1]'
+#: Bodies that no route takes, in JSON or nearly.
+HOSTILE_BODIES = {
+    "deep list": b"[" * DEEP,
+    "deep object": b'{"":' * DEEP,
+    "deep value": b'{"name":' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "deep unknown": b'{"x":' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "huge key id": f'{{"name": "box", "ssh_key_ids": [{HUGE}]}}'.encode(),
+    "huge memory": f'{{{BOX}, "memory_mb": {HUGE}}}'.encode(),
+    "tiny memory": f'{{{BOX}, "memory_mb": -{HUGE}}}'.encode(),
+    "exponent": f'{{{BOX}, "memory_mb": 1e999999}}'.encode(),
+    "surrogate": b'{"name": "\\ud800", "ssh_key_ids": [1]}',
+    "latin": '{"name": "\xe9", "ssh_key_ids": [1]}'.encode("latin-1"),
+    "utf-16": f"{{{BOX}}}".encode("utf-16"),
+    "two values": f"{{{BOX}}} {{}}".encode(),
+    "nan": f'{{{BOX}, "memory_mb": NaN}}'.encode(),
+    "huge port": f'{{"port": {HUGE}, "ssh_enabled": {HUGE}, "mount_paths": {HUGE}}}'.encode(),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_BODIES)
+@pytest.mark.parametrize("kind", BODIES)
+def test_bodies_that_are_not_what_they_seem(kind: Any, what: str) -> None:
+    with pytest.raises(BadRequest):
+        decode_json(HOSTILE_BODIES[what], kind)
+
+
 def test_a_fingerprint_is_the_one_that_ssh_keygen_shows() -> None:
     line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsAJxWLa5hrJRLBCTNBWqZBmqVKsbdLQWZYAhZVWSbC a b"
     reported = "SHA256:DKEYGpTV1aF9vkG6Ylx41Bw6eRwYNQupe54pPl/NRzw"  # ssh-keygen -l

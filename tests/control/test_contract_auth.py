@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
-import jwt
 import pytest
 from checks import (
     PLAIN,
@@ -19,11 +17,9 @@ from checks import (
     make_token,
     names,
     ok,
-    paths,
     put,
     refused,
     unique,
-    wait_for,
     with_token,
 )
 from cloud import PASSWORD, Cloud
@@ -62,28 +58,32 @@ def log_in(client: httpx.Client, username: str, password: str = PASSWORD) -> htt
     return client.post("/api/login", json={"username": username, "password": password})
 
 
-def claims_of(token: str) -> dict[str, Any]:
-    """What a client reads of a token, without any key."""
-    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    return claims
-
-
 # --- login -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["  {}", "{}\t\n", " {} "])
-def test_the_username_is_trimmed(cloud: Cloud, nobody: httpx.Client, form: str) -> None:
-    username = add_user(cloud)
-    assert ok(log_in(nobody, form.format(username)))["username"] == username
+SPACED = "  in spaces  "
 
 
-def test_the_password_is_not_trimmed(cloud: Cloud, nobody: httpx.Client) -> None:
-    plain = add_user(cloud)
-    refused(log_in(nobody, plain, f" {PASSWORD}"), 401)
-    refused(log_in(nobody, plain, f"{PASSWORD} "), 401)
-    spaced = add_user(cloud, password="  in spaces  ")
-    ok(log_in(nobody, spaced, "  in spaces  "))
-    refused(log_in(nobody, spaced, "in spaces"), 401)
+@pytest.mark.parametrize(
+    ("form", "password", "given", "status"),
+    [
+        *((form, PASSWORD, PASSWORD, 200) for form in ("  {}", "{}\t\n", " {} ")),
+        *(("{}", PASSWORD, given, 401) for given in (f" {PASSWORD}", f"{PASSWORD} ")),
+        ("{}", SPACED, SPACED, 200),
+        ("{}", SPACED, SPACED.strip(), 401),
+    ],
+)
+def test_the_username_is_trimmed_and_the_password_is_not(
+    cloud: Cloud, nobody: httpx.Client, form: str, password: str, given: str, status: int
+) -> None:
+    """Fields that are not known are ignored."""
+    username = add_user(cloud, password=password)
+    body = {"username": form.format(username), "password": given, "remember": True, "x": {"y": []}}
+    answer = nobody.post("/api/login", json=body)
+    if status == 200:
+        assert ok(answer)["username"] == username
+    else:
+        refused(answer, status)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,6 @@ def test_a_login_that_makes_no_sense_names_the_field(
     refused(nobody.post("/api/login", json=body), 400, field)
 
 
-def test_login_ignores_fields_it_does_not_know(cloud: Cloud, nobody: httpx.Client) -> None:
-    body = {"username": add_user(cloud), "password": PASSWORD, "remember": True, "x": {"y": []}}
-    ok(nobody.post("/api/login", json=body))
-
-
 def test_the_limit_can_be_switched_off(cloud: Cloud) -> None:
     assert cloud.cluster.environment["GFS_CONTROL_LOGIN_FAILURES"] == "0"
     username = add_user(cloud)
@@ -129,22 +124,19 @@ def test_the_limit_can_be_switched_off(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(
-    "header",
-    ["", "Bearer", "Bearer x", "Bearer a.b.c", "Basic YTpi", "Token {}", "{}"],
+    ("header", "status"),
+    [
+        *((each, 401) for each in ("", "Bearer", "Bearer x", "Bearer a.b.c", "Basic YTpi")),
+        *((each, 401) for each in ("Token {}", "{}")),
+        ("bearer {}", 200),  # RFC 9110, 11.1
+    ],
 )
 def test_a_header_that_is_no_bearer_token_is_refused(
-    alice: tuple[httpx.Client, str], nobody: httpx.Client, header: str
+    alice: tuple[httpx.Client, str], nobody: httpx.Client, header: str, status: int
 ) -> None:
     value = header.format(bearer(alice[0]))
-    refused(nobody.get("/api/session", headers={"Authorization": value}), 401)
-
-
-def test_the_scheme_is_not_case_sensitive(
-    alice: tuple[httpx.Client, str], nobody: httpx.Client
-) -> None:
-    """RFC 9110, 11.1."""
-    value = f"bearer {bearer(alice[0])}"
-    ok(nobody.get("/api/session", headers={"Authorization": value}))
+    answer = nobody.get("/api/session", headers={"Authorization": value})
+    assert ok(answer) if status == 200 else refused(answer, status)
 
 
 def test_a_token_in_the_query_will_do_for_reads_alone(
@@ -193,25 +185,6 @@ def test_no_other_route_takes_the_cookie(
     cookie = {"Cookie": f"token={bearer(alice[0])}"}
     refused(nobody.get("/api/tokens", headers=cookie), 401)
     refused(nobody.post("/storage/namespaces", headers=cookie, json={"name": unique("ns")}), 401)
-
-
-def test_an_expired_session_is_refused_and_anonymous_where_that_will_do(
-    make_cloud: Callable[..., Cloud],
-) -> None:
-    cloud = make_cloud(chunkservers=1).start()
-    make_namespace(cloud.admin, "public", 2)
-    put(cloud.admin, "default", "for-all", b"public bytes")
-    cloud.stop()
-    cloud.cluster.environment["GFS_CONTROL_SESSION_SECONDS"] = "1"
-    old = cloud.start().login("admin")
-    assert claims_of(bearer(old))["exp"] - claims_of(bearer(old))["iat"] == 1
-    wait_for(lambda: old.get("/api/session").status_code == 401, "end of the session")
-    refused(old.get("/api/session"), 401)
-    refused(old.get("/api/tokens"), 401)
-    refused(old.post("/storage/namespaces", json={"name": "x"}), 401)
-    assert "default" in names(old)
-    assert "for-all" in paths(old, "default")
-    assert get(old, "default", "for-all") == b"public bytes"
 
 
 @pytest.mark.parametrize("token", ["x", "ecloud_x", "a.b.c", "ecloud_a.b.c", "é", "x" * 5000])
@@ -457,64 +430,6 @@ def test_a_user_that_makes_no_sense_is_refused(
     refused(cloud.admin.post("/admin/users", json=body), 400, field)
 
 
-def test_files_and_namespaces_of_all_are_listed_for_the_admin(
-    cloud: Cloud, alice: tuple[httpx.Client, str]
-) -> None:
-    space = make_namespace(alice[0], "private", 0)
-    put(alice[0], space, "folder/secret.txt", b"12345")
-    listed = [entry for entry in ok(cloud.admin.get("/admin/namespaces")) if entry["name"] == space]
-    assert [(entry["owner_id"], entry["visibility"]) for entry in listed] == [(alice[1], 0)]
-    files = [entry for entry in ok(cloud.admin.get("/admin/files")) if entry["namespace"] == space]
-    assert [(entry["path"], entry["size"]) for entry in files] == [("folder/secret.txt", 5)]
-
-
-def test_what_becomes_of_a_deleted_users_things(
-    cloud: Cloud, bob: tuple[httpx.Client, str], nobody: httpx.Client
-) -> None:
-    username = add_user(cloud)
-    session = ok(log_in(nobody, username))
-    client = cloud.client(session["token"])
-    user_id = session["user_id"]
-    private = make_namespace(client, "left", 0)
-    public = make_namespace(client, "left", 2)
-    put(client, private, "a", b"kept a")
-    put(client, public, "b", b"kept b")
-    put(client, "default", shared := unique("shared"), b"kept shared")
-    api = make_token(client, {f"storage.{user_id}": ["read", "create"]})
-    account = ok(
-        client.post(
-            "/api/service-accounts",
-            json={"name": unique("account"), "scopes": {f"storage.{user_id}": ["read"]}},
-        )
-    )
-    account_token = ok(
-        client.post(f"/api/service-accounts/{account['id']}/tokens", json={"name": "t"})
-    )["token"]
-
-    ok(cloud.admin.delete("/admin/users", params={"id": user_id}))
-
-    refused(client.get("/api/session"), 401)
-    refused(client.get("/storage/files", params={"namespace": private}), 401)
-    for token in (api["token"], account_token):
-        with with_token(cloud.url, token) as user:
-            refused(user.get("/storage/files", params={"namespace": private}), 401)
-            refused(user.post("/storage/namespaces", json={"name": unique("ns")}), 401)
-    refused(log_in(nobody, username), 401)
-    assert username not in [user["username"] for user in ok(cloud.admin.get("/admin/users"))]
-    assert user_id not in [entry.get("user_id") for entry in ok(cloud.admin.get("/admin/sessions"))]
-
-    rows = {entry["name"]: entry for entry in ok(cloud.admin.get("/admin/namespaces"))}
-    for space in (private, public):
-        assert rows[space]["owner_id"] is None
-        assert rows[space]["visibility"] == 0
-        refused(nobody.get("/storage/files", params={"namespace": space}), 401)
-        refused(bob[0].get("/storage/files", params={"namespace": space}), 403)
-        assert space not in names(bob[0])
-    assert get(cloud.admin, private, "a") == b"kept a"
-    assert get(cloud.admin, public, "b") == b"kept b"
-    assert get(bob[0], "default", shared) == b"kept shared"
-
-
 # --- restarts ----------------------------------------------------------------------------
 
 
@@ -547,42 +462,3 @@ def test_a_restart_loses_nothing(make_cloud: Callable[..., Cloud]) -> None:
         assert get(user, space, "a/b") == b"still here"
     with with_token(cloud.url, revoked["token"]) as user:
         refused(user.get("/storage/files", params={"namespace": make_namespace(client, "p")}), 401)
-
-
-def test_two_workers_agree(make_cloud: Callable[..., Cloud]) -> None:
-    """Each request on a connection of its own, so that both workers get some."""
-    cloud = make_cloud("--control-workers", "2", chunkservers=1).start()
-    client, user_id = cloud.make_user("worker")
-    token = make_token(client, {f"storage.{user_id}": ["read", "create"]})
-    single = httpx.Limits(max_keepalive_connections=0)
-
-    def fresh(token: str) -> httpx.Client:
-        return httpx.Client(
-            base_url=cloud.url,
-            headers={"Authorization": f"Bearer {token}"},
-            limits=single,
-            timeout=HANG_SECONDS,
-            **PLAIN,
-        )
-
-    with fresh(bearer(client)) as session, fresh(token["token"]) as api:
-        made = [make_namespace(session, "workers", 0) for _ in range(20)]
-        for space in made:
-            put(session, space, "f", space.encode())
-            assert get(api, space, "f") == space.encode()
-            assert set(made) <= set(names(api))
-
-        def both_counted() -> bool:
-            return len(set(re.findall(r'worker="(\d+)"', api.get("/metrics").text))) == 2
-
-        wait_for(both_counted, "requests to both workers")
-
-        ok(session.delete(f"/api/tokens/{token['id']}"))
-        where = {"namespace": made[0]}
-
-        def all_refuse() -> bool:
-            return all(
-                api.get("/storage/files", params=where).status_code == 401 for _ in range(12)
-            )
-
-        wait_for(all_refuse, "revocation in all processes")

@@ -92,7 +92,10 @@ def test_a_wrong_method_is_405_with_allow(
 
 def test_errors_of_head_have_no_body(cloud: Cloud) -> None:
     with Connection(cloud.url) as connection:
-        for target, status in (("/nothing", 404), ("/api/login", 405), ("/api/session", 401)):
+        for target, status in (
+            *(("/nothing", 404), ("/api/login", 405), ("/api/session", 401)),
+            *(("/storage/default/missing", 404), ("/storage/no.such/f", 404)),
+        ):
             assert connection.exchange("HEAD", target).status == status
         assert connection.exchange("GET", "/healthz").status == 200
 

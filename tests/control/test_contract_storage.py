@@ -7,15 +7,12 @@ import email
 import email.policy
 import hashlib
 import json
-import os
 import random
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -33,12 +30,11 @@ from checks import (
     put,
     refused,
     unique,
-    wait_for,
     with_token,
 )
 from cloud import Cloud
 from limits import HANG_SECONDS
-from raw import FORM_END, FORM_TYPE, Closed, Connection, form_part, head
+from raw import FORM_END, FORM_TYPE, Answer, Closed, Connection, form_part, head
 
 MIB = 1024 * 1024
 DATA = bytes(range(256)) * 40
@@ -90,9 +86,9 @@ def fresh(user: httpx.Client) -> str:
 
 @pytest.fixture(scope="module")
 def stored(user: httpx.Client, space: str) -> str:
-    """The path of a file that holds DATA."""
-    put(user, space, "ranges.bin", DATA)
-    return "ranges.bin"
+    """The path of a file that holds DATA; its name is hard to write into a header."""
+    put(user, space, path := 'a/größe "€";.bin', DATA)
+    return path
 
 
 def url_of(space: str, path: str) -> str:
@@ -123,29 +119,6 @@ def test_a_namespace_is_made_listed_and_deleted(alice: tuple[httpx.Client, str])
     assert name not in names(client)
     refused(client.get("/storage/files", params={"namespace": name}), 404)
     refused(client.delete(f"/storage/namespaces/{name}"), 404)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["A.b_c-9", "..."],
-)
-def test_names_that_a_namespace_may_have(user: httpx.Client, name: str) -> None:
-    assert ok(user.post("/storage/namespaces", json={"name": name}))["name"] == name
-    put(user, name, "f", b"x")
-    assert user.get(url_of(name, "f")).content == b"x"
-    ok(user.delete(f"/storage/namespaces/{name}"))
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "..", "files", "\ud83d"],
-)
-def test_names_that_a_namespace_may_not_have(user: httpx.Client, name: str) -> None:
-    body = json.dumps({"name": name}).encode()
-    answer = user.post(
-        "/storage/namespaces", content=body, headers={"Content-Type": "application/json"}
-    )
-    refused(answer, 400)
 
 
 @pytest.mark.parametrize(
@@ -198,13 +171,6 @@ def test_who_is_shown_which_namespace(
     assert public[0]["owner_id"] == user_id
 
 
-def test_namespaces_are_sorted_by_name(user: httpx.Client) -> None:
-    suffix = unique("sort")
-    for prefix in ("b", "A", "a.", "Z", "_", "a-", "0"):
-        ok(user.post("/storage/namespaces", json={"name": prefix + suffix, "visibility": 0}))
-    assert names(user) == sorted(names(user))
-
-
 def test_hidden_is_a_flag_of_its_own(user: httpx.Client) -> None:
     for visibility in (0, 1, 2):
         name = unique("hidden")
@@ -215,9 +181,7 @@ def test_hidden_is_a_flag_of_its_own(user: httpx.Client) -> None:
         assert (changed["hidden"], changed["visibility"]) == (True, 0)
 
 
-def test_the_visibility_is_changed(
-    alice: tuple[httpx.Client, str], bob: httpx.Client, nobody: httpx.Client
-) -> None:
+def test_the_visibility_is_changed(alice: tuple[httpx.Client, str], nobody: httpx.Client) -> None:
     client, user_id = alice
     name = make_namespace(client, "changed", 0)
     put(client, name, "a", b"x")
@@ -236,8 +200,7 @@ def test_the_visibility_is_changed(
         assert (name in names(nobody)) == (visibility == 2)
     for wrong in ({"visibility": 3}, {"visibility": "1"}, {"visibility": None}):
         refused(client.put(target, json=wrong), 400, "visibility")
-    refused(bob.put(target, json={"visibility": 2}), 403)
-    refused(nobody.put(target, json={"visibility": 2}), 401)
+    refused(client.put(target), 400)
     refused(client.put(f"/storage/namespaces/{unique('no')}", json={"visibility": 2}), 404)
 
 
@@ -254,15 +217,6 @@ def test_deleting_a_namespace_deletes_its_files(user: httpx.Client, cloud: Cloud
     assert not re.search(rf"{name}[^/\n]*/.", listed), listed
 
 
-def test_only_the_owner_deletes_a_namespace(
-    user: httpx.Client, bob: httpx.Client, nobody: httpx.Client
-) -> None:
-    name = make_namespace(user, "owned", 2)
-    refused(bob.delete(f"/storage/namespaces/{name}"), 403)
-    refused(nobody.delete(f"/storage/namespaces/{name}"), 401)
-    assert name in names(user)
-
-
 def test_default_is_there_from_the_start(
     cloud: Cloud, user: httpx.Client, nobody: httpx.Client
 ) -> None:
@@ -276,11 +230,8 @@ def test_default_is_there_from_the_start(
         "owner_id": None,
     }
     assert isinstance(found[0]["count"], int)
-    for client in (user, cloud.admin):
-        refused(client.delete("/storage/namespaces/default"), (400, 403, 409))
-        refused(client.put("/storage/namespaces/default", json={"visibility": 0}), (400, 403, 409))
+    for client in (user, cloud.admin):  # who may change it: test_access_table
         refused(client.post("/storage/namespaces", json={"name": "default"}), 409)
-    assert "default" in names(nobody)
 
 
 def test_default_is_meant_when_none_is_named(user: httpx.Client, nobody: httpx.Client) -> None:
@@ -316,10 +267,6 @@ def test_a_listing_has_the_fields_of_the_reference(user: httpx.Client, fresh: st
     ]
 
 
-def test_an_empty_namespace_lists_nothing(user: httpx.Client, fresh: str) -> None:
-    assert ok(user.get("/storage/files", params={"namespace": fresh})) == []
-
-
 def test_an_unknown_namespace_is_404(user: httpx.Client, nobody: httpx.Client) -> None:
     for client in (user, nobody):
         refused(client.get("/storage/files", params={"namespace": unique("unknown")}), 404)
@@ -350,11 +297,7 @@ def test_a_listing_is_sorted_by_path(user: httpx.Client, sorted_space: str) -> N
 
 @pytest.mark.parametrize(
     "query",
-    [
-        {"prefix": "a/"},
-        {"limit": "4"},
-        {"prefix": "a", "after": "a!", "limit": "2"},
-    ],
+    [{"prefix": "a/"}, {"limit": "4"}, {"prefix": "a", "after": "a!", "limit": "2"}],
     ids=str,
 )
 def test_a_listing_can_be_cut(user: httpx.Client, sorted_space: str, query: dict[str, str]) -> None:
@@ -385,6 +328,43 @@ def test_a_limit_must_be_a_number(user: httpx.Client, space: str, limit: str) ->
 
 # --- uploads -----------------------------------------------------------------------------
 
+FORMS = ["form", "chunked form", "form in a folder", "raw", "chunked", "put", "post", "chunked put"]
+
+
+def send(
+    client: httpx.Client, space: str, form: str, path: str, data: bytes, **headers: str
+) -> httpx.Response:
+    """An upload of each form that there is; chunked ones are of unknown length."""
+    folder, _, name = path.rpartition("/")
+    content: Any = iter([data[:7], data[7:]]) if "chunked" in form else data
+    if "form" in form:
+        query = {"namespace": space, **({"path": folder} if folder else {})}
+        whole = form_part("file", data, f"ignored/{name}") + FORM_END
+        content = iter([whole[:50], whole[50:]]) if "chunked" in form else whole
+        headers["Content-Type"] = FORM_TYPE
+        return client.post("/storage/upload", params=query, content=content, headers=headers)
+    if form in ("raw", "chunked"):
+        query = {"namespace": space, "name": path}
+        return client.post("/storage/upload", params=query, content=content, headers=headers)
+    method = "POST" if form == "post" else "PUT"
+    return client.request(method, url_of(space, path), content=content, headers=headers)
+
+
+@pytest.mark.parametrize("form", [*FORMS[:-1], pytest.param(FORMS[-1], marks=pytest.mark.thin)])
+def test_uploads_come_back_whole(user: httpx.Client, fresh: str, form: str) -> None:
+    for size in (0, 1, 65535, 65536, 65537, 5 * MIB + 3):
+        data = random.Random(size).randbytes(size)
+        folder = "a/b/" if form != "form" else ""
+        path = f"{folder}größe {size} €.bin"
+        made = ok(send(user, fresh, form, path, data, **{"X-File-Size": str(size)}))
+        assert made == {"status": "ok", "name": path.removeprefix(folder)}
+        item = entry(user, fresh, path)
+        assert (item["name"], item["size"]) == (made["name"], size)
+        found = user.get(url_of(fresh, path))
+        assert (found.status_code, found.headers["Content-Length"]) == (200, str(size))
+        assert found.content == data == get(user, fresh, path)
+        assert found.headers["ETag"]
+
 
 def upload(client: httpx.Client, space: str, body: bytes, **query: str) -> httpx.Response:
     """A form that is made by hand."""
@@ -394,12 +374,6 @@ def upload(client: httpx.Client, space: str, body: bytes, **query: str) -> httpx
         content=body,
         headers={"Content-Type": FORM_TYPE},
     )
-
-
-def test_a_form_with_one_file(user: httpx.Client, fresh: str) -> None:
-    body = form_part("file", DATA, "report.pdf") + FORM_END
-    assert ok(upload(user, fresh, body)) == {"status": "ok", "name": "report.pdf"}
-    assert get(user, fresh, "report.pdf") == DATA
 
 
 @pytest.mark.parametrize(
@@ -422,21 +396,10 @@ def test_the_filename_of_a_form(
     assert paths(user, fresh) == [expected]
 
 
-@pytest.mark.parametrize(
-    "filename",
-    ["", "a/..", "ü" * 128, "a\0b", "tab\t"],
-)
+@pytest.mark.parametrize("filename", ["", "a/..", "ü" * 128, "a\0b", "tab\t"])
 def test_filenames_that_a_file_may_not_have(user: httpx.Client, fresh: str, filename: str) -> None:
     refused(upload(user, fresh, form_part("file", b"x", filename) + FORM_END), 400)
     assert paths(user, fresh) == []
-
-
-def test_a_folder_may_be_given_for_a_form(user: httpx.Client, fresh: str) -> None:
-    body = form_part("file", DATA, "ignored/c.txt") + FORM_END
-    ok(upload(user, fresh, body, path="a/b"))
-    item = entry(user, fresh, "a/b/c.txt")
-    assert item["name"] == "c.txt"
-    assert user.get(url_of(fresh, "a/b/c.txt")).content == DATA
 
 
 @pytest.mark.parametrize("folder", ["a/..", "a//b", "/../x"])
@@ -444,60 +407,6 @@ def test_a_folder_must_be_one(user: httpx.Client, fresh: str, folder: str) -> No
     body = form_part("file", DATA, "c.txt") + FORM_END
     refused(upload(user, fresh, body, path=folder), 400)
     assert paths(user, fresh) == []
-
-
-def test_a_raw_body_with_a_name(user: httpx.Client, fresh: str) -> None:
-    for name in ("raw.bin", "folder/raw.bin", "größe €.txt"):
-        query = {"namespace": fresh, "name": name}
-        answer = ok(user.post("/storage/upload", params=query, content=DATA))
-        assert answer["status"] == "ok"
-        assert get(user, fresh, name) == DATA
-
-
-@pytest.mark.thin
-def test_the_rest_form_of_an_upload(user: httpx.Client, fresh: str) -> None:
-    for method in ("PUT", "POST"):
-        for path in (f"{method}.bin", f"a/b/{method} ü.bin"):
-            answer = ok(user.request(method, url_of(fresh, path), content=DATA))
-            assert answer["status"] == "ok"
-            assert user.get(url_of(fresh, path)).content == DATA
-            part = user.get(url_of(fresh, path), headers={"Range": "bytes=100-199"})
-            assert (part.status_code, part.content) == (206, DATA[100:200])
-    assert paths(user, fresh) == sorted(["PUT.bin", "POST.bin", "a/b/PUT ü.bin", "a/b/POST ü.bin"])
-
-
-def test_a_body_of_unknown_length(user: httpx.Client, fresh: str) -> None:
-    def pieces() -> Iterator[bytes]:
-        for _ in range(100):
-            yield DATA
-
-    ok(user.put(url_of(fresh, "chunked"), content=pieces()))
-    assert get(user, fresh, "chunked") == DATA * 100
-
-
-@pytest.mark.parametrize("form", ["form", "raw", "chunked", "put"])
-def test_empty_files_are_files(user: httpx.Client, fresh: str, form: str) -> None:
-    if form == "form":
-        put(user, fresh, "empty", b"")
-    elif form == "raw":
-        query = {"namespace": fresh, "name": "empty"}
-        ok(user.post("/storage/upload", params=query, content=b""))
-    else:
-        ok(user.put(url_of(fresh, "empty"), content=b""))
-    assert entry(user, fresh, "empty")["size"] == 0
-    found = user.get(url_of(fresh, "empty"))
-    assert (found.status_code, found.content, found.headers["Content-Length"]) == (200, b"", "0")
-    assert found.headers["ETag"]
-
-
-@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, MIB, 5 * MIB + 3])
-def test_files_of_many_sizes_come_back_whole(user: httpx.Client, space: str, size: int) -> None:
-    data = random.Random(size).randbytes(size)
-    put(user, space, name := unique("sized"), data)
-    assert entry(user, space, name)["size"] == size
-    found = user.get(url_of(space, name))
-    assert found.headers["Content-Length"] == str(size)
-    assert hashlib.sha256(found.content).digest() == hashlib.sha256(data).digest()
 
 
 # --- overwriting -------------------------------------------------------------------------
@@ -516,22 +425,20 @@ def test_only_exactly_true_overwrites(
     assert get(user, space, name) == b"old"
 
 
-def test_overwriting(user: httpx.Client, space: str) -> None:
-    put(user, space, name := unique("over"), b"old" * 1000)
-    before = user.get(url_of(space, name))
+@pytest.mark.parametrize("is_there", [True, False])
+def test_overwriting(user: httpx.Client, space: str, is_there: bool) -> None:
+    name, tags = unique("over"), [""]
+    if is_there:
+        put(user, space, name, b"old" * 1000)
+        tags = [user.get(url_of(space, name)).headers["ETag"]]
     body = form_part("file", b"new", name) + FORM_END
     assert ok(upload(user, space, body, overwrite="true"))["status"] == "ok"
     after = user.get(url_of(space, name))
     assert after.content == b"new"
-    assert after.headers["ETag"] != before.headers["ETag"]
+    assert after.headers["ETag"] not in tags
     item = entry(user, space, name)
     assert item["size"] == 3
     assert item["created_at"] <= item["modified_at"]
-
-
-def test_overwrite_of_what_is_not_there_makes_it(user: httpx.Client, space: str) -> None:
-    put(user, space, name := unique("over"), b"x", overwrite="true")
-    assert get(user, space, name) == b"x"
 
 
 def test_a_file_is_no_folder(user: httpx.Client, fresh: str) -> None:
@@ -544,35 +451,6 @@ def test_a_file_is_no_folder(user: httpx.Client, fresh: str) -> None:
     assert paths(user, fresh) == ["a", "b/c"]
     refused(user.get(url_of(fresh, "b")), 404)
     refused(user.delete(url_of(fresh, "b")), 404)
-
-
-def test_readers_see_the_old_or_the_new_whole(user: httpx.Client, cloud: Cloud) -> None:
-    space = make_namespace(user, "swap")
-    size = 3 * MIB
-    versions = [bytes([number]) * size for number in range(6)]
-    put(user, space, "f", versions[0])
-    failures: list[str] = []
-    done = threading.Event()
-
-    def read() -> None:
-        with with_token(cloud.url, bearer(user)) as reader:
-            while not done.is_set():
-                found = reader.get(url_of(space, "f"))
-                if found.status_code != 200 or found.content not in versions:
-                    failures.append(f"{found.status_code}, {len(found.content)} bytes, torn")
-                    return
-
-    threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for version in versions[1:]:
-            put(user, space, "f", version, overwrite="true")
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(HANG_SECONDS)
-    assert failures == []
 
 
 @pytest.mark.parametrize("how", ["overwritten", "deleted"])
@@ -623,42 +501,20 @@ def test_of_two_uploads_at_once_one_wins(user: httpx.Client, cloud: Cloud, fresh
 # --- lengths that lie, bodies cut short --------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["form", "raw", "chunked", "put"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", ["9999", "10241", "0", "1", "99999999999"])
 def test_a_wrong_file_size_stores_nothing(
     user: httpx.Client, fresh: str, form: str, size: str
 ) -> None:
     assert len(DATA) == 10240
-    refused(send_sized(user, fresh, form, size), 400)
+    refused(send(user, fresh, form, "sized", DATA, **{"X-File-Size": size}), 400)
     assert paths(user, fresh) == []
-
-
-@pytest.mark.parametrize("form", ["form", "raw", "put"])
-def test_a_right_file_size_is_fine(user: httpx.Client, fresh: str, form: str) -> None:
-    ok(send_sized(user, fresh, form, str(len(DATA))))
-    assert get(user, fresh, "sized") == DATA
 
 
 @pytest.mark.parametrize("size", ["-1", "x", "1.5", "1e3", "", "0x10", "1" * 30])
 def test_a_file_size_must_be_a_number(user: httpx.Client, fresh: str, size: str) -> None:
-    refused(send_sized(user, fresh, "put", size), 400)
+    refused(send(user, fresh, "put", "sized", DATA, **{"X-File-Size": size}), 400)
     assert paths(user, fresh) == []
-
-
-def send_sized(client: httpx.Client, space: str, form: str, size: str) -> httpx.Response:
-    headers = {"X-File-Size": size}
-    if form == "form":
-        return client.post(
-            "/storage/upload",
-            params={"namespace": space},
-            files={"file": ("sized", DATA)},
-            headers=headers,
-        )
-    if form in ("raw", "chunked"):
-        query = {"namespace": space, "name": "sized"}
-        content = iter([DATA]) if form == "chunked" else DATA
-        return client.post("/storage/upload", params=query, content=content, headers=headers)
-    return client.put(url_of(space, "sized"), content=DATA, headers=headers)
 
 
 @pytest.mark.parametrize("cut", ["in the data", "in the last boundary", "no file"])
@@ -756,28 +612,22 @@ def test_a_refused_upload_is_not_asked_to_continue(
     assert get(client, space, taken) == b"old"
 
 
+@pytest.mark.parametrize("form", ["put", "form"])
 def test_an_accepted_upload_is_asked_to_continue_once(
-    cloud: Cloud, user: httpx.Client, space: str
+    cloud: Cloud, user: httpx.Client, space: str, form: str
 ) -> None:
-    name = unique("continued")
-    with expecting(cloud, bearer(user), "PUT", f"/storage/{space}/{name}") as connection:
+    name, body, more = unique("continued"), DATA, {}
+    method, target = "PUT", f"/storage/{space}/{name}"
+    if form == "form":
+        method, target = "POST", f"/storage/upload?namespace={space}"
+        body = form_part("file", DATA, name) + FORM_END
+        more = {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
+    with expecting(cloud, bearer(user), method, target, **more) as connection:
         assert connection.next_head().status == 100
-        connection.send(DATA)
+        connection.send(body)
         answer = connection.answer()
         assert answer.interim == []
         ok(answer)
-    assert get(user, space, name) == DATA
-
-
-def test_a_form_is_asked_to_continue(cloud: Cloud, user: httpx.Client, space: str) -> None:
-    name = unique("continued")
-    body = form_part("file", DATA, name) + FORM_END
-    target = f"/storage/upload?namespace={space}"
-    headers = {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
-    with expecting(cloud, bearer(user), "POST", target, **headers) as connection:
-        assert connection.next_head().status == 100
-        connection.send(body)
-        ok(connection.answer())
     assert get(user, space, name) == DATA
 
 
@@ -792,30 +642,17 @@ def test_an_unknown_expectation_is_refused(cloud: Cloud, user: httpx.Client, spa
         refused(answer, 417)
 
 
-def test_an_answer_before_the_body_is_seen_by_a_client_that_sends_all_of_it(
-    cloud: Cloud, user: httpx.Client, space: str
-) -> None:
-    put(user, space, taken := unique("taken"), b"old")
-    headers = {"Authorization": f"Bearer {bearer(user)}"}
-    with Connection(cloud.url) as connection:
-        body = form_part("file", b"x" * 16 * MIB, taken) + FORM_END
-        connection.request(
-            "POST",
-            f"/storage/upload?namespace={space}&name={taken}",
-            {**headers, "Content-Type": FORM_TYPE},
-            body,
-        )
-        refused(connection.answer(), 409)
-
-
 # --- downloads ---------------------------------------------------------------------------
 
 
-def test_a_download_is_an_attachment(user: httpx.Client, space: str, stored: str) -> None:
+def test_a_download_is_an_attachment(
+    user: httpx.Client, nobody: httpx.Client, space: str, stored: str
+) -> None:
     query = {"namespace": space, "name": stored}
     for answer in (
         user.get("/storage/download", params=query),
-        user.get(f"/storage/download/{space}/{stored}"),
+        user.get(f"/storage/download/{space}/{quote(stored)}"),
+        nobody.get("/storage/download", params={**query, "token": bearer(user)}),
     ):
         assert answer.status_code == 200
         assert answer.content == DATA
@@ -824,7 +661,7 @@ def test_a_download_is_an_attachment(user: httpx.Client, space: str, stored: str
         assert answer.headers["Accept-Ranges"] == "bytes"
         assert answer.headers["ETag"].startswith('"'), "a strong one"
         assert answer.headers["ETag"].endswith('"')
-        assert disposition(answer) == ("attachment", stored)
+        assert disposition(answer) == ("attachment", stored.removeprefix("a/"))
         modified = parsedate_to_datetime(answer.headers["Last-Modified"])
         assert int(modified.timestamp()) == entry(user, space, stored)["modified_at"]
 
@@ -844,19 +681,6 @@ def disposition(answer: httpx.Response) -> tuple[str, str]:
     charset, language, quoted = extended[0].removeprefix("filename*=").split("'")
     assert (charset.upper(), language) == ("UTF-8", "")
     return kind, unquote(quoted, errors="strict")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ['größe "€";.txt', "x" * 255],
-)
-def test_the_name_of_an_attachment(user: httpx.Client, space: str, name: str) -> None:
-    ok(user.put(url_of(space, name), params={"overwrite": "true"}, content=b"x"))
-    query = {"namespace": space, "name": name}
-    assert disposition(user.get("/storage/download", params=query)) == ("attachment", name)
-    ok(user.put(url_of(space, f"folder/{name}"), params={"overwrite": "true"}, content=b"x"))
-    found = user.get(f"/storage/download/{space}/folder/{quote(name)}")
-    assert disposition(found) == ("attachment", name)
 
 
 @pytest.mark.parametrize(
@@ -900,7 +724,7 @@ def test_head_is_get_without_the_body(user: httpx.Client, space: str, stored: st
     query = {"namespace": space, "name": stored}
     for target, parameters in (
         ("/storage/download", query),
-        (f"/storage/download/{space}/{stored}", {}),
+        (f"/storage/download/{space}/{quote(stored)}", {}),
         (url_of(space, stored), {}),
     ):
         whole = user.get(target, params=parameters)
@@ -911,19 +735,6 @@ def test_head_is_get_without_the_body(user: httpx.Client, space: str, stored: st
         assert {name: only.headers[name] for name in same} == {
             name: whole.headers[name] for name in same
         }
-
-
-def test_head_of_what_is_not_there_has_no_body(
-    cloud: Cloud, user: httpx.Client, space: str
-) -> None:
-    with Connection(cloud.url) as connection:
-        headers = {"Authorization": f"Bearer {bearer(user)}"}
-        assert (
-            connection.exchange("HEAD", f"/storage/{space}/{unique('no')}", headers).status == 404
-        )
-        assert connection.exchange("HEAD", "/nothing", headers).status == 404
-        # Had there been a body, it would be taken for this answer.
-        assert connection.exchange("GET", "/healthz").status == 200
 
 
 def test_a_missing_file_is_404(user: httpx.Client, space: str) -> None:
@@ -980,20 +791,6 @@ def test_conditions_decide_what_is_sent(user: httpx.Client, space: str, stored: 
             assert found.content == (content if method == "GET" else b"")
 
 
-def test_an_etag_outlives_a_restart(make_cloud: Callable[..., Cloud]) -> None:
-    cloud = make_cloud(chunkservers=1).start()
-    user, _ = cloud.make_user("tags")
-    space = make_namespace(user, "tags", 2)
-    put(user, space, "f", DATA)
-    tag = user.head(url_of(space, "f")).headers["ETag"]
-    cloud.cluster.stop()
-    cloud.cluster.start()
-    with anonymous(cloud.url) as client:
-        found = client.get(url_of(space, "f"), headers={"If-None-Match": tag})
-        assert found.status_code == 304
-        assert client.get(url_of(space, "f")).content == DATA
-
-
 # --- ranges ------------------------------------------------------------------------------
 
 END = len(DATA)
@@ -1010,7 +807,7 @@ END = len(DATA)
 def test_one_range(
     user: httpx.Client, space: str, stored: str, value: str, first: int, last: int
 ) -> None:
-    for target in (url_of(space, stored), f"/storage/download/{space}/{stored}"):
+    for target in (url_of(space, stored), f"/storage/download/{space}/{quote(stored)}"):
         found = user.get(target, headers={"Range": value})
         assert found.status_code == 206
         assert found.content == DATA[first : last + 1]
@@ -1043,11 +840,7 @@ def test_a_range_beyond_the_end_and_what_is_none(
     ],
 )
 def test_several_ranges(
-    user: httpx.Client,
-    space: str,
-    stored: str,
-    value: str,
-    expected: list[tuple[int, int]],
+    user: httpx.Client, space: str, stored: str, value: str, expected: list[tuple[int, int]]
 ) -> None:
     found = user.get(url_of(space, stored), headers={"Range": value})
     assert found.status_code == 206
@@ -1085,63 +878,6 @@ def test_a_range_across_chunks_and_blocks(user: httpx.Client, space: str) -> Non
         for piece in found.iter_bytes():
             digest.update(piece)
     assert digest.digest() == hashlib.sha256(data).digest()
-
-
-# --- curl, as it is ----------------------------------------------------------------------
-
-
-def curl(*arguments: str | Path, stdin: bytes = b"") -> bytes:
-    done = subprocess.run(
-        ["curl", "-sS", "--fail-with-body", *arguments],
-        env={**os.environ, "no_proxy": "*"},
-        input=stdin,
-        capture_output=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    return done.stdout
-
-
-def test_curl_resumes_a_download(
-    cloud: Cloud, user: httpx.Client, space: str, tmp_path: Path
-) -> None:
-    data = random.Random(9).randbytes(3 * MIB)
-    put(user, space, name := unique("resumed"), data)
-    target = tmp_path / "partial"
-    target.write_bytes(data[: MIB + 17])
-    curl("-C", "-", "-o", target, "-H", f"Authorization: Bearer {bearer(user)}",
-         f"{cloud.url}/storage/download?name={name}&namespace={space}")  # fmt: skip
-    assert target.read_bytes() == data
-
-
-def test_curl_uploads_with_t(cloud: Cloud, user: httpx.Client, space: str, tmp_path: Path) -> None:
-    source = tmp_path / unique("curled")
-    source.write_bytes(random.Random(10).randbytes(3 * MIB))
-    answer = curl("-T", source, "-H", f"Authorization: Bearer {bearer(user)}",
-                  f"{cloud.url}/storage/{space}/")  # fmt: skip
-    assert json.loads(answer)["status"] == "ok"
-    assert get(user, space, source.name) == source.read_bytes()
-
-
-def test_curl_uploads_stdin_in_chunks(cloud: Cloud, user: httpx.Client, space: str) -> None:
-    name = unique("stdin")
-    curl("-T", "-", "-H", f"Authorization: Bearer {bearer(user)}",
-         f"{cloud.url}/storage/{space}/{name}", stdin=DATA * 100)  # fmt: skip
-    assert get(user, space, name) == DATA * 100
-
-
-def test_curl_uploads_a_form_with_a_quoted_name(
-    cloud: Cloud, user: httpx.Client, space: str, tmp_path: Path
-) -> None:
-    source = tmp_path / 'a "quoted" näme; x.txt'
-    source.write_bytes(DATA)
-    quoted = str(source).replace('"', '\\"')
-    answer = curl("-F", "note=x", "-F", f'file=@"{quoted}"',
-                  "-H", f"X-File-Size: {len(DATA)}", "-H", f"Authorization: Bearer {bearer(user)}",
-                  f"{cloud.url}/storage/upload?namespace={space}")  # fmt: skip
-    assert json.loads(answer) == {"status": "ok", "name": source.name}
-    assert get(user, space, source.name) == DATA
 
 
 # --- deleting ----------------------------------------------------------------------------
@@ -1270,20 +1006,45 @@ class SlowUpload:
         assert self.connection.send(b"s" * count)
 
 
-@pytest.mark.parametrize("in_query", [False, True])
-@pytest.mark.parametrize("by_header", [False, True])
+class UnderWay:
+    """An upload of two MiB of which the first has come, and its listener, who has heard of it."""
+
+    def __init__(self, cloud: Cloud, user: httpx.Client, space: str, query: str = "") -> None:
+        self.id, self.name = unique("t"), unique("under-way")
+        target = f"{url_of(space, self.name)}?id={self.id}{query}"
+        self.upload = SlowUpload(cloud, bearer(user), target, 2 * MIB)
+        self.upload.send(MIB)
+        self.listener = Listener(cloud.url, self.id, bearer(user))
+        self.listener.wait_for_comment()
+        assert self.listener.event() is not None, "it is under way"
+
+    def end(self) -> Answer:
+        self.upload.connection.send(b"s" * MIB)
+        return self.upload.connection.answer()
+
+
+@pytest.mark.parametrize(
+    ("in_query", "by_header", "api"),
+    [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1)],
+    ids=["session", "id in a header", "token in the query", "both", "API token"],
+)
 def test_progress_of_an_upload(
-    cloud: Cloud, user: httpx.Client, space: str, in_query: bool, by_header: bool
-) -> None:
+    cloud: Cloud, alice: tuple[httpx.Client, str], space: str, in_query: bool, by_header: bool,
+    api: bool,
+) -> None:  # fmt: skip
+    client, user_id = alice
+    token = bearer(client)
+    if api:
+        token = make_token(client, {f"storage.{user_id}.files": ["create", "read"]})["token"]
     transfer, name, total = unique("t"), unique("progress"), 4 * MIB
-    listener = Listener(cloud.url, transfer, bearer(user), in_query)
+    listener = Listener(cloud.url, transfer, token, in_query)
     assert listener.head.status == 200
     kind = listener.head.header("Content-Type") or ""
     assert kind.partition(";")[0] == "text/event-stream"
     listener.wait_for_comment()
     target = url_of(space, name) + ("" if by_header else f"?id={transfer}")
     more = {"X-Transfer-Id": transfer} if by_header else {}
-    slow = SlowUpload(cloud, bearer(user), target, total, **more)
+    slow = SlowUpload(cloud, token, target, total, **more)
     events = []
     for _ in range(4):
         slow.send(MIB)
@@ -1298,18 +1059,55 @@ def test_progress_of_an_upload(
     assert any(not event["done"] for event in events), "only the end was reported"
 
 
-def test_progress_of_a_form(cloud: Cloud, user: httpx.Client, space: str) -> None:
-    transfer, data = unique("t"), b"x" * 3 * MIB
-    listener = Listener(cloud.url, transfer, bearer(user))
-    listener.wait_for_comment()
-    answer = user.post(
-        "/storage/upload",
-        params={"namespace": space, "id": transfer},
-        files={"file": (unique("progress"), data)},
-        headers={"X-File-Size": str(len(data))},
-    )
-    ok(answer)
-    check_events(listener.rest(), transfer, "upload", len(data))
+def test_progress_of_an_upload_that_fails(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    under_way = UnderWay(cloud, user, space)
+    under_way.upload.connection.close()
+    last = under_way.listener.rest()[-1]
+    assert last["done"] is True
+    assert last["error"]
+
+
+def test_only_who_started_a_transfer_may_listen(
+    cloud: Cloud, user: httpx.Client, bob: httpx.Client, nobody: httpx.Client, space: str
+) -> None:
+    under_way = UnderWay(cloud, user, space)
+    for client, status in ((bob, 403), (cloud.admin, 403), (nobody, 401)):
+        refused(client.get("/sse/progress", params={"id": under_way.id}), status)
+    ok(under_way.end())
+    check_events(under_way.listener.rest()[-1:], under_way.id, "upload", 2 * MIB)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_a_namespace_that_is_deleted_under_an_upload(
+    cloud: Cloud, user: httpx.Client, fresh: str, again: bool
+) -> None:
+    """Nothing of the upload appears, not even in a namespace of the same name."""
+    under_way = UnderWay(cloud, user, fresh)
+    ok(user.delete(f"/storage/namespaces/{fresh}"))
+    if again:
+        ok(user.post("/storage/namespaces", json={"name": fresh}))
+    refused(under_way.end(), (404, 409))
+    if again:
+        assert paths(user, fresh) == []
+    else:
+        refused(user.get("/storage/files", params={"namespace": fresh}), 404)
+    assert "error" in under_way.listener.rest()[-1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_appears_under_an_upload(
+    cloud: Cloud, user: httpx.Client, fresh: str, overwrite: bool
+) -> None:
+    """Who must not overwrite does not, however late it turns out."""
+    under_way = UnderWay(cloud, user, fresh, "&overwrite=true" if overwrite else "")
+    put(user, fresh, under_way.name, b"first")
+    answer = under_way.end()
+    if overwrite:
+        ok(answer)
+        assert get(user, fresh, under_way.name) == b"s" * 2 * MIB
+    else:
+        refused(answer, 409)
+        assert get(user, fresh, under_way.name) == b"first"
 
 
 def test_progress_of_a_download(cloud: Cloud, user: httpx.Client, space: str) -> None:
@@ -1358,42 +1156,6 @@ def test_a_late_listener_gets_the_present_state(
     check_events(after.rest(), transfer, "upload", total)
 
 
-def test_progress_of_an_upload_that_fails(cloud: Cloud, user: httpx.Client, space: str) -> None:
-    transfer = unique("t")
-    listener = Listener(cloud.url, transfer, bearer(user))
-    listener.wait_for_comment()
-    slow = SlowUpload(
-        cloud, bearer(user), f"{url_of(space, unique('fails'))}?id={transfer}", 2 * MIB
-    )
-    slow.send(MIB)
-    assert listener.event() is not None
-    slow.connection.close()
-    last = listener.rest()[-1]
-    assert last["done"] is True
-    assert last["error"]
-
-
-def test_only_who_started_a_transfer_may_listen(
-    cloud: Cloud, user: httpx.Client, bob: httpx.Client, space: str
-) -> None:
-    transfer = unique("t")
-    slow = SlowUpload(
-        cloud, bearer(user), f"{url_of(space, unique('mine'))}?id={transfer}", 2 * MIB
-    )
-    slow.send(MIB)
-    mine = Listener(cloud.url, transfer, bearer(user))
-    mine.wait_for_comment()
-    assert mine.event() is not None, "it is under way"
-    query = {"id": transfer}
-    refused(bob.get("/sse/progress", params=query), 403)
-    refused(cloud.admin.get("/sse/progress", params=query), 403)
-    with anonymous(cloud.url) as nobody:
-        refused(nobody.get("/sse/progress", params=query), 401)
-    slow.send(MIB)
-    ok(slow.connection.answer())
-    check_events(mine.rest()[-1:], transfer, "upload", 2 * MIB)
-
-
 def test_nobody_takes_over_a_transfer_that_he_waits_for(
     cloud: Cloud, user: httpx.Client, bob: httpx.Client, space: str
 ) -> None:
@@ -1411,52 +1173,6 @@ def test_nobody_takes_over_a_transfer_that_he_waits_for(
     listener.close()
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
-def test_a_namespace_that_is_deleted_under_an_upload(
-    cloud: Cloud, user: httpx.Client, fresh: str, again: bool
-) -> None:
-    """Nothing of the upload appears, not even in a namespace of the same name."""
-    transfer = unique("t")
-    slow = SlowUpload(cloud, bearer(user), f"{url_of(fresh, 'f')}?id={transfer}", 2 * MIB)
-    slow.send(MIB)
-    listener = Listener(cloud.url, transfer, bearer(user))
-    listener.wait_for_comment()
-    assert listener.event() is not None, "it is under way"
-    ok(user.delete(f"/storage/namespaces/{fresh}"))
-    if again:
-        ok(user.post("/storage/namespaces", json={"name": fresh}))
-    slow.connection.send(b"s" * MIB)
-    refused(slow.connection.answer(), (404, 409))
-    if again:
-        assert paths(user, fresh) == []
-    else:
-        refused(user.get("/storage/files", params={"namespace": fresh}), 404)
-    assert "error" in listener.rest()[-1]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_that_appears_under_an_upload(
-    cloud: Cloud, user: httpx.Client, fresh: str, overwrite: bool
-) -> None:
-    """Who must not overwrite does not, however late it turns out."""
-    transfer = unique("t")
-    target = f"{url_of(fresh, 'f')}?id={transfer}" + ("&overwrite=true" if overwrite else "")
-    slow = SlowUpload(cloud, bearer(user), target, 2 * MIB)
-    slow.send(MIB)
-    listener = Listener(cloud.url, transfer, bearer(user))
-    listener.wait_for_comment()
-    assert listener.event() is not None, "it is under way"
-    put(user, fresh, "f", b"first")
-    slow.send(MIB)
-    answer = slow.connection.answer()
-    if overwrite:
-        ok(answer)
-        assert get(user, fresh, "f") == b"s" * 2 * MIB
-    else:
-        refused(answer, 409)
-        assert get(user, fresh, "f") == b"first"
-
-
 def test_a_transfer_has_a_name_that_a_listener_can_give(user: httpx.Client, space: str) -> None:
     refused(user.get("/sse/progress"), 400, "id")
     for bad in ("two words", "x" * 129):
@@ -1464,18 +1180,6 @@ def test_a_transfer_has_a_name_that_a_listener_can_give(user: httpx.Client, spac
         refused(
             user.post(url_of(space, unique("named")), params={"id": bad}, content=b""), 400, "id"
         )
-
-
-def test_progress_is_for_api_tokens_too(cloud: Cloud, alice: tuple[httpx.Client, str]) -> None:
-    client, user_id = alice
-    space = make_namespace(client, "api")
-    token = make_token(client, {f"storage.{user_id}.files": ["create", "read"]})["token"]
-    transfer = unique("t")
-    listener = Listener(cloud.url, transfer, token)
-    listener.wait_for_comment()
-    with with_token(cloud.url, token) as api:
-        ok(api.put(url_of(space, "f"), params={"id": transfer}, content=DATA))
-    check_events(listener.rest(), transfer, "upload", len(DATA))
 
 
 def test_progress_is_reported_by_either_worker(make_cloud: Callable[..., Cloud]) -> None:
@@ -1514,9 +1218,11 @@ def test_the_end_is_reported_whatever_it_is(
             headers={"X-File-Size": str(size)} if announced else {},
         )
         assert answer.status_code == status
-        last = listener.rest()[-1]
-        assert last["done"]
-        assert ("error" in last) == (status != 200)
+        events = listener.rest()
+        assert events[-1]["done"]
+        assert ("error" in events[-1]) == (status != 200)
+        if status == 200 and announced:
+            check_events(events, f"{transfer}-{status}", "upload", size)
         listener.close()
 
 
@@ -1535,16 +1241,6 @@ def test_a_strangers_listening_is_neither_reported_nor_waited_for(
 
 
 # --- the cluster -------------------------------------------------------------------------
-
-
-def test_the_status_of_the_cluster(cloud: Cloud, nobody: httpx.Client) -> None:
-    def all_there() -> bool:
-        status = ok(nobody.get("/storage/status"))
-        assert type(status["chunkserver_count"]) is int
-        assert type(status["total_servers"]) is int
-        return bool(status["chunkserver_count"] == status["total_servers"] == 3)
-
-    wait_for(all_there, "three chunkservers")
 
 
 def test_storage_namespaces_are_directories_of_the_file_system(

@@ -13,30 +13,18 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import (
-    get,
-    make_namespace,
-    make_token,
-    ok,
-    paths,
-    put,
-    refused,
-    wait_for,
-    with_token,
-)
+from checks import get, make_namespace, ok, paths, put, refused, wait_for
 from cloud import Cloud
 from limits import HANG_SECONDS
 from msgspec.structs import replace
 from s3_client import client_of, new_key
+from storage_people import ACTIONS, Who, all_of_them, at, post, rows, used
 
 from control.errors import NoSuchThing, TooManyRequests
 from control.records import Records
 from control.storage.inspection import CHECKS_MAX, InspectionRoutes
 from control.storage.links import ShareRoutes, _digest
 from control.storage.rows import STORAGE, Share, Space, disown, shares, spaces
-
-Who = tuple[httpx.Client, str]
-ACTIONS = ["create", "read", "update", "delete"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +38,11 @@ def bob(cloud: Cloud) -> Who:
 
 
 @pytest.fixture
+def client(ada: Who) -> httpx.Client:
+    return ada[0]
+
+
+@pytest.fixture
 def space(ada: Who) -> str:
     made = make_namespace(ada[0], "snap")
     for path in ("a/1", "a/b/2", "c"):
@@ -57,18 +50,8 @@ def space(ada: Who) -> str:
     return made
 
 
-def at(space: str, what: str) -> str:
-    return f"/storage/namespaces/{space}/{what}"
-
-
-def used(client: httpx.Client) -> tuple[int, int]:
-    quota = ok(client.get("/api/quota"))
-    return quota["files"]["used"], quota["bytes"]["used"]
-
-
 def make(client: httpx.Client, space: str, **body: str) -> dict[str, Any]:
-    found: dict[str, Any] = ok(client.post(at(space, "snapshots"), json=body))
-    return found
+    return post(client, space, "snapshots", **body)
 
 
 def snapshots(client: httpx.Client, space: str) -> list[dict[str, Any]]:
@@ -80,8 +63,7 @@ def snapshots(client: httpx.Client, space: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.thin
-def test_a_snapshot_stays_as_it_was(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_snapshot_stays_as_it_was(space: str, client: httpx.Client) -> None:
     before = used(client)
     made = make(client, space, name="<b>before</b> the move")
     assert (made["name"], made["folder"], made["files"], made["size"]) == (
@@ -101,8 +83,7 @@ def test_a_snapshot_stays_as_it_was(ada: Who, space: str) -> None:
     assert paths(client, space) == ["c"]
 
 
-def test_what_is_restored_is_a_copy(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_what_is_restored_is_a_copy(space: str, client: httpx.Client) -> None:
     one = at(space, f"snapshots/{make(client, space)['id']}/restore")
     put(client, space, "c", b"changed", overwrite="true")
     ok(client.delete(at(space, "folder"), params={"path": "a"}))
@@ -120,8 +101,7 @@ def test_what_is_restored_is_a_copy(ada: Who, space: str) -> None:
     ]  # fmt: skip
 
 
-def test_a_snapshot_of_a_folder(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_snapshot_of_a_folder(space: str, client: httpx.Client) -> None:
     made = make(client, space, folder="/a/b/")
     assert (made["folder"], made["files"]) == ("a/b", 1)
     ok(client.delete(at(space, "folder"), params={"path": "a"}))
@@ -133,8 +113,7 @@ def test_a_snapshot_of_a_folder(ada: Who, space: str) -> None:
     refused(client.post(at(space, "snapshots"), json={"name": "é" * 101}), 400)
 
 
-def test_a_deleted_snapshot_frees_its_quota(cloud: Cloud, ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_deleted_snapshot_frees_its_quota(cloud: Cloud, space: str, client: httpx.Client) -> None:
     before = used(client)
     made = [make(client, space, name=str(n)) for n in range(3)]
     assert [each["name"] for each in snapshots(client, space)] == ["2", "1", "0"]
@@ -150,8 +129,7 @@ def test_a_deleted_snapshot_frees_its_quota(cloud: Cloud, ada: Who, space: str) 
     assert snapshots(client, space) == []
 
 
-def test_snapshots_go_with_their_namespace(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_snapshots_go_with_their_namespace(space: str, client: httpx.Client) -> None:
     before = used(client)
     make(client, space)
     ok(client.delete(f"/storage/namespaces/{space}"))
@@ -186,8 +164,7 @@ def test_a_snapshot_that_the_quota_has_no_room_for(cloud: Cloud) -> None:
 
 
 def share(client: httpx.Client, space: str, path: str, **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = ok(client.post(at(space, "shares"), json={"path": path, **more}))
-    return found
+    return post(client, space, "shares", path=path, **more)
 
 
 def test_all_who_have_a_link_see_the_file(cloud: Cloud, ada: Who, space: str) -> None:
@@ -284,8 +261,9 @@ async def test_a_deleted_users_links_go_with_the_user(tmp_path: Path) -> None:
 # --- chunks -------------------------------------------------------------------------------
 
 
-def test_where_a_file_is_and_whether_it_is_good(cloud: Cloud, ada: Who, space: str) -> None:
-    client = ada[0]
+def test_where_a_file_is_and_whether_it_is_good(
+    cloud: Cloud, space: str, client: httpx.Client
+) -> None:
     put(client, space, "big", b"x" * 200_000)
 
     def whole() -> dict[str, Any] | None:
@@ -313,8 +291,7 @@ def test_where_a_file_is_and_whether_it_is_good(cloud: Cloud, ada: Who, space: s
         refused(client.post(at(space, "check"), json={"path": path}), status)
 
 
-def test_a_damaged_replica_is_found(cloud: Cloud, ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_damaged_replica_is_found(cloud: Cloud, space: str, client: httpx.Client) -> None:
     data = random.Random(18).randbytes(256 * 1024)
     put(client, space, "bad", data)
     damage(cloud, data[:4096])
@@ -377,35 +354,27 @@ default check          403    403    200     401    403     403       403
 
 @pytest.fixture(scope="module")
 def people(cloud: Cloud, ada: Who, bob: Who) -> Iterator[dict[str, httpx.Client]]:
-    (owner, owner_id), (other, other_id) = ada, bob
-    tokens = {
-        "token": make_token(owner, {f"storage.{owner_id}": ACTIONS}),
-        "reader": make_token(owner, {f"storage.{owner_id}": ["read"]}),
-        "stranger": make_token(other, {f"storage.{other_id}": ACTIONS}),
-    }
-    made = {name: with_token(cloud.url, token["token"]) for name, token in tokens.items()}
-    yield {"owner": owner, "other": other, "admin": cloud.admin, "nobody": cloud.client(), **made}
-    for client in made.values():
-        client.close()
+    with all_of_them(cloud, ada, bob) as made:
+        yield made
 
 
-@pytest.mark.parametrize(
-    "row", [line.split() for line in ACCESS.strip().splitlines()[1:]], ids=lambda r: "-".join(r[:2])
-)
-def test_who_may_what(cloud: Cloud, people: dict[str, httpx.Client], row: list[str]) -> None:
-    kind, what, *cells = row
+@pytest.mark.parametrize(("what", "cells"), rows(ACCESS).values(), ids=rows(ACCESS))
+def test_who_may_what(
+    cloud: Cloud, people: dict[str, httpx.Client], what: list[str], cells: dict[str, int]
+) -> None:
+    kind, asked = what
     owner = people["owner"]
     space = "default" if kind == "default" else make_namespace(owner, "access")
     put(owner, space, "file", b"1", overwrite="true")
     keeper = cloud.admin if kind == "default" else owner
-    for who, cell in zip(ACCESS.split("\n")[1].split(), cells, strict=True):
+    for who, status in cells.items():
         id_ = make(keeper, space)["id"]
         link = share(keeper, space, "file")["id"]
-        answer = ask(people[who], space, what, id_, link)
-        assert answer.status_code == int(cell), f"{who}: {answer.text}"
+        answer = ask(people[who], space, asked, id_, link)
+        assert answer.status_code == status, f"{who}: {answer.text}"
         if answer.status_code != 200:
-            refused(answer, int(cell))
-        if (what, int(cell)) != ("delete", 200):
+            refused(answer, status)
+        if (asked, status) != ("delete", 200):
             ok(keeper.delete(at(space, f"snapshots/{id_}")))
     for each in snapshots(keeper, space):
         ok(keeper.delete(at(space, f"snapshots/{each['id']}")))

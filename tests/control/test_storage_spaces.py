@@ -37,13 +37,7 @@ from control.storage.purging import stage_purge
 from control.storage.resuming import Progress, UploadRoutes
 from control.storage.rows import ROOT, Space, spaces
 from control.storage.staging import STAGING
-from control.storage.transfer.progress import (
-    KEEP_SECONDS,
-    Listening,
-    State,
-    Transfer,
-    Transfers,
-)
+from control.storage.transfer.progress import KEEP_SECONDS, Listening, State, Transfer, Transfers
 from control.testing import make_app
 from control.volatile import Volatile
 from gfs.client import Client, Entry
@@ -906,7 +900,12 @@ async def test_what_a_deleted_user_leaves_is_the_administrators(cluster: Cluster
         user, other = await user_of(server), await user_of(server)
         name = await make(server, user, visibility=2)
         ok(await upload(server, user, f"{name}/f", b"left behind"))
+        shared = f"default/{secrets.token_hex(6)}"
+        ok(await upload(server, user, shared, b"shared"))
         ok(await server.call("DELETE", f"/admin/users?id={user['user_id']}", server.admin))
+        assert (await server.call("GET", f"/storage/{shared}", other)).content == b"shared"
+        listed = ok(await server.call("GET", "/storage/namespaces", other))
+        assert name not in [space["name"] for space in listed]
         found = [
             space
             for space in ok(await server.call("GET", "/admin/namespaces", server.admin))

@@ -28,6 +28,7 @@ from checks import (
     with_token,
 )
 from cloud import Cloud
+from storage_people import Who, all_of_them, at, post, rows, used
 
 from control.errors import Unavailable
 from control.storage.folders import WHOLE_AT_ONCE, EntryPage, EntryQuery, FolderRoutes
@@ -46,7 +47,6 @@ HOSTILE = [
     "~!$&'()*+,;=:@",
     "-rf",
 ]
-Who = tuple[httpx.Client, str]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,21 @@ def bob(cloud: Cloud) -> Who:
 
 
 @pytest.fixture
+def client(ada: Who) -> httpx.Client:
+    return ada[0]
+
+
+@pytest.fixture
 def space(ada: Who) -> str:
     return make_namespace(ada[0], "tree")
 
 
-def at(space: str, what: str) -> str:
-    return f"/storage/namespaces/{space}/{what}"
+@pytest.fixture
+def full(cloud: Cloud) -> tuple[httpx.Client, str]:
+    """A user with room for 100 bytes, in the trash as well, and a storage namespace."""
+    client, user_id = cloud.make_user()
+    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+    return client, make_namespace(client, "full")
 
 
 def entries(client: httpx.Client, space: str, **query: Any) -> list[dict[str, Any]]:
@@ -83,16 +92,6 @@ def entries(client: httpx.Client, space: str, **query: Any) -> list[dict[str, An
 
 def trash(client: httpx.Client, space: str, **query: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = ok(client.get(at(space, "trash"), params=query))["entries"]
-    return found
-
-
-def used(client: httpx.Client) -> tuple[int, int]:
-    quota = ok(client.get("/api/quota"))
-    return quota["files"]["used"], quota["bytes"]["used"]
-
-
-def post(client: httpx.Client, space: str, what: str, **body: Any) -> dict[str, Any]:
-    found: dict[str, Any] = ok(client.post(at(space, what), json=body))
     return found
 
 
@@ -156,8 +155,7 @@ def test_an_entry_has_what_a_list_of_files_has(ada: Who, filled: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_come_back_as_they_are(ada: Who, space: str, name: str) -> None:
-    client = ada[0]
+def test_hostile_names_come_back_as_they_are(space: str, name: str, client: httpx.Client) -> None:
     put(client, space, f"in/{name}", b"data")
     assert [each["path"] for each in entries(client, space, folder="in")] == [f"in/{name}"]
     post(client, space, "move", source=f"in/{name}", target=f"{name}/{name}")
@@ -208,8 +206,7 @@ def test_a_made_up_place_is_none_or_a_place(ada: Who, filled: str, after: str | 
 # --- the trash ----------------------------------------------------------------------------
 
 
-def test_what_was_deleted_comes_back(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_what_was_deleted_comes_back(space: str, client: httpx.Client) -> None:
     put(client, space, "a/b", b"first")
     files = used(client)
     remove(client, space, "a/b")
@@ -228,8 +225,7 @@ def test_what_was_deleted_comes_back(ada: Who, space: str) -> None:
     refused(client.post(at(space, "undelete"), json={"path": "a/b"}), 404, "a/b")
 
 
-def test_each_deletion_of_a_path_can_be_undeleted(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_each_deletion_of_a_path_can_be_undeleted(space: str, client: httpx.Client) -> None:
     for data in (b"1", b"22", b"333"):
         put(client, space, "f", data)
         remove(client, space, "f")
@@ -246,8 +242,7 @@ def test_each_deletion_of_a_path_can_be_undeleted(ada: Who, space: str) -> None:
     refused(client.delete(at(space, "trash"), params={"path": "f"}), 404)
 
 
-def test_pages_of_the_trash(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_pages_of_the_trash(space: str, client: httpx.Client) -> None:
     for number in range(5):
         put(client, space, f"{number}", b"x" * number)
         remove(client, space, f"{number}")
@@ -261,8 +256,7 @@ def test_pages_of_the_trash(ada: Who, space: str) -> None:
         assert found == sorted("01234", reverse=order == "desc")
 
 
-def test_a_folder_is_deleted_and_undeleted_with_its_files(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_folder_is_deleted_and_undeleted_with_its_files(space: str, client: httpx.Client) -> None:
     for path in ("a/1", "a/b/2", "a/b/c/3", "other"):
         put(client, space, path, b"data")
     files = used(client)
@@ -280,8 +274,7 @@ def test_a_folder_is_deleted_and_undeleted_with_its_files(ada: Who, space: str) 
     assert used(client) == files
 
 
-def test_an_empty_folder_can_be_deleted(cloud: Cloud, ada: Who, space: str) -> None:
-    client = ada[0]
+def test_an_empty_folder_can_be_deleted(cloud: Cloud, space: str, client: httpx.Client) -> None:
     put(client, space, "f", b"")
     cluster = cloud.cluster
     (directory,) = [
@@ -309,8 +302,9 @@ def undelete_folder(client: httpx.Client, space: str, path: str, **more: str) ->
     return found
 
 
-def test_what_another_namespace_of_that_name_had_stays_gone(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_what_another_namespace_of_that_name_had_stays_gone(
+    space: str, client: httpx.Client
+) -> None:
     put(client, space, "f", b"old")
     remove(client, space, "f")
     ok(client.delete(f"/storage/namespaces/{space}"))
@@ -319,10 +313,8 @@ def test_what_another_namespace_of_that_name_had_stays_gone(ada: Who, space: str
     refused(client.post(at(space, "undelete"), json={"path": "f"}), 404)
 
 
-def test_undeleting_counts_towards_the_quota(cloud: Cloud) -> None:
-    client, user_id = cloud.make_user()
-    space = make_namespace(client, "full")
-    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+def test_undeleting_counts_towards_the_quota(full: tuple[httpx.Client, str]) -> None:
+    client, space = full
     put(client, space, "big", b"x" * 80)
     remove(client, space, "big")
     put(client, space, "now", b"y" * 60)
@@ -336,10 +328,8 @@ def test_undeleting_counts_towards_the_quota(cloud: Cloud) -> None:
     assert used(client) == (1, 80)
 
 
-def test_a_deletion_says_whether_the_trash_has_it(cloud: Cloud) -> None:
-    client, user_id = cloud.make_user()
-    space = make_namespace(client, "full")
-    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+def test_a_deletion_says_whether_the_trash_has_it(full: tuple[httpx.Client, str]) -> None:
+    client, space = full
     kept_seconds = ok(client.get(at(space, "trash")))["kept_seconds"]
 
     def ask(kind: str, path: str) -> httpx.Response:
@@ -368,10 +358,8 @@ def test_a_deletion_says_whether_the_trash_has_it(cloud: Cloud) -> None:
             assert until is None
 
 
-def test_what_was_undeleted_leaves_room_in_the_trash(cloud: Cloud) -> None:
-    client, user_id = cloud.make_user()
-    space = make_namespace(client, "full")
-    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+def test_what_was_undeleted_leaves_room_in_the_trash(full: tuple[httpx.Client, str]) -> None:
+    client, space = full
     put(client, space, "f", b"x" * 80)
     for _ in range(3):  # the trash of a user has room for 100 bytes, too
         remove(client, space, "f")
@@ -380,10 +368,10 @@ def test_what_was_undeleted_leaves_room_in_the_trash(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), [("f", "f"), ("in/f", "in")])
-def test_what_was_purged_leaves_room_in_the_trash(cloud: Cloud, name: str, path: str) -> None:
-    client, user_id = cloud.make_user()
-    space = make_namespace(client, "full")
-    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+def test_what_was_purged_leaves_room_in_the_trash(
+    full: tuple[httpx.Client, str], name: str, path: str
+) -> None:
+    client, space = full
     for _ in range(3):  # the trash of a user has room for 100 bytes, too
         put(client, space, name, b"x" * 80)
         if name == path:
@@ -451,8 +439,7 @@ async def test_one_user_has_two_folders_read_at_once(
 # --- moving and copying -------------------------------------------------------------------
 
 
-def test_a_file_and_a_folder_move(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_file_and_a_folder_move(space: str, client: httpx.Client) -> None:
     for path in ("a/1", "a/b/2", "c"):
         put(client, space, path, path.encode())
     files = used(client)
@@ -465,8 +452,7 @@ def test_a_file_and_a_folder_move(ada: Who, space: str) -> None:
     assert [each["name"] for each in entries(client, space)] == ["x"]
 
 
-def test_moves_that_are_refused_change_nothing(ada: Who, space: str) -> None:
-    client = ada[0]
+def test_moves_that_are_refused_change_nothing(space: str, client: httpx.Client) -> None:
     for path in ("a/1", "b", "c"):
         put(client, space, path, path.encode())
     for source, target, status in (
@@ -494,8 +480,7 @@ def test_moves_that_are_refused_change_nothing(ada: Who, space: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["move", "copy"])
-def test_what_is_overwritten_is_in_the_trash(ada: Who, space: str, what: str) -> None:
-    client = ada[0]
+def test_what_is_overwritten_is_in_the_trash(space: str, what: str, client: httpx.Client) -> None:
     put(client, space, "new", b"new")
     put(client, space, "old", b"old")
     post(client, space, what, source="new", target="old", overwrite=True)
@@ -561,8 +546,7 @@ def test_a_large_file_is_copied_without_moving_a_byte(ada: Who, space: str) -> N
     assert get(ada[0], space, "copy") == data
 
 
-def test_a_recount_finds_the_same(cloud: Cloud, ada: Who, space: str) -> None:
-    client = ada[0]
+def test_a_recount_finds_the_same(cloud: Cloud, space: str, client: httpx.Client) -> None:
     for number in range(8):
         put(client, space, f"d/{number}", b"x" * number)
     post(client, space, "copy", source="d", target="e")
@@ -632,28 +616,17 @@ default copy            200    200    200     401    200     403       200
 
 @pytest.fixture(scope="module")
 def people(cloud: Cloud, ada: Who, bob: Who) -> Iterator[dict[str, httpx.Client]]:
-    actions = ["create", "read", "update", "delete"]
-    (owner, owner_id), (other, other_id) = ada, bob
-    tokens = {
-        "token": make_token(owner, {f"storage.{owner_id}": actions}),
-        "reader": make_token(owner, {f"storage.{owner_id}": ["read"]}),
-        "stranger": make_token(other, {f"storage.{other_id}": actions}),
-    }
-    made = {name: with_token(cloud.url, token["token"]) for name, token in tokens.items()}
-    yield {
-        "owner": owner, "other": other, "admin": cloud.admin, "nobody": cloud.client(), **made
-    }  # fmt: skip
-    for client in made.values():
-        client.close()
+    with all_of_them(cloud, ada, bob) as made:
+        yield made
 
 
-@pytest.mark.parametrize(
-    "row", [line.split() for line in ACCESS.strip().splitlines()[1:]], ids=lambda r: "-".join(r[:2])
-)
-def test_who_may_what(people: dict[str, httpx.Client], row: list[str]) -> None:
-    kind, what, *cells = row
+@pytest.mark.parametrize(("what", "cells"), rows(ACCESS).values(), ids=rows(ACCESS))
+def test_who_may_what(
+    people: dict[str, httpx.Client], what: list[str], cells: dict[str, int]
+) -> None:
+    kind, asked = what
     owner = people["owner"]
-    for who, cell in zip(ACCESS.split("\n")[1].split(), cells, strict=True):
+    for who, status in cells.items():
         space = "default"
         if kind != "default":
             space = make_namespace(owner, kind, visibility={"private": 0, "public": 2}[kind])
@@ -661,11 +634,11 @@ def test_who_may_what(people: dict[str, httpx.Client], row: list[str]) -> None:
         put(owner, space, f"{name}/deleted", b"1")
         remove(owner, space, f"{name}/deleted")
         put(owner, space, f"{name}/file", b"2")
-        answer = ask(people[who], space, what, name)
-        assert answer.status_code == int(cell), f"{who}: {answer.text}"
+        answer = ask(people[who], space, asked, name)
+        assert answer.status_code == status, f"{who}: {answer.text}"
         if answer.status_code != 200:
-            refused(answer, int(cell))
-            assert name not in str(answer.json()) or what in ("move", "copy")
+            refused(answer, status)
+            assert name not in str(answer.json()) or asked in ("move", "copy")
             assert get(owner, space, f"{name}/file") == b"2"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ import kube_control  # first: it says where the others are
 import pytest
 import trio
 from checks import ok, wait_for
-from kube_acts import PullFails
 from kube_control import Control
 from kube_here import Kubernetes
 from kube_rights import account_of_file
@@ -23,7 +21,6 @@ from sockets import websocket
 from control.compute.kubernetes.manifests import namespace_name
 from control.compute.reconcile import machine
 
-APPS = "/apis/apps/v1"
 NETWORK = "/apis/networking.k8s.io/v1"
 
 
@@ -236,70 +233,6 @@ async def test_how_a_terminal_ended_is_reported(
             assert bool(terminal.close_reason) == (code != 1000)
         await in_thread(user.delete, one)
         await in_thread(cluster.until_gone, one)
-
-
-def test_a_failure_is_reported_with_its_reason_and_heals(
-    shared: Control, kubernetes: Kubernetes, cluster: Cluster
-) -> None:
-    with shared.client() as user:
-        with kubernetes.kubelet.acting(PullFails("no such tag")):
-            one = user.create()
-            failed = user.until(one, "failed")
-            assert "no such tag" in json.dumps(failed), failed
-        user.until(one, "running")
-        user.delete(one)
-        cluster.until_gone(one)
-
-
-def test_a_lost_namespace_fails_and_can_be_started_again(
-    shared: Control, kubernetes: Kubernetes, cluster: Cluster
-) -> None:
-    with shared.client() as user:
-        one = user.create()
-        user.until(one, "running")
-        name = cluster.namespace(one)
-        cluster.http.delete(f"/api/v1/namespaces/{name}").raise_for_status()
-        failed = user.until(one, "failed")
-        assert "gone" in json.dumps(failed) or name in json.dumps(failed), failed
-        user.post(one, "start")
-        user.until(one, "running")
-        user.delete(one)
-        cluster.until_gone(one)
-
-
-def test_what_keeps_a_container_apart_and_lets_users_in_comes_back(
-    shared: Control, kubernetes: Kubernetes, cluster: Cluster
-) -> None:
-    policies = f"{NETWORK}/networkpolicies"
-    with shared.client() as user:
-        one = user.create(ssh_enabled=True)
-        user.until(one, "running")
-        name = cluster.namespace(one)
-        for path in (
-            f"{NETWORK}/namespaces/{name}/networkpolicies/container",
-            f"/api/v1/namespaces/{name}/services/container",
-        ):
-            cluster.http.delete(path).raise_for_status()
-        wait_for(lambda: cluster.ports(one) == {22}, "Service")
-        assert cluster.of(one, policies)
-        user.delete(one)
-        cluster.until_gone(one)
-
-
-def test_an_orphan_is_removed_and_one_of_another_installation_is_not(
-    shared: Control, kubernetes: Kubernetes, cluster: Cluster
-) -> None:
-    with shared.client() as user:
-        one = user.create()
-        user.until(one, "running")
-        cluster.copy(one, "0000aaaa", "another")
-        cluster.copy(one, "0000bbbb")
-        cluster.until_gone("0000bbbb")
-        (kept,) = cluster.of("0000aaaa")
-        assert kept["status"]["phase"] == "Active"
-        assert cluster.of(one)
-        user.delete(one)
-        cluster.until_gone(one)
 
 
 def test_a_start_makes_cluster_and_records_agree(

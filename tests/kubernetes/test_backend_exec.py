@@ -228,12 +228,6 @@ async def test_a_terminal_of_what_does_not_run_is_refused(backend: Backend, one:
             pass
 
 
-async def test_a_command_that_there_is_not_says_so(backend: Backend, one: Spec) -> None:
-    async with backend.exec(one, ["/no/such/command"]) as terminal:
-        await rest_of(terminal)
-        assert terminal.exit_code not in (0, None)
-
-
 async def test_a_terminal_that_breaks_ends_without_a_code(
     kubernetes: Kubernetes, backend: Backend, one: Spec
 ) -> None:

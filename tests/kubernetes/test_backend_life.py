@@ -162,27 +162,6 @@ async def test_nodes_are_refused_to_containers_and_so_is_one_that_comes_later(
             await kube.delete(f"/api/v1/nodes/node-{one.id}")
 
 
-async def test_files_under_a_mount_path_outlive_a_run_and_others_do_not(
-    kubernetes: Kubernetes,
-) -> None:
-    one = spec(mount_paths=("/srv/data",))
-    write = 'echo kept > "$ROOT/srv/data/file"; echo lost > "$ROOT/file"'
-    read = 'cat "$ROOT/srv/data/file"; test ! -e "$ROOT/file"'
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        async with here.backend.exec(one, [*SHELL, write]) as terminal:
-            assert await terminal.receive() == b""
-        await here.backend.stop(one)
-        await here.seen.phase(one, "stopped")
-        again = replace(one, generation=2)
-        await here.backend.start(again)
-        await here.seen.phase(again, "running")
-        async with here.backend.exec(again, [*SHELL, read]) as terminal:
-            assert await terminal.receive() == b"kept\r\n"
-            assert await terminal.receive() == b""
-            assert terminal.exit_code == 0
-
-
 async def test_the_same_start_again_changes_nothing(kubernetes: Kubernetes, kube: Api) -> None:
     one = spec()
     async with running(kubernetes.admin) as here:
@@ -195,22 +174,6 @@ async def test_the_same_start_again_changes_nothing(kubernetes: Kubernetes, kube
         assert after["metadata"]["generation"] == workload["metadata"]["generation"]
         pod = await kube.get(path_of(one, "/pods/container-0"))
         assert pod["metadata"]["uid"] == before["metadata"]["uid"]
-
-
-async def test_other_mount_paths_are_another_run(kubernetes: Kubernetes, kube: Api) -> None:
-    one = spec(mount_paths=("/root", "/srv/data"))
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        before = await kube.get(path_of(one, "/pods/container-0"))
-        other = replace(one, generation=2, mount_paths=("/root", "/opt/app", "/var/lib/x"))
-        await here.backend.start(other)
-        await here.seen.phase(other, "running")
-        pod = await kube.get(path_of(one, "/pods/container-0"))
-        assert pod["metadata"]["uid"] != before["metadata"]["uid"]
-        (container,) = pod["spec"]["containers"]
-        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-        assert {"/root", "/opt/app", "/var/lib/x"} <= mounts
-        assert "/srv/data" not in mounts
 
 
 async def test_what_is_opened_and_closed_is_so_at_once(kubernetes: Kubernetes, kube: Api) -> None:

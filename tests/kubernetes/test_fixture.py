@@ -1,4 +1,4 @@
-"""The cluster for tests: its API server, controllers and scheduler are the real ones."""
+"""The cluster for tests leaves nothing that runs on, however a session of tests ends."""
 
 from __future__ import annotations
 
@@ -9,62 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
-from apiserver import Identity
-from kube_api import Api, Refused
 from kube_here import Kubernetes
-from kube_pods import pod_body, pods_in, start
 from limits import HANG_SECONDS, wait_for
 from signals import send
-
-
-async def test_a_pod_runs(kube: Api, namespace: str) -> None:
-    pod = await start(kube, namespace)
-    assert pod["status"]["phase"] == "Running"
-    assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
-    assert pod["status"]["podIP"]
-
-
-async def test_nobody_has_more_rights_than_his_role(
-    kubernetes: Kubernetes,
-    kube_identity: Callable[..., Identity],
-    namespace: str,
-) -> None:
-    identity = kube_identity([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}])
-    async with Api(identity) as limited:
-        assert await limited.items(pods_in(namespace)) == []
-        with pytest.raises(Refused) as refused:
-            await limited.create(pods_in(namespace), pod_body())
-        assert refused.value.status == 403
-        with pytest.raises(Refused) as refused:
-            await limited.items(f"/api/v1/namespaces/{namespace}/secrets")
-        assert refused.value.status == 403
-
-
-async def test_what_it_has_forgotten_is_gone(
-    kubernetes: Kubernetes, kube: Api, namespace: str
-) -> None:
-    """Both a watch from before, and the next page of a list; but nothing that there is."""
-    maps = f"/api/v1/namespaces/{namespace}/configmaps"
-    version = (await kube.get(maps))["metadata"]["resourceVersion"]
-    for name in ("one", "two"):
-        await kube.create(maps, {"metadata": {"name": name}})
-    page = await kube.get(maps, limit="1")
-    await trio.to_thread.run_sync(kubernetes.server.forget)
-    with pytest.raises(Refused) as refused, trio.fail_after(HANG_SECONDS):
-        await kube.watch(maps, version, lambda kind, item: False)
-    assert refused.value.status == 410
-    with pytest.raises(Refused) as refused:
-        await kube.get(maps, limit="1", **{"continue": page["metadata"]["continue"]})
-    assert refused.value.status == 410
-    assert {"one", "two"} <= {each["metadata"]["name"] for each in await kube.items(maps)}
-
 
 STUCK = """
 import time
