@@ -138,19 +138,23 @@ class Slots(Generic[HolderT]):
         group.made_room = now
         return slowest
 
-    def slowest_of_all(self, now: float) -> HolderT | None:
-        """The holder that can end for any address; one of the address with the most first."""
+    def slowest_of_all(self, now: float, address: str | None = None) -> HolderT | None:
+        """The holder that can end for any address; one of the address with the most first.
+
+        For an *address* that would have as many as that, only its own slow one: two of them would
+        end each other's connections again and again.
+        """
         groups = sorted(self._groups.values(), key=len, reverse=True)
         for group in groups:
             if group.idle_longest is not None:
                 return group.idle_longest
         share = self._slots_max // (len(groups) + 1)
-        if (
-            groups
-            and len(groups[0]) > max(self._share_min, share)
-            and (slowest := groups[0].slow_since(now)) is not None
-        ):
-            return slowest
+        if groups and len(groups[0]) > max(self._share_min, share):
+            own = None if address is None else self._groups.get(address)
+            if own is not None and len(own) >= max(self._share_min + 1, len(groups[0]) - 1):
+                return own.slow_since(now - self._slow_seconds)
+            if (slowest := groups[0].slow_since(now)) is not None:
+                return slowest
         for group in groups:
             if (slow := group.slow_since(now - self._slow_seconds)) is not None:
                 return slow

@@ -12,7 +12,7 @@ from gfs.cli.options import Cluster, client_options, json_option
 from gfs.cli.output import Output, human_bytes, table, to_json
 from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
-from gfs.client import Client, fsck
+from gfs.client import MENDING, Client
 from gfs.errors import CorruptReplica, DiskFailed, NotFound, ReplicaUnavailable
 from gfs.failures import plural
 from gfs.protocol.messages import Disk, ServerStatus
@@ -179,7 +179,7 @@ async def emptied(client: Client, server: str, path: str, shown: Progress) -> li
 async def _check_repairable(client: Client, server: ServerStatus, disk: Disk) -> None:
     """Raises CorruptReplica if the damaged replicas that are left have no good one anywhere."""
     found = (await client.fsck(verify=False)).problems
-    lost = {each.handle for each in found if each.kind == "lost" and each.detail != fsck.MENDING}
+    lost = {each.handle for each in found if each.kind == "lost" and each.detail != MENDING}
     here = [
         each
         for each in found

@@ -220,6 +220,18 @@ def test_who_has_more_than_a_share_makes_room_before_a_silent_one_of_somebody_el
     assert slots.slowest_of_all(now=101.0) is kept, "an idle one harms nobody"
 
 
+def test_two_addresses_with_as_many_do_not_end_each_others_again_and_again() -> None:
+    slots: Slots[Held] = Slots(40, 30, slow_seconds=5, share_min=2)
+    for number in range(40):
+        slots.take(Held(f"{number % 2}", 100.0, held_by_client=True), f"{number % 2}", 100.0)
+    for address in "01":
+        assert slots.slowest_of_all(101.0, address) is None
+        slowest = slots.slowest_of_all(105.0, address)
+        assert slowest is not None
+        assert slowest.address == address
+    assert slots.slowest_of_all(101.0, "another") is not None
+
+
 def test_an_address_makes_room_for_itself_so_often_and_no_more() -> None:
     slots: Slots[Held] = Slots(6, 2, slow_seconds=1, room_seconds=0.5)
     for _ in range(2):

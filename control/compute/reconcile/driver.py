@@ -282,7 +282,7 @@ class Driver:
 
     async def _note_failure(self, container_id: str, error: Exception, bugs: int) -> None:
         """Show why it is not applied yet; after too many mistakes of ours, that it failed. A
-        deletion is tried for ever."""
+        deletion is tried again until it succeeds."""
         is_ours = not isinstance(error, GfsError)
         reason = "internal error: see the server's log" if is_ours else str(error)
 

@@ -283,7 +283,7 @@ class Grants:
 
     def _may_more_come(self, live: list[Server], failed: frozenset[int]) -> bool:
         """Whether a write waits for servers from before this master's start. Beside two that are
-        there not for long: masters may follow one another, and each would wait anew for a server
+        there not for long: masters may follow one another, and each would wait again for a server
         that hangs, which it cannot know."""
         seconds = COMING_SECONDS if len(live) < 2 else MOST_COME_SECONDS
         return self._master.servers.expects(self._master.now, failed, seconds=seconds)

@@ -53,7 +53,7 @@ CONNECTIONS_OF_ONE_MAX = 256
 #: How many of these may be logins, each of which is two processes in the container.
 #: ``MaxStartups`` in the image's sshd.conf is larger: it knows of no networks.
 LOGINS_OF_ONE_MAX = 64
-#: Whoever is not logged in after this time is ended by the container (``LoginGraceTime``).
+#: A client that is not logged in after this time is ended by the container (``LoginGraceTime``).
 LOGIN_SECONDS = 75.0
 #: The part of all places that one network may have is 1 / this.
 NETWORK_SHARE = 2
@@ -89,7 +89,7 @@ class Target:
 
     Attributes:
         place: Returns the address; None if the container does not run.
-        is_login: The container ends whoever is not logged in within ``LOGIN_SECONDS``.
+        is_login: The container ends a client that is not logged in within ``LOGIN_SECONDS``.
     """
 
     place: Callable[[], Address | None]
@@ -360,7 +360,7 @@ class Gateway:
                 self._log_refused(rule.owner, host)
                 return False
             if slower is None and slots.all_taken:
-                slower = slots.slowest_of_all(now)
+                slower = slots.slowest_of_all(now, network)
                 if slower is None:
                     self._log_refused(rule.owner, host)
                     return False
