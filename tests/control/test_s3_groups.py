@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ class Listed:
         self.buckets.versions = cast(Any, self)
 
     async def all_keys(
-        self, fs: None, directory: str, prefix: str, by_folder: bool = False, after: str = ""
+        self, fs: None, directory: str, prefix: str, *, after: str = "", **_: object
     ) -> AsyncGenerator[tuple[str, Any]]:
         for key in self._keys:
             if key > after and key.startswith(prefix):
@@ -80,11 +81,11 @@ async def test_a_list_is_the_same_however_much_is_skipped(
     listed = Listed(keys)
     with pytest.MonkeyPatch.context() as monkeypatch:
         listed.patch(monkeypatch, skipped_max)
-        found = [key async for key, _ in listed.buckets._found(SPACE, prefix, delimiter, after)]
-        wanted = Wanted(prefix, delimiter, 1000, False)
+        wanted, turn = Wanted(prefix, delimiter, 1000, False), nullcontext()
+        found = [key async for key, _ in listed.buckets._found(SPACE, wanted, after, turn)]
         versions = [
             (key, each and each.number)
-            async for key, each in listed.buckets._versions(SPACE, wanted, "", "")
+            async for key, each in listed.buckets._versions(SPACE, wanted, "", "", turn)
         ]
     assert found == expected(keys, prefix, delimiter, after)
     each_twice = []
@@ -99,5 +100,6 @@ async def test_a_common_prefix_of_many_keys_is_read_in_part(
 ) -> None:
     listed = Listed({f"a-{number}" for number in range(50_000)} | {"b"})
     listed.patch(monkeypatch, buckets.SKIPPED_MAX)
-    assert [key async for key, _ in listed.buckets._found(SPACE, "", "-", "")] == ["a-", "b"]
+    found = listed.buckets._found(SPACE, Wanted("", "-", 1000, False), "", nullcontext())
+    assert [key async for key, _ in found] == ["a-", "b"]
     assert listed.read < 2000
