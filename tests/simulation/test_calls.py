@@ -17,10 +17,11 @@ from gfs.client.files import File
 ROOT = Path(__file__).parents[2]
 SEEDS = 60
 #: These clusters have no shadow masters, see :mod:`.shadowed`, and no engine that elects one of
-#: them; no server is gone for good, and no backup was restored: see ``tests/cluster``.
+#: them; no server is gone for good, and no backup was restored: see ``tests/cluster``. Every file
+#: that is replaced is kept for its readers, who would see an error otherwise: see ``test_trash``.
 ELSEWHERE = {
     *("Client.promote", "Client.forget_shadow", "Client.election"),
-    *("Client.forget_server", "Client.accept_restore"),
+    *("Client.forget_server", "Client.accept_restore", "NewFile.keep_for_readers"),
 }
 
 KINDS = (Client, ExistingFile, NewFile)
