@@ -118,6 +118,8 @@ class Wire:
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
+        #: Each has registered before: none of them can be a server that lost its disk.
+        self.peer_cluster = "this one"
         self.closed = False
         #: Requests to the master that it has yet to answer.
         self.asked: dict[int, Box] = {}
