@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -149,6 +150,42 @@ async def test_a_disk_that_nobody_uses_is_named_as_soon_when_it_hangs(
             return (await disks_of(fs, server))[DISK].state == "failed"
 
         assert await cluster.wait_until(is_named, NAMED_SECONDS, every=0.05) <= NAMED_SECONDS
+
+
+@over_seeds(2)
+async def test_a_disk_that_was_full_at_the_start_is_used_as_soon_as_it_has_room(
+    seed: int, chance: random.Random
+) -> None:
+    """Without an order: others may have filled it, and have gone. After a power cut its redo
+    journal is carried out, which takes room."""
+    safe = ChunkserverSettings(durability="fsync")
+    async with (
+        SimCluster(seed, chunkservers=3, disks=2, chunkserver=safe) as cluster,
+        cluster.client() as fs,
+    ):
+        files = {f"/{number}": content(chance, 100_000) for number in range(FILES)}
+        for path, data in files.items():
+            await fs.put(data, path)
+            async with await fs.open(path, "r+") as file:
+                await file.pwrite(len(data), more := content(chance, 30_000))
+            files[path] = data + more
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        space = machine.space(DISK)
+        await cluster.crash(victim)
+        machine.power_cut(chance)
+        machine.mount(DISK, 1)
+        await cluster.start(victim)
+
+        async def is_in(state: str) -> bool:
+            return (await disks_of(fs, victim))[DISK].state == state
+
+        await cluster.wait_until(partial(is_in, "failed"), 10, every=0.1)
+        await trio.sleep(chance.uniform(0, 20))
+        assert await is_in("failed")
+        machine.volume(DISK).capacity_bytes = space.total_bytes
+        await cluster.wait_until(partial(is_in, "ok"), 10, every=0.1)
+        await check_files(fs, files)
 
 
 @over_seeds(1)

@@ -136,6 +136,8 @@ class Disk:
         self.reason = ""
         #: Failed by a call that did not return: it may come back when all have.
         self.hung = False
+        #: Whether it could not be opened for want of space.
+        self.lacks_room = False
         #: Whether a call had an error of the disk, also after it was abandoned.
         self.has_refused = False
         #: The disk failed: its contents may be older than those of the page cache, now or before

@@ -243,4 +243,5 @@ def _fails(disk: Disk) -> Iterator[None]:
             "empty this one",
         )
     except OSError as error:
+        disk.lacks_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
         disk.fail(MISSING if error.errno == errno.ENOTDIR else FAILED, describe(error))

@@ -1,7 +1,8 @@
 """The orders that add, drain, remove and retry a disk while its chunkserver runs.
 
 Some disks are tried again without an order of an operator: one that hung and whose calls
-have all returned since, and all disks of a server that has none left.
+have all returned since, one that was full when it was opened, and all disks of a server that has
+none left.
 
 *Draining* moves the replicas to the server's other disks, one after the other: each is
 copied unchanged, verified, and replaces the old one only if that was not written
@@ -37,7 +38,8 @@ from gfs.protocol.messages import DiskOrder
 
 log = logging.getLogger(__name__)
 
-#: How often a server without any usable disk tries all of them again.
+#: How often disks are tried again that are not used because they were full, or any of a server
+#: that has none left.
 RETRY_SECONDS = 5.0
 #: How long an order waits for the previous one.
 ORDER_SECONDS = 30.0
@@ -187,11 +189,11 @@ class DiskOrders:
         await self._remove(path, gives_up_damaged=True)
 
     async def _retry_all(self) -> None:
-        """Try all disks of a server that has none left again, as a restart would."""
+        """Try disks again, as a restart would."""
         while True:
             await self._world.clock.sleep(RETRY_SECONDS)
-            if not self._disks.used:
-                for path in list(self._disks.down):
+            for path, disk in list(self._disks.down.items()):
+                if disk.lacks_room or not self._disks.used:
                     await self._try_again(path)
 
     async def _try_again(self, path: str) -> None:
