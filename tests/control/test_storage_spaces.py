@@ -842,15 +842,15 @@ async def test_only_the_folder_that_was_emptied_is_taken_away(
         assert row is not None
         ok(await upload(server, user, f"{name}/a/b", b"x"))
         inside = storage.cluster.fs
-        delete = inside.delete
+        prune = inside.prune
 
-        async def late(path: str, **terms: Any) -> None:
-            if path == f"{row.directory}/a":
-                await fs.delete(path)
-                ok(await upload(server, user, f"{name}/a", b"kept"))
-            await delete(path, **terms)
+        async def late(path: str, *, below: str) -> None:
+            assert path == f"{row.directory}/a"
+            await fs.delete(path)
+            ok(await upload(server, user, f"{name}/a", b"kept"))
+            await prune(path, below=below)
 
-        monkeypatch.setattr(inside, "delete", late)
+        monkeypatch.setattr(inside, "prune", late)
         ok(await server.call("DELETE", f"/storage/{name}/a/b", user))
         assert (await server.call("GET", f"/storage/{name}/a", user)).content == b"kept"
 
