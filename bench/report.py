@@ -73,7 +73,7 @@ def table(result: Result) -> str:
             f"  {name:<16} {concurrency:>9} {f[f'{key}_per_s']:>11,.0f} "
             f"{f[f'{key}_p50_ms']:>8.2f} {f[f'{key}_p99_ms']:>8.2f}"
         )
-    lines += ["", f"measured in {result['seconds']:.0f} s"]
+    lines += ["", f"measured in {result['took_seconds']:.0f} s"]
     return "\n".join(lines)
 
 
