@@ -280,7 +280,8 @@ async def test_what_is_not_exactly_what_was_issued_is_refused(house: House) -> N
         "scopes changed": f"ecloud_{token.split('.')[0].removeprefix('ecloud_')}."
         f"{b64({**claims_of(token), 'scopes': {'storage.AdaAda': ['delete']}})}."
         f"{token.split('.')[2]}",
-        "cut": session[:-1],
+        "cut": session[:-2],
+        "cut by a letter": session[:-1],
         "lengthened": f"{session}A",
         "twice": f"{session}.{session}",
         "dots": "..",
@@ -316,6 +317,9 @@ async def test_what_is_not_exactly_what_was_issued_is_refused(house: House) -> N
     }
     ended = {"expired": Fault.EXPIRED, "another session": Fault.REVOKED}
     faults = {what: house.credentials.fault(text) for what, text in forged.items()}
+    # One signature in sixteen ends in bits that are 0: without its last letter it is still
+    # well-formed.
+    assert faults.pop("cut by a letter") in (Fault.MALFORMED, Fault.NOT_VALID)
     assert {what for what, fault in faults.items() if fault is Fault.MALFORMED} == malformed
     assert {what: faults[what] for what in ended} == ended
     assert house.is_valid(session)
