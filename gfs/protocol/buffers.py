@@ -32,16 +32,20 @@ class BufferPool:
     def in_use(self) -> int:
         return self._in_use
 
+    @property
+    def has_free(self) -> bool:
+        return self._in_use < self._count_max
+
     async def acquire(self, patience: float | None = None) -> mmap.mmap:
-        if self._in_use >= self._count_max:
+        if not self.has_free:
             with trio.move_on_after(float("inf") if patience is None else patience):
-                while self._in_use >= self._count_max:
+                while not self.has_free:
                     await self._waiting.park()
         return self._take()
 
     def acquire_now(self) -> mmap.mmap | None:
         """A buffer, or None if the bound is reached. Does not wait."""
-        return None if self._in_use >= self._count_max else self._take()
+        return self._take() if self.has_free else None
 
     def _take(self) -> mmap.mmap:
         self._in_use += 1
@@ -61,5 +65,5 @@ class BufferPool:
         self._wake()
 
     def _wake(self) -> None:
-        if self._in_use < self._count_max:
+        if self.has_free:
             self._waiting.unpark()

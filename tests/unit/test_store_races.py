@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from limits import HANG_SECONDS
 from share import share
 
-from gfs.blocks import BLOCK_BYTES, block_sums, packet_sums
+from gfs.blocks import BLOCK_BYTES, MIB, block_sums, packet_sums
 from gfs.chunkserver.disks import Disk
 from gfs.chunkserver.exchanges.read import read_open, read_small
 from gfs.chunkserver.exchanges.write import WriteExchange
@@ -121,6 +121,9 @@ class Packets:
     @property
     def body_bytes(self) -> int:
         return len(self._body)
+
+    def pending(self) -> int:
+        return MIB * (not self._pause)
 
     async def receive(self) -> Message:
         await trio.sleep(self._pause)
@@ -570,6 +573,28 @@ async def packing(disks: int = 1) -> Server:
     server.known[HANDLES[0]].version = 5
     await server.small(HANDLES[0], 5)
     return server
+
+
+@pytest.mark.parametrize(("pause", "hops"), [(0.0, 1), (0.1, 2)])
+@simulated(0)
+async def test_packets_that_have_arrived_are_written_in_one_hop(pause: float, hops: int) -> None:
+    server = Server(0, "replicated", 1)
+    await server.start()
+    (disk,) = server.node.store.disks.used.values()
+    called: list[str] = []
+    run = disk.run
+
+    async def counted(function: Any, *args: object) -> Any:
+        called.append(function.__name__)
+        return await run(function, *args)
+
+    disk.run = counted  # type: ignore[method-assign]
+    assert await server.upload(HANDLES[0], 2, pause)
+    assert called.count("_write") == hops
+    data = content(HANDLES[0], 2)
+    async with server.node.store.open_chunks.using(HANDLES[0]) as chunk:
+        assert chunk.file.read_verified(0, len(data)) == data
+    server.process.kill()
 
 
 @simulated(0)

@@ -354,6 +354,9 @@ class Batch:
         self.body_bytes = count
         return Packet(self._number, at, last, sums, hole=0 if count else self._hole)
 
+    def pending(self) -> int:
+        return self.body_bytes
+
     async def receive_some(self, target: memoryview, least: int) -> int:
         target[:] = self._body
         self.body_bytes = 0
