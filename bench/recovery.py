@@ -199,9 +199,12 @@ async def drained(fs: Client, cluster: Cluster) -> dict[str, float]:
     }
 
 
-async def balanced(fs: Client, before: set[str]) -> dict[str, float]:
-    """Wait until the server that is new has nine tenths of the mean, and let it go on to
-    see whether anything moves away from it again."""
+async def balanced(fs: Client, cluster: Cluster) -> dict[str, float]:
+    """Add one, wait until it has nine tenths of the mean, and let it go on to see whether
+    anything moves away from it again."""
+    before = {server.id for server in (await fs.status()).servers}
+    cluster.add_server()
+    work = Work(cluster)
     began, first = 0.0, 0.0
     most = 0
     with trio.fail_after(RECOVERY_SECONDS_MAX):
@@ -217,6 +220,7 @@ async def balanced(fs: Client, before: set[str]) -> dict[str, float]:
             await trio.sleep(LOOK_SECONDS)
     seconds = time.perf_counter() - first
     count = new[0].chunks
+    used = work.per_replica("balance", count)
     for _ in range(int(CALM_SECONDS / LOOK_SECONDS)):
         (new_server,) = [one for one in (await fs.status()).servers if one.id not in before]
         most = max(most, new_server.chunks)
@@ -228,6 +232,7 @@ async def balanced(fs: Client, before: set[str]) -> dict[str, float]:
         "balance_replicas_per_s": count / seconds,
         "balance_share_of_mean": new_server.chunks / mean,
         "balance_moved_back": most - new_server.chunks,
+        **used,
     }
 
 
@@ -259,9 +264,7 @@ async def measure(
             await wait_live(fs, len(cluster.servers))
             await fill(fs, chunks, size)
             if what == "balance":
-                before = {server.id for server in (await fs.status()).servers}
-                cluster.add_server()
-                found = await balanced(fs, before)
+                found = await balanced(fs, cluster)
             elif what == "drain":
                 found = await drained(fs, cluster)
             else:

@@ -25,6 +25,9 @@ PAGE_BYTES = 4 * KIB
 REPLICA_HEAD_BYTES = 16 * KIB
 BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
 SUM_BYTES = 8
+#: Of a packed replica: see gfs.chunkserver.packs.layout.
+SLOT_BYTES_MIN = 512
+PACK_RECORD_BYTES = 64
 
 Buffer = bytes | bytearray | memoryview
 
@@ -40,6 +43,17 @@ def stored_bytes(length: int) -> int:
     (:mod:`gfs.chunkserver.files.layout`)."""
     sums = length // BLOCK_BYTES * SUM_BYTES
     return PAGE_BYTES * (1 + -(-sums // PAGE_BYTES) + -(-length // PAGE_BYTES))
+
+
+def slot_bytes(length: int) -> int:
+    """The size of the slot for a packed replica of ``length`` bytes."""
+    return max(SLOT_BYTES_MIN, 1 << (length - 1).bit_length())
+
+
+def packed_bytes(length: int) -> int:
+    """The disk space of a packed replica of ``length`` bytes: slot and record
+    (:mod:`gfs.chunkserver.packs.layout`)."""
+    return slot_bytes(length) + PACK_RECORD_BYTES
 
 
 def block_sum(block: Buffer) -> bytes:

@@ -423,6 +423,14 @@ def _racks(reply: StatusReply) -> Iterator[str]:
     """If racks are named: warnings if there are too few for the replicas."""
     here = [server for server in reply.servers if server.state == "live" and not server.drain]
     racks = Counter(server.rack for server in here)
+    away = sorted({server.rack for server in reply.servers} - racks.keys())
+    if len(racks) == 1 and away and reply.replication > 1:
+        yield (
+            f"WARNING: only rack {here[0].rack} is left, and new replicas are all placed there: "
+            f"with it all of them would be lost: start the chunkservers of {', '.join(away)} "
+            "again, or others in another rack (gfs chunkserver --rack NAME); if none of these "
+            "comes back: gfs forget SERVER"
+        )
     if len(racks) < 2 or len(racks) > reply.replication:
         return
     if len(racks) < reply.replication:

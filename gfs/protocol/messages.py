@@ -925,6 +925,8 @@ class Register(Message, tag=60):
     disks: list[Disk]
     sequence: int  # the highest operation-log sequence it has received
     term: int = 0  # the term of the master that sent it
+    #: New replicas of up to so many bytes are packed; 0: none, or it is of an older release.
+    packed_bytes_max: int = 0
 
 
 class RegisterReply(Message, tag=61):

@@ -35,6 +35,7 @@ from gfs.master.metadata.rows import (
     Chunk,
     Inode,
     KnownServer,
+    Trash,
     chunk_of,
     unpack_entry,
     unpack_file_chunk_key,
@@ -50,6 +51,8 @@ FROM_THE_LOG = ("entries", "inodes", "file_chunks", "chunks", "trash", "servers"
 COPY_MAP_BYTES = 64 << 20
 
 Rows = dict[bytes, bytes]
+
+_trash = msgspec.msgpack.Decoder(Trash)
 
 
 @dataclass
@@ -72,6 +75,12 @@ class Metadata:
     def kept(self) -> set[int]:
         """Those, and what is in the trash."""
         return self.below({ROOT_INODE} | self.trash)
+
+    def replaced(self) -> set[int]:
+        """The files that cannot be undeleted, and are kept for their readers."""
+        rows = self.rows["trash"].items()
+        kept = {unpack_u64(key[8:]) for key, row in rows if not _trash.decode(row).deleted_ns}
+        return {inode for inode in kept if self.inodes[inode].kind == KIND_FILE}
 
     def below(self, roots: set[int]) -> set[int]:
         children: dict[int, list[int]] = {}

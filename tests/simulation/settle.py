@@ -245,20 +245,23 @@ class Settling:
     def _truth(self, status: StatusReply, metadata: Metadata) -> Truth:
         self.down = self.faults.failed & disks_down(status)
         draining, settings = self.record.draining, self.plan.chunkserver
-        remains = self._remains(metadata)
-        return Truth(self.cluster, settings, self.losses, self.down, draining, remains)
-
-    def _remains(self, metadata: Metadata) -> set[tuple[str, str]]:
-        """(Server, path) of the unreadable replicas of chunks that wait for a disk: they are
-        kept meanwhile, and whether their servers count them depends on when they noticed."""
-        waiting = self._away(metadata)
-        there = replicas_on_disks(self.cluster, self.losses, self.down) if waiting else {}
-        return {
+        away = self._away(metadata)
+        there = replicas_on_disks(self.cluster, self.losses, self.down) if away else {}
+        left = {handle: there.get(handle, []) for handle in away}
+        # The unreadable replicas of chunks that wait for a disk are kept meanwhile, and whether
+        # their servers count them depends on when they noticed.
+        remains = {
             (replica.server, replica.path)
-            for handle in waiting
-            for replica in there.get(handle, [])
+            for replicas in left.values()
+            for replica in replicas
             if not replica.good or replica.version == VERSION_MAX
         }
+        gone = {
+            handle
+            for handle, replicas in left.items()
+            if not any(is_current(replica, metadata.chunks[handle]) for replica in replicas)
+        }
+        return Truth(self.cluster, settings, self.losses, self.down, draining, remains, away, gone)
 
     async def _keep_what_is_needed(self, fs: Client) -> None:
         """Do not empty servers, or disks, without which no file can be at its goal: a goal

@@ -23,13 +23,15 @@ from .packs import packed_on
 
 #: While nothing changes: heartbeats come, disks are looked at, notes are written back.
 CURRENT_SECONDS = 30.0
-#: Not 0 only where chunks were lost. What the master counts of these depends on what it
-#: was told of their remains.
-LOSSES = ("under_replicated", "lost", "corrupt", "stale", "corrupt_kept", "beyond_repair")
+#: Not 0 only where chunks were lost, or wait for a disk. What the master counts of these depends
+#: on what it was told of their remains: of each at most one chunk, or a replica on each server.
+LOST_CHUNKS = ("under_replicated", "lost", "beyond_repair")
+LOST_REPLICAS = ("corrupt", "stale", "corrupt_kept")
 #: All totals that are looked at.
 COUNTED = (
-    *LOSSES, "files", "directories", "bytes", "chunks", "trash_rows", "trash_files",
-    "trash_bytes", "orphaned", "repairs_active", "repairs_queued", "moves_active", "moves_queued",
+    *LOST_CHUNKS, *LOST_REPLICAS, "files", "directories", "bytes", "chunks", "trash_rows",
+    "trash_files", "trash_bytes", "replaced_files", "replaced_bytes", "orphaned",
+    "repairs_active", "repairs_queued", "moves_active", "moves_queued",
 )  # fmt: skip
 
 
@@ -44,6 +46,10 @@ class Truth:
     draining: Collection[tuple[str, str]] = ()
     #: (Server, path) of unreadable replicas that must be kept for now.
     remains: Collection[tuple[str, str]] = ()
+    #: Chunks whose only current replicas are on disks that are down; and those of them of which
+    #: no other disk has one that might be current.
+    away: Collection[int] = ()
+    gone: Collection[int] = ()
 
     def differences(self, metadata: Metadata, status: StatusReply) -> list[str]:
         """What ``status`` says that is not so, of a cluster at rest."""
@@ -65,9 +71,7 @@ class Truth:
                 found.append(f"the disks of {name} are {server.disks}")
             for disk in server.disks:
                 found += self._of_disk(name, disk)
-        # Whatever is only on a disk that was given up counts as lost as well.
-        lossy = bool(self.losses.handles or self.down)
-        return [*found, *_of_totals(lossy, metadata, status.totals)]
+        return [*found, *self._of_totals(metadata, status.totals)]
 
     def _replicas(self, name: str, disks: list[str]) -> tuple[int, int]:
         """The fewest and the most that there are: of a chunk that is lost, or waits for a disk,
@@ -106,23 +110,31 @@ class Truth:
                 told = getattr(disk, what)
                 yield f"{disk.path} of {name}: {what} is {told}, and should be {value}"
 
-
-def _of_totals(lossy: bool, metadata: Metadata, totals: ClusterTotals) -> Iterator[str]:
-    listed = {int.from_bytes(key[-8:], "big") for key in metadata.rows["trash_paths"]}
-    live, trash = _counts(metadata, {ROOT_INODE}), _counts(metadata, listed)
-    so = {
-        **dict.fromkeys(COUNTED, 0),
-        "files": live[0],
-        "directories": live[1] - 1,
-        "bytes": live[2],
-        "chunks": len(metadata.chunks),
-        "trash_rows": len(listed),
-        "trash_files": trash[0],
-        "trash_bytes": trash[2],
-    }
-    for what, value in so.items():
-        if getattr(totals, what) != value and not (lossy and what in LOSSES):
-            yield f"{what} is {getattr(totals, what)}, and should be {value}"
+    def _of_totals(self, metadata: Metadata, totals: ClusterTotals) -> Iterator[str]:
+        listed = {int.from_bytes(key[-8:], "big") for key in metadata.rows["trash_paths"]}
+        live, trash = _counts(metadata, {ROOT_INODE}), _counts(metadata, listed)
+        replaced = _counts(metadata, metadata.replaced())
+        least = {
+            **dict.fromkeys(COUNTED, 0),
+            "files": live[0],
+            "directories": live[1] - 1,
+            "bytes": live[2],
+            "chunks": len(metadata.chunks),
+            "trash_rows": len(listed),
+            "trash_files": trash[0],
+            "trash_bytes": trash[2],
+            "replaced_files": replaced[0],
+            "replaced_bytes": replaced[2],
+            "lost": len(metadata.chunks.keys() & self.gone),
+        }
+        most = dict(least)
+        excused = len(metadata.chunks.keys() & {*self.losses.handles, *self.away})
+        most |= dict.fromkeys(LOST_CHUNKS, excused)
+        most |= dict.fromkeys(LOST_REPLICAS, excused * len(self.cluster.chunkservers))
+        for what, few in least.items():
+            if not few <= getattr(totals, what) <= most[what]:
+                so = f"{few}" if few == most[what] else f"{few} to {most[what]}"
+                yield f"{what} is {getattr(totals, what)}, and should be {so}"
 
 
 def _counts(metadata: Metadata, roots: set[int]) -> tuple[int, int, int]:

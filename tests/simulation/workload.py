@@ -1007,19 +1007,13 @@ class Actor:
     async def mkdir(self, fs: Client) -> None:
         path = self.chance.choice(DIRECTORIES)
         parents, exist_ok = self.chance.random() < 0.5, self.chance.random() < 0.5
-        event = self.record.begin(
-            self.name, MakeDirectory(self.number(), split(path), parents, exist_ok)
-        )
-        try:
-            await fs.mkdir(path, parents=parents, exist_ok=exist_ok)
-        except AlreadyExists as error:
-            self._refused(event, error)
-            raise
-        except (NotFound, NotADirectory) as error:
-            # It looks at what it made, which may be gone by then: this tells nothing.
-            self._refusal = error
-            raise
-        self.record.end(event, OK)
+        call = MakeDirectory(self.number(), split(path), parents, exist_ok)
+
+        def see(entry: Entry) -> None:
+            if (entry.path, entry.kind) != (path, "directory"):
+                raise Violation(f"{path} was made, and the answer has {entry}")
+
+        await self.told(call, fs.mkdir(path, parents=parents, exist_ok=exist_ok), see)
 
     async def rename(self, fs: Client) -> None:
         source, target = self._any(), self.chance.choice(FILES + DIRECTORIES)

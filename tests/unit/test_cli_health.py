@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+import msgspec
 import pytest
 from trio.testing import MockClock
 
@@ -59,6 +60,32 @@ def status(*servers: ServerStatus, **totals: int) -> StatusReply:
 
 def test_a_healthy_cluster_is_not_warned_of() -> None:
     assert list(_warnings(status(server(), files=3, chunks=3, room_low=1))) == []
+
+
+def in_rack(rack: str, state: str = "live", drain: str = "") -> ServerStatus:
+    return msgspec.structs.replace(server(state), id=rack, rack=rack, drain=drain)
+
+
+@pytest.mark.parametrize(
+    ("servers", "is_warned_of"),
+    [
+        ([in_rack("a"), in_rack("b", "dead"), in_rack("c", "silent")], True),
+        ([in_rack("a"), in_rack("b", drain="draining")], True),
+        ([in_rack("a"), in_rack("a", "dead")], False),
+        ([in_rack("a"), in_rack("b"), in_rack("c", "dead")], False),
+        ([in_rack("a", "dead"), in_rack("b", "dead")], False),
+    ],
+)
+def test_one_rack_of_several_is_warned_of(servers: list[ServerStatus], is_warned_of: bool) -> None:
+    reply = status(*servers)
+    reply.replication = 2
+    found = [each for each in _warnings(reply) if "only rack a is left" in each]
+    assert len(found) == is_warned_of
+    if found:
+        assert "gfs chunkserver --rack NAME" in found[0]
+        assert "gfs forget" in found[0]
+    reply.replication = 1
+    assert not [each for each in _warnings(reply) if "rack" in each.partition(":")[2]]
 
 
 @pytest.mark.parametrize(

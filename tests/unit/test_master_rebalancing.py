@@ -219,6 +219,57 @@ def test_what_is_on_its_way_counts() -> None:
     assert (full.leaving_bytes, empty.arriving_bytes) == (0, 0)
 
 
+def test_what_has_moved_counts_once_before_reports_cover_it_and_after() -> None:
+    def used(each: Server, bytes_used: int) -> None:
+        each.set_disks([Disk("/d", each.total_bytes, each.total_bytes - bytes_used, 0)])
+
+    source, target = server(0, "a", 0.5), server(1, "a", 0.1)
+    before = source.used_bytes, target.used_bytes
+    calm = source.calm, target.calm
+
+    def known() -> tuple[int, int]:
+        return source.least_used_since(calm[0]), target.most_used_since(calm[1])
+
+    for handle in range(10):
+        source.begin_shift(handle, -REPLICA_BYTES_MAX)
+        target.begin_shift(handle, REPLICA_BYTES_MAX)
+    moved = 10 * REPLICA_BYTES_MAX
+    after = before[0] - moved, before[1] + moved
+    assert known() == after
+    for each in (source, target):
+        for handle in range(10):
+            each.set_shift_ended(handle, 1.0)
+    assert known() == after
+    # The reports come, and cover a part, or all.
+    used(source, after[0] + moved // 2)
+    used(target, after[1] - moved // 2)
+    assert known() == after
+    used(source, after[0])
+    used(target, after[1])
+    assert known() == after
+    # What clients write meanwhile, and delete, is in the reports alone.
+    used(source, after[0] - moved)
+    used(target, after[1] + moved)
+    assert known() == (after[0] - moved, after[1] + moved)
+    for each in (source, target):
+        for handle in range(10):
+            each.end_shift(handle)
+    used(source, after[0] + 2 * moved)
+    used(target, after[1] - 2 * moved)
+    assert known() == (after[0] + 2 * moved, after[1] - 2 * moved)
+    assert not any((each.arrived_bytes, each.left_bytes) != (0, 0) for each in (source, target))
+
+
+def test_between_racks_the_fuller_one_is_not_filled() -> None:
+    a, b = server(0, "a", 0.4), server(1, "a", 0.5)
+    small = server(2, "b", 0.8)
+    assert planned([a, b], [a, b, small]) == (b, small)
+    small = server(2, "b", 0.895)
+    assert planned([a, b], [a, b, small]) is None
+    fuller = server(1, "a", 0.95)
+    assert planned([a, fuller], [a, fuller, small]) == (fuller, small)
+
+
 def test_a_disk_of_a_few_chunks_does_not_become_the_fuller_one() -> None:
     one, none = server(0, "a", 0.25, chunk=0.25), server(1, "a", 0.0, chunk=0.25)
     assert Plan([one, none], SHARE).move([one], REPLICA_BYTES_MAX) is None

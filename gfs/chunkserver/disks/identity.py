@@ -24,11 +24,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
 from gfs.blocks import block_sum
 from gfs.chunkserver.disks.disk import Disk, describe
+from gfs.chunkserver.files.intents import NAME as MARKS_NAME
+from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
 from gfs.errors import StartupError
 from gfs.io import FileSystem, ReadFailed, World, lost_mount
 
@@ -175,10 +178,13 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
     disk.is_recorded = True
 
 
-def delete_record(disk: Disk) -> None:
-    """Delete the record, which is not written again. Raises ``OSError``."""
-    for name in NAMES:
-        disk.files.unlink(f"{disk.path}/{name}")
+def delete_new(disk: Disk) -> None:
+    """Delete the record, which is not written again, and, if there is no replica, all other files
+    that a new disk has. Raises ``OSError``."""
+    others = () if disk.chunks else (*JOURNAL_NAMES, MARKS_NAME, LOCK)
+    for name in (*NAMES, *others):
+        with suppress(FileNotFoundError):
+            disk.files.unlink(f"{disk.path}/{name}")
     disk.files.sync_directory(disk.path)
 
 

@@ -34,18 +34,25 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from gfs.blocks import BLOCK_BYTES, KIB, PAGE_BYTES, Buffer, block_sum
+from gfs.blocks import (
+    BLOCK_BYTES,
+    KIB,
+    PACK_RECORD_BYTES,
+    PAGE_BYTES,
+    Buffer,
+    block_sum,
+    slot_bytes,
+)
 from gfs.errors import CorruptReplica
 
 INDEX_NAME, DATA_NAME = "packs.index", "packs.data"
 MAGIC, FORMAT = b"GFSPACKS", 1
 HEAD_BYTES = PAGE_BYTES
-RECORD_BYTES = 64
+RECORD_BYTES = PACK_RECORD_BYTES
 FREE = bytes(RECORD_BYTES)
 #: The largest packed replica: one block, so that it has one sum.
 PACKED_BYTES_MAX = BLOCK_BYTES
 FRAME_BYTES = 64 * KIB
-SLOT_BYTES_MIN = 512
 
 _HEAD = struct.Struct(">8sII16s")
 _CONFIRMED = struct.Struct(">Q")
@@ -69,11 +76,6 @@ class Head(NamedTuple):
     disk_id: str | None
     #: 0: damaged, or written by a release that did not number records.
     confirmed: int
-
-
-def slot_bytes(length: int) -> int:
-    """The size of the slot for a replica of ``length`` bytes."""
-    return max(SLOT_BYTES_MIN, 1 << (length - 1).bit_length())
 
 
 def encode_head(disk_id: str, confirmed: int = 0) -> bytes:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from gfs.blocks import KIB, MIB, PAGE_BYTES, block_sum
+from gfs.blocks import KIB, MIB, PAGE_BYTES, block_sum, slot_bytes
 from gfs.chunkserver.files import report_progress
 from gfs.chunkserver.packs import layout
 from gfs.chunkserver.packs.layout import FREE, RECORD_BYTES, Record
@@ -278,12 +278,12 @@ class Packs:
         lost = []
         for number, record in taken:
             rivals = by_frame[record.offset // layout.FRAME_BYTES]
-            size = layout.slot_bytes(record.length)
+            size = slot_bytes(record.length)
             others = [
                 other
                 for other in rivals
                 if self.has(other)
-                and (other.offset == record.offset or layout.slot_bytes(other.length) != size)
+                and (other.offset == record.offset or slot_bytes(other.length) != size)
             ]
             is_whole = self.is_whole(record)
             if is_whole and not any(self.is_whole(other) for other in others):
@@ -519,7 +519,7 @@ class Packs:
                 group.append(new[at])
                 parts.append(made.data)
                 at += 1
-                end = record.offset + layout.slot_bytes(record.length)
+                end = record.offset + slot_bytes(record.length)
                 rest = end - record.offset - record.length
                 if rest >= PAGE_BYTES:
                     break

@@ -12,8 +12,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from gfs.blocks import PAGE_BYTES
-from gfs.chunkserver.packs.layout import FRAME_BYTES, SLOT_BYTES_MIN, slot_bytes
+from gfs.blocks import PAGE_BYTES, SLOT_BYTES_MIN, slot_bytes
+from gfs.chunkserver.packs.layout import FRAME_BYTES
 
 #: The sizes of slots: 512 << 0 … 7.
 _KINDS = (FRAME_BYTES // SLOT_BYTES_MIN).bit_length()

@@ -222,6 +222,7 @@ class MasterLink:
                 disks=node.store.disks.reports(),
                 sequence=record.sequence,
                 term=record.term,
+                packed_bytes_max=node.settings.packed_bytes_max,
             )
         )
         if not isinstance(reply, RegisterReply):

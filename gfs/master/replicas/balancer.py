@@ -5,9 +5,9 @@ after which the collector deletes the replica at the old place.
 
 from __future__ import annotations
 
-from gfs.blocks import stored_bytes
+from gfs.blocks import packed_bytes, stored_bytes
 from gfs.config import MasterSettings
-from gfs.master.metadata import Store
+from gfs.master.metadata import Store, Txn
 from gfs.master.metadata.namespace import chunk_row
 from gfs.master.metadata.rows import Chunk
 from gfs.master.replicas.goals import Goals
@@ -18,6 +18,9 @@ from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 
 #: The greatest age of a server's report of its disks: it checks them every 2 s.
 SPACE_AGE_SECONDS = 4.0
+#: After so many chunks in a row that have no slot the others of a slice are not looked at: to
+#: look takes longer than an order to move some hundred.
+HELD_UP_MAX = 64
 #: So many chunks are remembered as moved.
 MOVED_MAX = 65_536
 
@@ -86,47 +89,57 @@ class Balancer:
         """The copies to start now for those of these chunks that should be moved,
         grouped by order; they count as started. And the chunks for which there is no
         slot now."""
-        plan, rest = self._move_plan(), []
+        plan = self._move_plan()
+        rest: list[int] = []
         orders: list[list[Clone]] = []
         open_orders: dict[rebalancing.Move, list[Clone]] = {}
         now = self._map.now
-        for handle in handles:
-            row = self._movable(handle)
-            if row is None:
-                continue
-            size = stored_bytes(row.length)
-            is_small = row.length <= SMALL_REPLICA_BYTES_MAX
+        held_up = 0
+        placeable = self._servers.placeable(now)
+        packed_max = min([server.packed_bytes_max for server in placeable], default=0)
+        with self._store.read() as txn:
+            for at, handle in enumerate(handles):
+                if held_up >= HELD_UP_MAX:
+                    return orders, handles[at:] + rest  # next time the others first
+                row = self._movable(txn, handle)
+                if row is None:
+                    continue
+                is_packed = 0 < row.length <= packed_max
+                size = packed_bytes(row.length) if is_packed else stored_bytes(row.length)
+                is_small = row.length <= SMALL_REPLICA_BYTES_MAX
 
-            def can_begin(
-                move: rebalancing.Move, handle: int = handle, is_small: bool = is_small
-            ) -> bool:
-                is_refused = self._garbage.was_ordered(move.target.index, handle, now)
-                is_open = is_small and len(open_orders.get(move, ())) % CLONES_MAX > 0
-                return not is_refused and (is_open or self._has_move_slot(move))
+                def can_begin(
+                    move: rebalancing.Move, handle: int = handle, is_small: bool = is_small
+                ) -> bool:
+                    is_refused = self._garbage.was_ordered(move.target.index, handle, now)
+                    is_open = is_small and len(open_orders.get(move, ())) % CLONES_MAX > 0
+                    return not is_refused and (is_open or self._has_move_slot(move))
 
-            holders = [self._servers.get(index) for index in self._locations.get(handle)]
-            move = plan.move(holders, size, can_begin, handle in self._moved)
-            if move is None:
-                if plan.was_held_up:
-                    rest.append(handle)
-                continue
-            victim, target = move
-            clone = Clone(handle, row.version, target, (victim,), length=row.length, moves=True)
-            order = open_orders.get(move, []) if is_small else []
-            if len(order) % CLONES_MAX:
-                order.append(clone._replace(joined=True))
-            else:
-                order = [clone]
-                orders.append(order)
-                self.move_orders += 1
-                if is_small:
-                    open_orders[move] = order
-            plan.begin(move, size)
-            self._note_moved(handle)
-            self._goals.moves[handle] = victim.index
-            self._repair.started(order[-1])
-            target.begin_shift(handle, size)
-            victim.begin_shift(handle, -size)
+                holders = [self._servers.get(index) for index in self._locations.get(handle)]
+                move = plan.move(holders, size, can_begin, handle in self._moved)
+                if move is None:
+                    if plan.was_held_up:
+                        rest.append(handle)
+                        held_up += 1
+                    continue
+                held_up = 0
+                victim, target = move
+                clone = Clone(handle, row.version, target, (victim,), length=row.length, moves=True)
+                order = open_orders.get(move, []) if is_small else []
+                if len(order) % CLONES_MAX:
+                    order.append(clone._replace(joined=True))
+                else:
+                    order = [clone]
+                    orders.append(order)
+                    self.move_orders += 1
+                    if is_small:
+                        open_orders[move] = order
+                plan.begin(move, size)
+                self._note_moved(handle)
+                self._goals.moves[handle] = victim.index
+                self._repair.started(order[-1])
+                target.begin_shift(handle, size)
+                victim.begin_shift(handle, -size)
         return orders, rest
 
     def _note_moved(self, handle: int) -> None:
@@ -142,7 +155,7 @@ class Balancer:
             and move.target.clones_in < per_server
         )
 
-    def _movable(self, handle: int) -> Chunk | None:
+    def _movable(self, txn: Txn, handle: int) -> Chunk | None:
         """The chunk's row, if a replica of it may be moved now."""
         busy = (
             self._reservations.publishing,
@@ -158,9 +171,7 @@ class Balancer:
         servers = [self._servers.get(index) for index in holders]
         if any(s.state != LIVE or not s.registered or s.draining for s in servers):
             return None  # the locations will change soon
-        with self._store.read() as txn:
-            row = chunk_row(txn, handle)
-        now = self._map.now
+        row, now = chunk_row(txn, handle), self._map.now
         if row is None or len(holders) < row.replication:
             return None
         if self._leases.current(handle, now) is not None or self._leases.may_be_leased(
@@ -174,11 +185,13 @@ class Balancer:
         its last report of its disks."""
         now = self._map.now
         for handle, shift in list(server.shifts.items()):
+            if shift.ended_at is not None and now < shift.ended_at + SPACE_AGE_SECONDS:
+                continue  # there may be many of these
             if self._is_shifting(server, handle, now):
-                shift.ended_at = None
+                server.set_shift_ended(handle, None)
             elif shift.ended_at is None:
-                shift.ended_at = now
-            elif now >= shift.ended_at + SPACE_AGE_SECONDS:
+                server.set_shift_ended(handle, now)
+            else:
                 server.end_shift(handle)
 
     def _is_shifting(self, server: Server, handle: int, now: float) -> bool:

@@ -20,20 +20,24 @@ be afterwards: the source stays at or above the mean and the target at or below 
 replica that was moved to a server for disk use is not moved away again, and balancing
 ends. For racks the fullest server is the source, and the emptiest in the better rack
 the target; that may be fuller than the source if its whole rack is: the loss of a rack
-is worse than a fuller disk.
+is worse than a fuller disk. But no move fills the fuller one of two beyond
+``FILLED_SHARE``: once its disks are full, every write to a replica there fails.
 
 If a replica can change racks, the mean is that of all servers; otherwise that of the
 rack: a rack with few servers is fuller than others, and that cannot be changed.
 
 The master does not know what a replica takes on its disk, only the chunk's length by
-the last report: a writer that died may have left more. So a chunk that was moved for
+the last report, and whether servers pack new replicas of that: a writer that died may
+have left more. So a chunk that was moved for
 disk use is not moved for it again before balancing has ended, however wrong the size was.
 
 The means are taken when no move is under way, and are used for one pass over all
-chunks: moves do not change them. Moves under way are included in the disk use as the
-least possible at the source and the most possible at the target, instead of the last
-reports of the disks: a report may or may not include replicas that are being moved or
-are not deleted yet, until a later report certainly does.
+chunks: moves do not change them. Nor would it do to wait until the reports of the disks
+certainly include a move, some seconds: a thousand a second would have to. So a server's
+use is what it was when the means were taken, and the moves since then. That leaves out
+what clients write meanwhile, and lengths that the master does not know; so it is held
+between bounds by the last reports: as if these included none, or all, of the moves that
+have ended, at the target the former as the most, at the source the latter as the least.
 """
 
 from __future__ import annotations
@@ -43,8 +47,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gfs.blocks import CHUNK_BYTES, stored_bytes
-from gfs.master.tables import Server
+from gfs.master.tables import Calm, Server
 
+#: So full, as a share of its disks, a move between racks may make a server that is fuller than
+#: the one that gives.
+FILLED_SHARE = 0.9
 #: A full chunk.
 REPLICA_BYTES_MAX = stored_bytes(CHUNK_BYTES)
 
@@ -63,11 +70,12 @@ class Mean(NamedTuple):
 
 
 class Means(NamedTuple):
-    """The means of all of these servers, and of those of each rack."""
+    """The means of all of these servers, and of those of each rack; and what each server, by
+    index, had then."""
 
     whole: Mean
     racks: dict[str, Mean]
-    servers: frozenset[int]
+    servers: dict[int, Calm]
 
 
 class Plan:
@@ -86,8 +94,13 @@ class Plan:
         #: Bytes used, at least and at most, when all moves under way have ended.
         self._least = {server.index: server.least_used_bytes for server in self._servers}
         self._most = {server.index: server.most_used_bytes for server in self._servers}
-        if means is None or means.servers != self._least.keys():
+        if means is None or means.servers.keys() != self._least.keys():
             means = means_of(self._servers)
+        else:
+            for server in self._servers:
+                calm = means.servers[server.index]
+                self._least[server.index] = server.least_used_since(calm)
+                self._most[server.index] = server.most_used_since(calm)
         self._mean, self._rack_means, _ = means
         least = [self._share(self._least, server) for server in self._servers]
         most = [self._share(self._most, server) for server in self._servers]
@@ -152,6 +165,9 @@ class Plan:
             (server for server in targets if racks[server.rack] == fewest),
             key=lambda server: (self._share(self._most, server), server.index),
         )
+        filled = max(self._share(self._least, victim), FILLED_SHARE)
+        if self._share(self._most, target, size) > filled:
+            return None
         move = Move(victim, target)
         return move if self._begins(move) else None
 
@@ -182,7 +198,7 @@ def means_of(servers: Sequence[Server]) -> Means:
     return Means(
         _mean(servers),
         {rack: _mean(each) for rack, each in racks.items()},
-        frozenset(server.index for server in servers),
+        {server.index: server.calm for server in servers},
     )
 
 

@@ -125,6 +125,7 @@ class ChunkserverSession:
             rpc,
             master.now,
         )
+        server.packed_bytes_max = message.packed_bytes_max
         self.server = server
         reply = RegisterReply(
             id=message.id,

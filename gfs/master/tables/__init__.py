@@ -29,6 +29,7 @@ from gfs.master.tables.servers import (
     SILENT,
     STOPPED,
     AddressBook,
+    Calm,
     Server,
     ServerTable,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "STALE",
     "STOPPED",
     "AddressBook",
+    "Calm",
     "Clone",
     "Danger",
     "GarbageTable",

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gfs.errors import DiskFailed, StaleVersion
 from gfs.io import lost_mount
@@ -64,6 +65,14 @@ class Shift:
     ended_at: float | None = None
 
 
+class Calm(NamedTuple):
+    """What a server's disks had in use when nothing moved, and what had moved until then."""
+
+    used_bytes: int
+    moved_in_bytes: int
+    moved_out_bytes: int
+
+
 @dataclass(eq=False, slots=True)
 class Server:
     index: int
@@ -81,13 +90,20 @@ class Server:
     registered: bool = False
     #: Handles reported since its registration began; None outside one.
     reported: NumberSet | None = None
+    #: What it packs: see :func:`gfs.blocks.packed_bytes`.
+    packed_bytes_max: int = 0
     used: float = 0.0
     total_bytes: int = 0
     #: By handle: replicas moved for balance that ``used`` may not cover yet.
     shifts: dict[int, Shift] = field(default_factory=dict)
-    #: The sums of those.
+    #: The sums of those, and of those of them that have ended.
     arriving_bytes: int = 0
     leaving_bytes: int = 0
+    arrived_bytes: int = 0
+    left_bytes: int = 0
+    #: The sums of all that ever began.
+    moved_in_bytes: int = 0
+    moved_out_bytes: int = 0
     recent: float = 0.0
     failed_at: float = float("-inf")
     scrub: Scrub = field(default_factory=Scrub)
@@ -120,10 +136,23 @@ class Server:
         self.shifts[handle] = Shift(count)
         self.arriving_bytes += max(0, count)
         self.leaving_bytes += max(0, -count)
+        self.moved_in_bytes += max(0, count)
+        self.moved_out_bytes += max(0, -count)
+
+    def set_shift_ended(self, handle: int, at: float | None) -> None:
+        """Note when the move ended, which the reports of its disks may not cover yet; None:
+        it is under way."""
+        shift = self.shifts[handle]
+        sign = (at is not None) - (shift.ended_at is not None)
+        self.arrived_bytes += sign * max(0, shift.bytes)
+        self.left_bytes += sign * max(0, -shift.bytes)
+        shift.ended_at = at
 
     def end_shift(self, handle: int) -> None:
-        shift = self.shifts.pop(handle, None)
-        if shift is not None:
+        """Note that the reports of its disks cover the move."""
+        if handle in self.shifts:
+            self.set_shift_ended(handle, None)
+            shift = self.shifts.pop(handle)
             self.arriving_bytes -= max(0, shift.bytes)
             self.leaving_bytes -= max(0, -shift.bytes)
 
@@ -139,6 +168,23 @@ class Server:
     @property
     def most_used_bytes(self) -> int:
         return self.used_bytes + self.arriving_bytes
+
+    def least_used_since(self, calm: Calm) -> int:
+        """:attr:`least_used_bytes`, with what was known in a calm moment: the reports may cover
+        any part of the moves that have ended since."""
+        known = calm.used_bytes - (self.moved_out_bytes - calm.moved_out_bytes)
+        least = self.least_used_bytes
+        return max(least, min(known, least + self.left_bytes))
+
+    def most_used_since(self, calm: Calm) -> int:
+        known = calm.used_bytes + self.moved_in_bytes - calm.moved_in_bytes
+        most = self.most_used_bytes
+        return min(most, max(known, most - self.arrived_bytes))
+
+    @property
+    def calm(self) -> Calm:
+        """To be taken while nothing moves."""
+        return Calm(self.used_bytes, self.moved_in_bytes, self.moved_out_bytes)
 
     @property
     def free_bytes(self) -> int:

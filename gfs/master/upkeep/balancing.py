@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import trio
+
 from gfs.master.master import Master
 from gfs.master.replicas import SLICE
 from gfs.master.upkeep.copies import Copies
@@ -15,8 +17,9 @@ RESCAN_REST_SECONDS = 0.05
 #: after one that moved none.
 REBALANCE_SECONDS = 1.0
 REBALANCE_IDLE_SECONDS = 15.0
-#: About how long an order to move small replicas takes.
-MOVE_SECONDS = 0.1
+#: So long a pass waits for an order to end before it tries again: slots also become free by
+#: servers that come.
+SLOT_SECONDS = 1.0
 
 
 class Balancing:
@@ -50,7 +53,8 @@ class Balancing:
                     has_moved = True
                     self._copies.start(order)
                 if todo:
-                    await master.clock.sleep(MOVE_SECONDS)  # for slots
+                    with trio.move_on_after(SLOT_SECONDS):
+                        await self._copies.order_ended.wait()
             await master.clock.sleep(RESCAN_REST_SECONDS)
         # Moves under way may have hidden that more should be moved.
         return has_moved or self._is_moving()

@@ -42,6 +42,8 @@ class Copies:
         self._nursery = nursery
         self._act = act
         self._revoking: set[int] = set()
+        #: Set, and replaced by another one, when an order ends.
+        self.order_ended = trio.Event()
 
     def start(self, order: list[Clone]) -> None:
         self._nursery.start_soon(self._copy, order)
@@ -80,6 +82,8 @@ class Copies:
         self._master.balancer.order_ended(order)
         self._master.planner.order_ended(order, failed)
         self._act()
+        self.order_ended.set()
+        self.order_ended = trio.Event()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:
         """Suspect the source of a copy that failed because of it, unless a client
