@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from streams import refused
 
 from gfs.io import File, FileSystem
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
@@ -32,13 +32,6 @@ def simulated(scenario: Callable[[Machine], Awaitable[None]], seed: int = 1) -> 
     return run_simulated(seed, main)
 
 
-@contextlib.contextmanager
-def refused(code: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        yield
-    assert caught.value.errno == code
-
-
 def machine() -> tuple[Machine, FileSystem]:
     found = Universe(3).machine("m")
     found.disk.mount("/disk", 1 << 20)
@@ -49,9 +42,6 @@ def content(file: File) -> bytes:
     data = bytearray(file.size())
     file.read_into(memoryview(data), 0)
     return bytes(data)
-
-
-# --- a sync that fails ------------------------------------------------------------------
 
 
 def written(files: FileSystem) -> File:
@@ -160,9 +150,6 @@ def test_a_directory_whose_sync_failed_has_lost_its_names() -> None:
     assert host.disk.paths() == ["/disk/kept", "/disk/newer"]
 
 
-# --- a disk that goes away ------------------------------------------------------------------
-
-
 def test_a_disk_that_is_pulled_and_plugged() -> None:
     host, files = machine()
     held, file = files.within("/disk"), written(files)
@@ -215,8 +202,6 @@ def test_a_disk_that_is_replaced_by_an_empty_one() -> None:
     assert files.device("/disk") != device
     assert held.list("/disk") == ["f"]
 
-
-# --- a disk that does not answer --------------------------------------------------------------
 
 CALLS: list[Callable[[FileSystem, File], object]] = [
     lambda files, file: file.read_into(memoryview(bytearray(1)), 0),
@@ -371,9 +356,6 @@ def test_a_seed_decides_what_hangs() -> None:
     first, second = simulated(hanging, 5), simulated(hanging, 5)
     assert first.trace.digest() == second.trace.digest()
     assert simulated(hanging, 6).trace.digest() != first.trace.digest()
-
-
-# --- the loop's thread ----------------------------------------------------------------------
 
 
 def test_a_call_that_the_loop_makes_is_an_error_that_says_where() -> None:
