@@ -511,26 +511,20 @@ async def test_a_new_master_is_obeyed_once_its_term_is_saved(disks: int) -> None
     assert (await start(machine.start_process())).identity.term == new
 
 
-async def test_a_file_deleted_while_it_is_open_is_missed(tmp_path: Path) -> None:
-    node, path = await holding((1, 1, b"data"), tmp_path)
-    request = wire.VerifyChunk(id=1, handle=1, version=1)
-    assert (await node.verify(request)).state == "good"
-    path.unlink()
-    assert (await node.verify(request)).state == "missing"
-    assert not node.store.inventory
-
-
 async def test_nothing_is_built_on_a_replica_known_as_unfit(tmp_path: Path) -> None:
     """Its file is gone, and still open: what it acknowledged would be lost."""
     node, path = await holding((1, 1, b"data"), tmp_path)
     grant = wire.GrantLease(id=1, handle=1, version=1, new_version=2, lease_ms=1000)
+    verify = wire.VerifyChunk(id=1, handle=1, version=1)
     write = wire.WriteChunk(
         id=1, version=1, handle=1, offset=0, mode="mutate", chain=[], primary=False
     )
     async with node.store.open_chunks.using(1):
         assert (await node.writable(write)).file.version == 1
+        assert (await node.verify(verify)).state == "good"
         path.unlink()
-        assert (await node.verify(wire.VerifyChunk(id=1, handle=1, version=1))).state == "missing"
+        assert (await node.verify(verify)).state == "missing"
+        assert not node.store.inventory
         with pytest.raises(NotFound):
             await node.grant(grant)
         with pytest.raises(NotFound):

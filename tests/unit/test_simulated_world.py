@@ -9,6 +9,7 @@ import inspect
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -24,22 +25,17 @@ from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def simulated(scenario: Callable[[Universe], Awaitable[None]], seed: int = 1) -> Universe:
-    async def main() -> Universe:
-        universe = Universe(seed)
-        with trio.fail_after(10_000):
-            await scenario(universe)
-        return universe
-
-    return run_simulated(seed, main)
-
-
 def with_universe(scenario: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Makes a test of ``async scenario(universe, …)``."""
+    """Makes a test of ``async scenario(universe, …)``; its ``seed`` decides, if it has one."""
 
     @functools.wraps(scenario)
-    def test(**given: object) -> None:
-        simulated(functools.partial(scenario, **given))
+    def test(**given: Any) -> None:
+        async def main() -> None:
+            with trio.fail_after(10_000):
+                await scenario(Universe(seed), **given)
+
+        seed = given.get("seed", 1)
+        run_simulated(seed, main)
 
     parameters = [*inspect.signature(scenario).parameters.values()][1:]
     test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -239,22 +235,20 @@ async def test_a_slow_link_takes_its_time(universe: Universe) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_killed_process_breaks_its_connections(seed: int) -> None:
-    async def scenario(universe: Universe) -> None:
-        left, near, right, far = await pair(universe)
-        await far.send_all(b"in flight")
-        right.kill()
-        with pytest.raises(Crashed):
-            await far.send_all(b"x")
-        with pytest.raises(Crashed):
-            await right.world.network.listen("b:2")
-        with contextlib.suppress(ConnectionResetError):
-            assert await receive(near, 100) == b"in flight"
-        with pytest.raises(ConnectionRefusedError):
-            await left.world.network.connect("b:1")
-        await universe.machine("b").start_process().world.network.listen("b:1")
-
-    simulated(scenario, seed)
+@with_universe
+async def test_a_killed_process_breaks_its_connections(universe: Universe, seed: int) -> None:
+    left, near, right, far = await pair(universe)
+    await far.send_all(b"in flight")
+    right.kill()
+    with pytest.raises(Crashed):
+        await far.send_all(b"x")
+    with pytest.raises(Crashed):
+        await right.world.network.listen("b:2")
+    with contextlib.suppress(ConnectionResetError):
+        assert await receive(near, 100) == b"in flight"
+    with pytest.raises(ConnectionRefusedError):
+        await left.world.network.connect("b:1")
+    await universe.machine("b").start_process().world.network.listen("b:1")
 
 
 @with_universe
@@ -288,7 +282,6 @@ def real_and_simulated(tmp_path: object) -> list[tuple[str, World]]:
 
 
 def test_the_simulated_disk_answers_as_the_real_one(tmp_path: object) -> None:
-    """The same calls on both; the same results and error numbers."""
     results = []
     for root, world in real_and_simulated(tmp_path):
         files = world.files
@@ -589,10 +582,7 @@ def test_a_sector_is_unreadable_until_it_is_written() -> None:
     file = host.start_process().world.files.open("/f", "create")
     file.write(bytes(2048), 0)
 
-    async def spoil() -> None:
-        host.disk.spoil("/f", 700)
-
-    run_simulated(0, spoil)
+    host.disk.spoil("/f", 700)
     buffer = memoryview(bytearray(100))
     assert file.read_into(buffer, 400) == 100
     for offset in (450, 600, 1000):
@@ -611,14 +601,11 @@ def test_harming_a_disk() -> None:
     file.write(b"\x00\x00", 0)
     trace = host.universe.trace
 
-    async def harm() -> None:
-        host.disk.flip_bit("/f", 9)
-        assert host.disk.read("/f") == b"\x00\x02"
-        host.disk.truncate("/f", 1)
-        host.disk.delete("/f")
-        host.disk.wipe()
-
-    run_simulated(0, harm)
+    host.disk.flip_bit("/f", 9)
+    assert host.disk.read("/f") == b"\x00\x02"
+    host.disk.truncate("/f", 1)
+    host.disk.delete("/f")
+    host.disk.wipe()
     assert trace.events == 5
     assert "flip bit 9 of /f" in trace.tail()
     assert file.size() == 1
@@ -704,14 +691,11 @@ def test_a_process_dies_in_the_middle_of_its_disk_calls() -> None:
     host = machine()
     process = host.start_process()
 
-    async def scenario() -> None:
-        file = process.world.files.open("/f", "create")
-        process.life.light(2, process.kill)
-        file.write(b"one", 0)
-        with pytest.raises(Crashed):
-            file.write(b"two", 3)
-
-    run_simulated(0, scenario)
+    file = process.world.files.open("/f", "create")
+    process.life.light(2, process.kill)
+    file.write(b"one", 0)
+    with pytest.raises(Crashed):
+        file.write(b"two", 3)
     assert not process.alive
     assert host.disk.read("/f") == b"one"
 
