@@ -27,7 +27,6 @@ def stored(paths: Iterable[str], folders: Iterable[str] = ()) -> Iterator[Store]
             for path in paths:
                 wanted = Publish(0, "", 0, f"/root/{path}", 0, 1, True, True, [])
                 operation, _ = plan_publish(txn, wanted, [], 1, 1)
-                assert operation is not None
                 apply(txn, operation)
 
         try:

@@ -73,18 +73,13 @@ def test_records_of_another_place_are_found(tmp_path: Path) -> None:
     made(path, 3).close()
     whole = path.read_bytes()
     first = 32 + 13 + 40
-    rounds = [made_of(whole, number) for number in range(3)]
+    length = (len(whole) - 32) // 3  # all have the same
+    rounds = [whole[at : at + length] for at in range(32, len(whole), length)]
     assert b"".join([whole[:32], *rounds]) == whole
     assert len(rounds[1]) == len(rounds[2]) > first - 32
     path.write_bytes(whole[:32] + rounds[0] + rounds[2] + rounds[1])
     with pytest.raises(InvalidArgument, match=f"is damaged at byte {32 + len(rounds[0])}"):
         read(path)
-
-
-def made_of(whole: bytes, number: int) -> bytes:
-    """The bytes of one round; all have the same number."""
-    length = (len(whole) - 32) // 3
-    return whole[32 + number * length : 32 + (number + 1) * length]
 
 
 def test_two_at_once(tmp_path: Path) -> None:

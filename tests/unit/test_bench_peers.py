@@ -65,7 +65,9 @@ def test_copies_of_moosefs_that_are_good() -> None:
         (b"GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
     ],
 )
-def test_an_answer_counts_when_it_is_whole(request_: bytes, answer: bytes) -> None:
+def test_an_answer_counts_when_it_is_whole_and_a_refusal_does_not(
+    request_: bytes, answer: bytes
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connection = rest.Connection(listener.getsockname())
         server, _ = listener.accept()
@@ -75,13 +77,7 @@ def test_an_answer_counts_when_it_is_whole(request_: bytes, answer: bytes) -> No
             assert not connection.is_answered()
             server.sendall(answer[-1:])
             assert connection.is_answered()
-
-
-def test_a_refusal_is_no_operation() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connection = rest.Connection(listener.getsockname())
-        server, _ = listener.accept()
-        with connection.socket, server:
+            connection.send(request_ + b" /x HTTP/1.1\r\n\r\n")
             server.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
             with pytest.raises(RuntimeError, match="503"):
                 connection.is_answered()

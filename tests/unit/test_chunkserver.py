@@ -9,7 +9,9 @@ import os
 import random
 import shutil
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -63,13 +65,32 @@ from gfs.io import File, real_world
 from gfs.protocol import messages as wire
 from gfs.testing import Process, Universe
 
+running: list[Node] = []
+
+
+@pytest.fixture
+async def tmp_path(tmp_path: Path) -> AsyncIterator[Path]:
+    """Whoever opens disks in it need not close them."""
+    yield tmp_path
+    while running:
+        await running.pop().close()
+
 
 async def node_in(*directories: Path, **settings: object) -> Node:
     values = {"reserve_bytes": 0, **settings}
-    node = Node(
-        real_world(), ChunkserverSettings(**values), [str(d) for d in directories], bytes(32)
-    )
+    return await start_node([str(d) for d in directories], ChunkserverSettings(**values))
+
+
+async def start_node(directories: list[str], settings: ChunkserverSettings) -> Node:
+    node = Node(real_world(), settings, directories, bytes(32))
     await node.open()
+    running.append(node)
+    return node
+
+
+async def close(node: Node) -> Node:
+    running.remove(node)
+    await node.close()
     return node
 
 
@@ -85,15 +106,22 @@ def make_chunk(node: Node, handle: int, version: int, data: bytes, disk: int = 0
 
 async def reopened(node: Node) -> Node:
     """As after a restart."""
-    await node.close()
-    return await node_in(*(Path(disk.path) for disk in node.store.disks.used.values()))
+    await close(node)
+    return await start_node([disk.path for disk in node.store.disks.used.values()], node.settings)
+
+
+async def holding(replica: tuple[int, int, bytes], *directories: Path) -> tuple[Node, Path]:
+    """One that has found this replica at its start, and its file."""
+    node = await node_in(*directories)
+    path = make_chunk(node, *replica)
+    return await reopened(node), path
 
 
 async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> None:
     first = await node_in(tmp_path / "a", tmp_path / "b")
     first.server.record.cluster, first.server.record.sequence = "c", 7
     await first.disk_opening.save()
-    await first.close()
+    await close(first)
     again = await node_in(tmp_path / "b", tmp_path / "new")
     record = again.server.record
     assert again.id == first.id
@@ -103,7 +131,6 @@ async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> N
     assert {disk.path for disk in again.store.disks.used.values()} == {
         str(tmp_path / name) for name in ("a", "b", "new")
     }
-    await again.close()
 
 
 @pytest.mark.parametrize("what", ["failed", "removed"])
@@ -124,11 +151,10 @@ async def test_the_state_of_a_disk_is_known_though_its_own_record_is_older(
         with trio.fail_after(HANG_SECONDS):
             await disk.closed.wait()
         nursery.cancel_scope.cancel()
-    await node.close()
+    await close(node)
     node = await node_in(*directories)
     doubts = {Path(each.path).name: each.is_suspect for each in node.store.disks.used.values()}
     assert doubts == ({"a": True, "b": False} if what == "failed" else {"b": False})
-    await node.close()
 
 
 def test_a_record_of_an_older_release_is_older() -> None:
@@ -146,8 +172,8 @@ async def test_a_mount_that_goes_while_its_disk_is_opened_is_missed(
 ) -> None:
     """Nothing is made, locked or read in what is at its path then."""
     first, other = tmp_path / "a", tmp_path / "other"
-    await (await node_in(first, tmp_path / "b")).close()
-    await (await node_in(other)).close()
+    await close(await node_in(first, tmp_path / "b"))
+    await close(await node_in(other))
     if leaves == "a bare directory":
         shutil.rmtree(other)
         other.mkdir()
@@ -169,16 +195,15 @@ async def test_a_mount_that_goes_while_its_disk_is_opened_is_missed(
     states = {Path(each.path).name: each.state for each in node.store.disks.reports()}
     assert states == {"a": "missing", "b": "ok"}
     assert sorted(first.rglob("*")) == [first / path.relative_to(other) for path in before]
-    await node.close()
 
 
 async def test_disks_of_two_servers_are_not_mixed(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        await (await node_in(tmp_path / name)).close()
+        await close(await node_in(tmp_path / name))
     with pytest.raises(StartupError, match=r"different chunkservers: .*/a to .*/b to "):
         await node_in(tmp_path / "a", tmp_path / "b")
     # And nothing stays locked after the refusal.
-    await (await node_in(tmp_path / "a")).close()
+    await close(await node_in(tmp_path / "a"))
 
 
 #: What is found at /1, /2 and /3, as server and disk; and which server that is.
@@ -218,13 +243,13 @@ async def test_a_disk_of_others_does_not_end_the_start(tmp_path: Path, whose: st
     directories = [tmp_path / name for name in "abc"]
     taken = directories[2]
     node = await node_in(*directories)
-    await node.close()
+    await close(node)
     holder: Node | None = None
     lock: File | None = None
     if whose == "another server's":
         shutil.rmtree(taken)
         holder = await node_in(taken)
-        await holder.close()
+        await close(holder)
     else:
         lock = node.world.files.lock(str(taken / "lock"))
     for named in (directories, directories[:2]):
@@ -235,7 +260,7 @@ async def test_a_disk_of_others_does_not_end_the_start(tmp_path: Path, whose: st
         }  # fmt: skip
         assert f"chunkserver {holder.id}" if holder else "another" in reports["c"].reason
         assert reports["c"].id
-        await node.close()
+        await close(node)
     if lock is not None:
         lock.close()
 
@@ -295,7 +320,6 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
         with trio.fail_after(HANG_SECONDS):
             await disk.closed.wait()  # somebody tended it
         nursery.cancel_scope.cancel()
-    await node.close()
 
 
 async def test_a_relative_directory_of_an_older_release_is_the_same_disk(
@@ -303,26 +327,24 @@ async def test_a_relative_directory_of_an_older_release_is_the_same_disk(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     node = await node_in(Path("a"))
-    await node.close()
+    await close(node)
     again = await node_in(tmp_path / "a")
     assert [(each.path, each.id) for each in again.store.disks.reports()] == [
         (str(tmp_path / "a"), node.store.disks.used[0].id)
     ]
     assert [each.path for each in again.server.record.disks] == [str(tmp_path / "a")]
-    await again.close()
 
 
 async def test_a_disk_in_use_is_refused(tmp_path: Path) -> None:
-    holder = await node_in(tmp_path)
+    await node_in(tmp_path)
     with pytest.raises(StartupError, match="another chunkserver"):
         await node_in(tmp_path)
-    await holder.close()
 
 
 async def opened(directory: Path) -> ServerRecord:
     """What a server knows of itself that starts there, before it knows better."""
     node = await node_in(directory)
-    await node.close()
+    await close(node)
     return node.server.record
 
 
@@ -381,9 +403,7 @@ async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
     (half.parent / f"{6:016x}.chunk.clone").write_bytes(b"left over")
     (half.parent / f"{6:016x}.chunk.clone.12").write_bytes(b"left over")
     (half.parent / "README").write_bytes(b"not ours")
-    await node.close()
-
-    node = await node_in(tmp_path / "a", tmp_path / "b")
+    node = await reopened(node)
     store = node.store
     assert {h: (r.version, r.length, r.disk) for h, r in store.inventory.items()} == {
         1: (1, 3, 0),
@@ -395,14 +415,10 @@ async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
     assert sorted(p.name for p in half.parent.iterdir() if p.suffix != ".chunk") == ["README"]
     assert len(store.inventory.pack([1, 2, 3, 4, 99])) == 3 * 16
     assert store.inventory.bytes == 3 + 3 + 5
-    await node.close()
 
 
 async def test_an_order_names_the_version_it_deletes(tmp_path: Path) -> None:
-    node = await node_in(tmp_path)
-    path = make_chunk(node, 1, 2, b"data")
-    await node.close()
-    node = await node_in(tmp_path)
+    node, path = await holding((1, 2, b"data"), tmp_path)
     with pytest.raises(StaleVersion):
         await node.store.delete(1, 1)
     assert path.exists()
@@ -413,15 +429,11 @@ async def test_an_order_names_the_version_it_deletes(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         async with node.store.open_chunks.using(1):
             pass
-    await node.close()
 
 
 async def test_orders_of_a_younger_memory_are_refused(tmp_path: Path) -> None:
     """A master restored from an old copy must not delete what it forgot."""
-    node = await node_in(tmp_path)
-    path = make_chunk(node, 1, 1, b"data")
-    await node.close()
-    node = await node_in(tmp_path)
+    node, path = await holding((1, 1, b"data"), tmp_path)
     node.server.record.sequence = 100
     link = MasterLink(node, MasterLinks(node, Appends(node), Scrubber(node)), "master:9400")
     delete = [wire.ReplicaName(handle=1, version=1)]
@@ -430,7 +442,6 @@ async def test_orders_of_a_younger_memory_are_refused(tmp_path: Path) -> None:
     assert path.exists()
     await link.delete(wire.DeleteReplicas(id=1, sequence=100, replicas=delete))
     assert not path.exists()
-    await node.close()
 
 
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
@@ -441,7 +452,7 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
     directories = [tmp_path / "a", tmp_path / "b"]
     node = await node_in(*directories, durability=durability)
     paths = {number: make_chunk(node, number, 2, b"data", number % 2) for number in range(200)}
-    await node.close()
+    await close(node)
     paths[3].write_bytes(b"damaged")
     node = await node_in(*directories, durability=durability)
     refused = paths[5]
@@ -449,17 +460,14 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
     refused.mkdir()
     names = [wire.ReplicaName(number, 2) for number in range(200)]
     names[3].version, names[7].version = 0, 1
-    try:
-        with trio.fail_after(HANG_SECONDS):
-            async with node.store.open_chunks.using(9):
-                await delete_all(node, [*names, wire.ReplicaName(1000, 1)])
-        assert [number for number, path in paths.items() if path.exists()] == [5, 7]
-        assert set(node.store.inventory) == {5, 7}
-        assert set(node.store.inventory.bad) == {5}
-        assert not node.store.open_chunks.busy
-        assert sum(disk.chunks for disk in node.store.disks.used.values()) == 2
-    finally:
-        await node.close()
+    with trio.fail_after(HANG_SECONDS):
+        async with node.store.open_chunks.using(9):
+            await delete_all(node, [*names, wire.ReplicaName(1000, 1)])
+    assert [number for number, path in paths.items() if path.exists()] == [5, 7]
+    assert set(node.store.inventory) == {5, 7}
+    assert set(node.store.inventory.bad) == {5}
+    assert not node.store.open_chunks.busy
+    assert sum(disk.chunks for disk in node.store.disks.used.values()) == 2
 
 
 @pytest.mark.parametrize("disks", [1, 2])
@@ -503,47 +511,31 @@ async def test_a_new_master_is_obeyed_once_its_term_is_saved(disks: int) -> None
     assert (await start(machine.start_process())).identity.term == new
 
 
-async def test_a_file_deleted_while_it_is_open_is_missed(tmp_path: Path) -> None:
-    node = await node_in(tmp_path)
-    path = make_chunk(node, 1, 1, b"data")
-    await node.close()
-    node = await node_in(tmp_path)
-    request = wire.VerifyChunk(id=1, handle=1, version=1)
-    assert (await node.verify(request)).state == "good"
-    path.unlink()
-    assert (await node.verify(request)).state == "missing"
-    assert not node.store.inventory
-    await node.close()
-
-
 async def test_nothing_is_built_on_a_replica_known_as_unfit(tmp_path: Path) -> None:
     """Its file is gone, and still open: what it acknowledged would be lost."""
-    node = await node_in(tmp_path)
-    path = make_chunk(node, 1, 1, b"data")
-    await node.close()
-    node = await node_in(tmp_path)
+    node, path = await holding((1, 1, b"data"), tmp_path)
     grant = wire.GrantLease(id=1, handle=1, version=1, new_version=2, lease_ms=1000)
+    verify = wire.VerifyChunk(id=1, handle=1, version=1)
     write = wire.WriteChunk(
         id=1, version=1, handle=1, offset=0, mode="mutate", chain=[], primary=False
     )
     async with node.store.open_chunks.using(1):
         assert (await node.writable(write)).file.version == 1
+        assert (await node.verify(verify)).state == "good"
         path.unlink()
-        assert (await node.verify(wire.VerifyChunk(id=1, handle=1, version=1))).state == "missing"
+        assert (await node.verify(verify)).state == "missing"
+        assert not node.store.inventory
         with pytest.raises(NotFound):
             await node.grant(grant)
         with pytest.raises(NotFound):
             await node.writable(write)
         with pytest.raises(LeaseLost):
             node.leases.check(1)
-    await node.close()
 
 
 async def test_an_unfit_replica_is_reported_by_the_version_it_has_by_now(tmp_path: Path) -> None:
     """It was reported, and ordered deleted, by the one at which it was found unfit."""
-    node = await node_in(tmp_path)
-    path = make_chunk(node, 5, 1, b"data")
-    node = await reopened(node)
+    node, path = await holding((5, 1, b"data"), tmp_path)
     node.store.inventory.mark_bad(5)
     async with node.store.open_chunks.using(5) as chunk:  # as an upload does that starts over
         chunk.file.set_version(2)
@@ -553,7 +545,6 @@ async def test_an_unfit_replica_is_reported_by_the_version_it_has_by_now(tmp_pat
     await node.store.delete(bad.handle, bad.version)
     assert not path.exists()
     assert not node.store.inventory.bad
-    await node.close()
 
 
 async def test_a_full_disk_takes_no_new_chunk(tmp_path: Path) -> None:
@@ -561,7 +552,6 @@ async def test_a_full_disk_takes_no_new_chunk(tmp_path: Path) -> None:
     with pytest.raises(DiskFull):
         await node.store.create(1, 1)
     assert [report.state for report in node.store.disks.reports()] == ["full"]
-    await node.close()
 
 
 async def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,28 +559,23 @@ async def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     node = await node_in(tmp_path)
     for handle in range(1, 20):
         make_chunk(node, handle, 1, b"%d" % handle)
-    await node.close()
-    node = await node_in(tmp_path)
+    node = await reopened(node)
     async with node.store.open_chunks.using(1) as pinned:
         for handle in random.Random(1).choices(range(2, 20), k=50):
             async with node.store.open_chunks.using(handle) as chunk:
                 assert chunk.file.read_verified(0, chunk.file.length) == b"%d" % handle
         assert pinned.file.read_verified(0, 1) == b"1"
         assert len(node.store.open_chunks._open) <= 5
-    await node.close()
 
 
 async def test_a_replica_that_is_read_to_be_copied_is_not_kept_open(tmp_path: Path) -> None:
-    node = await node_in(tmp_path)
-    make_chunk(node, 1, 1, b"bytes")
-    node = await reopened(node)
+    node, _ = await holding((1, 1, b"bytes"), tmp_path)
     request = wire.ReadReplicas(0, [wire.ReplicaName(1, 1), wire.ReplicaName(2, 1)])
     async with node.store.open_chunks.using(1) as chunk:
         reply, body = await serve_replicas(node, request)
         assert {(each.handle, each.state) for each in reply.states} == {(1, "good"), (2, "missing")}
         assert body == b"bytes"
         assert chunk.users == 1
-    await node.close()
 
 
 async def test_packed_replicas_take_no_places_from_open_files(
@@ -613,7 +598,6 @@ async def test_packed_replicas_take_no_places_from_open_files(
             assert chunks.opened(handle) is chunk
         assert chunks.opened(handle) is None
     assert chunks.opened(1) is not None
-    await node.close()
 
 
 async def test_a_packed_replica_that_a_disk_refused_to_delete_hides_no_new_file(
@@ -630,7 +614,6 @@ async def test_a_packed_replica_that_a_disk_refused_to_delete_hides_no_new_file(
     assert await store.write_new(disk, new[:1]) == {}
     assert await store.install_new(disk, new[1:]) == {}
     assert not len(disk.packs)
-    await node.close()
 
 
 async def test_a_connection_is_idle_until_it_asks_and_forgotten_at_its_end(tmp_path: Path) -> None:
@@ -645,7 +628,6 @@ async def test_a_connection_is_idle_until_it_asks_and_forgotten_at_its_end(tmp_p
     assert node.connections.idle == {}
     SmallRequests(node, connection, Dispatcher(node).small_writer)
     assert list(node.connections.idle) == [connection], "it has not asked for anything yet"
-    await node.close()
 
 
 async def test_a_disk_of_many_replicas_is_adopted_in_steps(
@@ -658,7 +640,7 @@ async def test_a_disk_of_many_replicas_is_adopted_in_steps(
     store = node.store
     assert await store.write_new(store.disks.pick(), made) == {}
     id = store.disks.pick().id
-    await node.close()
+    await close(node)
 
     def adopted(fails_after: int) -> list[int]:
         store = ChunkStore(real_world(), ChunkserverSettings(reserve_bytes=0))
@@ -704,19 +686,11 @@ def test_a_lease_ends_by_this_server_s_own_clock() -> None:
         leases.check(1)
 
 
-class VirtualClock:
-    def monotonic(self) -> float:
-        return trio.current_time()
-
-    def time_ns(self) -> int:
-        return 0
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+CLOCK: Any = SimpleNamespace(monotonic=trio.current_time, sleep=trio.sleep)
 
 
 async def test_background_work_waits_only_for_clients(autojump_clock: object) -> None:
-    throttle = Throttle(VirtualClock(), 1000)
+    throttle = Throttle(CLOCK, 1000)
     start = trio.current_time()
     for _ in range(100):
         await throttle.take(10_000)
@@ -733,7 +707,7 @@ async def test_background_work_waits_only_for_clients(autojump_clock: object) ->
 
 
 async def test_another_limit_counts_for_what_waits_already(autojump_clock: object) -> None:
-    throttle = Throttle(VirtualClock(), 1)
+    throttle = Throttle(CLOCK, 1)
     throttle.client_starts()
     await throttle.take(1_000_000)
     async with trio.open_nursery() as nursery:
@@ -745,9 +719,7 @@ async def test_another_limit_counts_for_what_waits_already(autojump_clock: objec
 
 
 async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> None:
-    node = await node_in(tmp_path)
-    make_chunk(node, 5, 1, b"old")
-    node = await reopened(node)
+    node, _ = await holding((5, 1, b"old"), tmp_path)
     (disk,) = node.store.disks.used.values()
     temporary = disk.chunk_path(5) + ".clone"
     new = ChunkFile.create(node.world.files, temporary, 5, 2, disk.journal, copied=True)
@@ -777,7 +749,6 @@ async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> N
         await read()
     assert found == [b"old", b"newer"]
     new.close()
-    await node.close()
 
 
 async def test_no_copy_takes_the_place_of_a_newer_replica(
@@ -789,9 +760,7 @@ async def test_no_copy_takes_the_place_of_a_newer_replica(
         events = [vars(record) for record in caplog.records if hasattr(record, "gfs_event")]
         return [one["gfs_fields"] for one in events if one["gfs_event"] == "corruption_repaired"]
 
-    node = await node_in(tmp_path)
-    make_chunk(node, 5, 3, b"newer")
-    node = await reopened(node)
+    node, _ = await holding((5, 3, b"newer"), tmp_path)
     (disk,) = node.store.disks.used.values()
 
     async def put_older() -> None:
@@ -818,7 +787,6 @@ async def test_no_copy_takes_the_place_of_a_newer_replica(
     node.store.inventory.mark_bad(5)
     await node.store.delete(5, 2)
     assert repairs()[1:] == [{"chunk": "5", "version": 2, "how": "deleted"}]
-    await node.close()
 
 
 @pytest.mark.parametrize("how", ["kernel", "here"])
@@ -832,84 +800,63 @@ async def test_a_copy_is_a_replica_of_its_own(
     if how == "here":
         monkeypatch.setattr(os, "copy_file_range", refuse)
     data = random.Random(length).randbytes(length)
-    await make_chunk_in(tmp_path, 7, 3, data)
-    node = await node_in(tmp_path)
-    try:
-        await copy(node, wire.CopyChunk(0, 7, 3, 8, 2, 1000))
-        node.leases.check(8)
-        for handle, version in ((7, 3), (8, 2)):
-            reply = await node.verify(wire.VerifyChunk(id=0, handle=handle, version=version))
-            assert (reply.state, reply.version, reply.length) == ("good", version, length)
-        async with node.store.open_chunks.using(8) as chunk:
-            chunk.file.write(0, b"new", packet_sums(0, b"new"))
-            chunk.file.commit()
-        async with node.store.open_chunks.using(7) as chunk:
-            assert not length or chunk.file.read_verified(0, length) == data
-    finally:
-        await node.close()
-    node = await node_in(tmp_path)  # and is still there after a restart
-    try:
-        async with node.store.open_chunks.using(8) as chunk:
-            whole = chunk.file.read_verified(0, chunk.file.length)
-            assert whole == b"new" + data[3:]
-    finally:
-        await node.close()
+    node, _ = await holding((7, 3, data), tmp_path)
+    await copy(node, wire.CopyChunk(0, 7, 3, 8, 2, 1000))
+    node.leases.check(8)
+    for handle, version in ((7, 3), (8, 2)):
+        reply = await node.verify(wire.VerifyChunk(id=0, handle=handle, version=version))
+        assert (reply.state, reply.version, reply.length) == ("good", version, length)
+    async with node.store.open_chunks.using(8) as chunk:
+        chunk.file.write(0, b"new", packet_sums(0, b"new"))
+        chunk.file.commit()
+    async with node.store.open_chunks.using(7) as chunk:
+        assert not length or chunk.file.read_verified(0, length) == data
+    node = await reopened(node)  # and is still there after a restart
+    async with node.store.open_chunks.using(8) as chunk:
+        whole = chunk.file.read_verified(0, chunk.file.length)
+        assert whole == b"new" + data[3:]
 
 
 async def test_a_damaged_replica_is_not_copied(tmp_path: Path) -> None:
-    path = await make_chunk_in(tmp_path, 7, 3, bytes(200_000))
+    node, path = await holding((7, 3, bytes(200_000)), tmp_path)
+    await close(node)
     content = bytearray(path.read_bytes())
     content[16_384 + 150_000] ^= 1
     path.write_bytes(content)
     node = await node_in(tmp_path)
-    try:
-        with pytest.raises(StaleVersion):
-            await copy(node, wire.CopyChunk(0, 7, 2, 8, 2, 0))
-        with pytest.raises(CorruptReplica):
-            await copy(node, wire.CopyChunk(0, 7, 3, 8, 2, 1000))
-        assert [bad.kind for bad in node.store.inventory.bad.values()] == ["corrupt"]
-        assert 8 not in node.store.inventory
-        (disk,) = node.store.disks.used.values()
-        assert not disk.files.list(disk.folder(8))
-        with pytest.raises(LeaseLost):
-            node.leases.check(8)
-        with pytest.raises(NotFound):
-            await copy(node, wire.CopyChunk(0, 9, 3, 8, 2, 0))
-    finally:
-        await node.close()
+    with pytest.raises(StaleVersion):
+        await copy(node, wire.CopyChunk(0, 7, 2, 8, 2, 0))
+    with pytest.raises(CorruptReplica):
+        await copy(node, wire.CopyChunk(0, 7, 3, 8, 2, 1000))
+    assert [bad.kind for bad in node.store.inventory.bad.values()] == ["corrupt"]
+    assert 8 not in node.store.inventory
+    (disk,) = node.store.disks.used.values()
+    assert not disk.files.list(disk.folder(8))
+    with pytest.raises(LeaseLost):
+        node.leases.check(8)
+    with pytest.raises(NotFound):
+        await copy(node, wire.CopyChunk(0, 9, 3, 8, 2, 0))
 
 
 async def test_a_write_under_way_may_end_before_its_lease_does(tmp_path: Path) -> None:
-    await make_chunk_in(tmp_path, 7, 3, bytes(100))
-    node = await node_in(tmp_path)
+    node, _ = await holding((7, 3, bytes(100)), tmp_path)
     ended: list[str] = []
-    try:
-        async with node.store.open_chunks.using(7) as chunk, trio.open_nursery() as nursery:
-            node.leases.grant(7, 60_000)
-            await chunk.mutex.acquire()  # as a write exchange does
+    async with node.store.open_chunks.using(7) as chunk, trio.open_nursery() as nursery:
+        node.leases.grant(7, 60_000)
+        await chunk.mutex.acquire()  # as a write exchange does
 
-            async def revoke() -> None:
-                await node.revoke(7, 30.0)
-                ended.append("revoked")
+        async def revoke() -> None:
+            await node.revoke(7, 30.0)
+            ended.append("revoked")
 
-            nursery.start_soon(revoke)
-            await trio.testing.wait_all_tasks_blocked()
-            node.leases.check(7)  # it may acknowledge
-            ended.append("written")
-            chunk.mutex.release()
-        assert ended == ["written", "revoked"]
-        with pytest.raises(LeaseLost):
-            node.leases.check(7)
-    finally:
-        await node.close()
-
-
-async def make_chunk_in(directory: Path, handle: int, version: int, data: bytes) -> Path:
-    node = await node_in(directory)
-    try:
-        return make_chunk(node, handle, version, data)
-    finally:
-        await node.close()
+        nursery.start_soon(revoke)
+        await trio.testing.wait_all_tasks_blocked()
+        node.leases.check(7)  # it may acknowledge
+        ended.append("written")
+        chunk.mutex.release()
+    assert ended == ["written", "revoked"]
+    with pytest.raises(LeaseLost):
+        node.leases.check(7)
 
 
 async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None:
@@ -947,7 +894,6 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
     assert done[0] == "saved"
     assert done[-1] == "buried"
     assert not node.store.inventory
-    await node.close()
 
 
 async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: Path) -> None:
@@ -976,7 +922,6 @@ async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: P
                 while disk.journal.holds(5):
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
-    await node.close()
 
 
 async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
@@ -1017,15 +962,12 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
         file.write(0, b"whole", packet_sums(0, b"whole"))
         await node.store.remove_leftovers()
     assert node.store.inventory[1].length == 5
-    await node.close()
 
 
 async def test_a_replica_that_a_disk_keeps_is_deleted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = await node_in(tmp_path)
-    path = make_chunk(node, 5, 1, b"data")
-    node = await reopened(node)
+    node, path = await holding((5, 1, b"data"), tmp_path)
     store, (disk,) = node.store, node.store.disks.used.values()
     with monkeypatch.context() as patch:
         patch.setattr(disk.files, "unlink", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
@@ -1037,7 +979,6 @@ async def test_a_replica_that_a_disk_keeps_is_deleted_later(
     assert not path.exists()
     assert 5 not in store.inventory
     assert not store.inventory.bad
-    await node.close()
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -1045,16 +986,13 @@ async def test_a_replica_that_looks_wrong_is_looked_at_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
 ) -> None:
     """It may have been written or replaced while the others were looked at."""
-    node = await node_in(tmp_path)
-    make_chunk(node, 5, 1, b"data")
-    node = await reopened(node)
+    node, _ = await holding((5, 1, b"data"), tmp_path)
     looks = [[(5, is_there)], []]
     monkeypatch.setattr(node.store.inventory, "looks_wrong", lambda disk, handles: looks.pop(0))
     await look_at(node, [5])
     assert looks == []
     assert 5 in node.store.inventory
     assert not node.store.inventory.bad
-    await node.close()
 
 
 def open_files(directory: Path) -> list[str]:
@@ -1068,9 +1006,7 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
 ) -> None:
     """A reader that was slow, or a copy that waited for its source, left its file open until
     the server ended."""
-    node = await node_in(tmp_path / "a", tmp_path / "b")
-    make_chunk(node, 5, 1, b"data")
-    node = await reopened(node)
+    node, _ = await holding((5, 1, b"data"), tmp_path / "a", tmp_path / "b")
     disk = node.store.disks.used[0]
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
@@ -1082,7 +1018,6 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
             while open_files(tmp_path / "a"):
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    await node.close()
 
 
 async def test_the_write_intent_record_of_a_replica_that_is_gone_goes(tmp_path: Path) -> None:
@@ -1093,13 +1028,10 @@ async def test_the_write_intent_record_of_a_replica_that_is_gone_goes(tmp_path: 
         disk.intents.put(handle, 1, 4)
     await node.store.durability.clear_intents(disk, 0.0)
     assert [intent.handle for intent in disk.intents.all()] == [6]
-    await node.close()
 
 
 async def test_a_small_replica_that_is_there_already_is_copied_by_itself(tmp_path: Path) -> None:
-    node = await node_in(tmp_path)
-    make_chunk(node, 5, 1, b"data")
-    node = await reopened(node)
+    node, _ = await holding((5, 1, b"data"), tmp_path)
     there, new = wire.ReplicaName(5, 2), wire.ReplicaName(6, 2)
     with (
         mock.patch.object(Batch, "_clone", mock.AsyncMock()) as alone,
@@ -1108,7 +1040,6 @@ async def test_a_small_replica_that_is_there_already_is_copied_by_itself(tmp_pat
         await Batch(node, wire.CloneChunks(1, "other:1", [there, new])).run()
     assert (alone.mock_calls, together.mock_calls) == ([mock.call(there)], [mock.call([new])])
     assert not node.cloning
-    await node.close()
 
 
 async def test_what_is_still_to_be_closed_when_a_disk_was_closed_is_closed(tmp_path: Path) -> None:
@@ -1121,16 +1052,13 @@ async def test_what_is_still_to_be_closed_when_a_disk_was_closed_is_closed(tmp_p
     assert calls == [1]
     disk.end_closing(lambda: calls.append(2))
     assert calls == [1, 2]
-    await node.close()
 
 
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
     tmp_path: Path, restarts: bool
 ) -> None:
-    node = await node_in(tmp_path / "a", tmp_path / "b")
-    make_chunk(node, 5, 1, b"data")
-    node = await reopened(node)
+    node, _ = await holding((5, 1, b"data"), tmp_path / "a", tmp_path / "b")
     disk = node.store.disks.used[0]
     node.store.inventory.mark_bad(5)
     with trio.fail_after(HANG_SECONDS):
@@ -1149,7 +1077,6 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
         (tmp_path / "away").rename(tmp_path / "a")
         node = await reopened(node)
     assert node.store.inventory.bad[5].version == 1
-    await node.close()
 
 
 async def test_nothing_is_left_to_do_on_a_disk_that_was_removed(tmp_path: Path) -> None:
@@ -1161,7 +1088,6 @@ async def test_nothing_is_left_to_do_on_a_disk_that_was_removed(tmp_path: Path) 
         await node.disk_orders.order(wire.DiskOrder(0, "", str(tmp_path / "b"), action))
     await node.store.remove_leftovers()
     assert node.store.inventory[5].version == 2
-    await node.close()
 
 
 async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: Path) -> None:
@@ -1172,7 +1098,6 @@ async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: 
     await node.disk_opening.save()
     assert [disk.state for disk in node.store.disks.reports()] == ["ok", "missing"]
     assert not list((tmp_path / "b").iterdir())
-    await node.close()
 
 
 async def test_a_call_that_hung_and_fails_in_the_end_does_not_count(tmp_path: Path) -> None:
@@ -1207,7 +1132,6 @@ async def test_a_call_that_hung_and_fails_in_the_end_does_not_count(tmp_path: Pa
             (again,) = [each for each in node.store.disks.used.values() if each.path == disk.path]
             assert again.is_suspect
             nursery.cancel_scope.cancel()
-    await node.close()
 
 
 async def test_calls_may_begin_while_a_disk_is_asked_how_it_is(tmp_path: Path) -> None:
@@ -1227,7 +1151,6 @@ async def test_calls_may_begin_while_a_disk_is_asked_how_it_is(tmp_path: Path) -
     disk.running[0] = Begins("one")
     assert disk.state == "ok"
     disk.running.clear()
-    await node.close()
 
 
 async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Path) -> None:
@@ -1249,7 +1172,6 @@ async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Pat
                 await node.disk_orders.order(wire.DiskOrder(0, "", disk.path, "add"))
             assert node.disk_opening._server.at(disk.path) == known
             nursery.cancel_scope.cancel()
-    await node.close()
 
 
 async def test_a_file_that_was_opened_when_its_disk_failed_is_closed(tmp_path: Path) -> None:
@@ -1267,4 +1189,3 @@ async def test_a_file_that_was_opened_when_its_disk_failed_is_closed(tmp_path: P
         await trio.lowlevel.checkpoint()  # the loop has let go of it, too
     assert caught.value.__traceback__
     disk.down = ""
-    await node.close()

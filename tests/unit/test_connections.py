@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import trio.testing
 from clocks import SLOW, run_slowly
 from limits import HANG_SECONDS
 from outcome import Value
+from streams import expect
 
 from gfs.errors import (
     DeadlineExceeded,
@@ -134,49 +136,29 @@ def on_a_real_wire(scenario: Scenario) -> None:
     run_slowly(main)
 
 
-def on_both_wires(scenario: Scenario) -> Callable[[str], None]:
-    """Makes a test of a scenario: once with real sockets, five times simulated."""
+def on(*wires: str) -> Callable[[Scenario], Callable[[str], None]]:
+    """Makes a test of a scenario: on the real wire, or on one that is simulated."""
 
-    @pytest.mark.parametrize("wire", ["real", *(f"seed{n}" for n in range(5))])
-    @functools.wraps(scenario, updated=())
-    def test(wire: str) -> None:
-        if wire == "real":
-            on_a_real_wire(scenario)
-        else:
-            on_a_simulated_wire(scenario, int(wire.removeprefix("seed")))
+    def decorate(scenario: Scenario) -> Callable[[str], None]:
+        @pytest.mark.parametrize("wire", wires)
+        @functools.wraps(scenario, updated=())
+        def test(wire: str) -> None:
+            if wire == "real":
+                on_a_real_wire(scenario)
+            else:
+                on_a_simulated_wire(scenario, int(wire.removeprefix("seed")))
 
-    del test.__wrapped__  # type: ignore[attr-defined]
-    return test
+        del test.__wrapped__  # type: ignore[attr-defined]
+        return test
 
-
-def in_virtual_time(scenario: Scenario) -> Callable[[], None]:
-    """Makes a test of a scenario that waits for deadlines."""
-
-    @functools.wraps(scenario, updated=())
-    def test() -> None:
-        on_a_simulated_wire(scenario)
-
-    del test.__wrapped__  # type: ignore[attr-defined]
-    return test
+    return decorate
 
 
-def in_real_time(scenario: Scenario) -> Callable[[], None]:
-    """Makes a test of a scenario with a task that never rests: virtual time would
-    stand still."""
-
-    @functools.wraps(scenario, updated=())
-    def test() -> None:
-        on_a_real_wire(scenario)
-
-    del test.__wrapped__  # type: ignore[attr-defined]
-    return test
-
-
-async def expect(
-    kind: type[BaseException], function: Callable[..., Awaitable[object]], *args: object
-) -> None:
-    with pytest.raises(kind):
-        await function(*args)
+on_both_wires = on("real", *(f"seed{n}" for n in range(5)))
+#: Of what waits for deadlines.
+in_virtual_time = on("seed1")
+#: With a task that never rests virtual time would stand still.
+in_real_time = on("real")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -210,7 +192,6 @@ async def test_messages_and_bodies_of_all_sizes(wire: Wire) -> None:
         nursery.start_soon(send)
         for number, body in enumerate(bodies):
             message = await far.receive()
-            assert isinstance(message, Packet)
             assert (message.id, far.body_bytes) == (number, len(body))
             if number % 2:
                 assert await far.read_body() == body
@@ -239,8 +220,6 @@ async def test_heads_of_all_sizes(wire: Wire) -> None:
 
 @on_both_wires
 async def test_a_file_as_a_body(wire: Wire) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as directory:
         wire.server.files.make_directories(directory)
         content = random.Random(3).randbytes(3 * MIB)
@@ -353,16 +332,6 @@ async def test_both_sides_learn_who_the_other_is(wire: Wire) -> None:
 
 
 @on_both_wires
-async def test_a_request_may_ride_behind_the_proof(wire: Wire) -> None:
-    async with wire.serving(hold) as address:
-        for number in range(20):
-            connection = await wire.connect(address)
-            await connection.send(Ping(id=number))
-            assert await connection.receive_reply() == Done(id=number)
-            connection.close()
-
-
-@on_both_wires
 async def test_another_key_and_another_cluster(wire: Wire) -> None:
     async with wire.serving(hold) as address:
 
@@ -398,24 +367,19 @@ async def test_a_connection_has_the_newest_version_that_both_sides_speak(wire: W
             (0, 0, None),
         ):
             seen.clear()
-            peer = BulkConnection(await wire.client.network.connect(address))
             ours = hello(version=oldest, newest=newest)
-            await peer.send(ours)
             if common is None:
                 with pytest.raises(ProtocolError, match="upgrade the older one"):
-                    await peer.receive_reply()
-            else:
-                theirs = await peer.receive()
-                assert isinstance(theirs, Hello)
-                if not newest:
-                    # What release 0.1 asks for, and what it reads.
-                    assert theirs.version == 1
-                    theirs.newest = 0
-                await peer.send(
-                    HelloProof(id=0, proof=handshake._proof(KEY, b"connector", ours, theirs))
-                )
-                await read_all(peer.stream)
-                assert seen == [common]
+                    await greeted(wire, address, ours)
+                continue
+            peer, theirs = await greeted(wire, address, ours)
+            if not newest:
+                # What release 0.1 asks for, and what it reads.
+                assert theirs.version == 1
+                theirs.newest = 0
+            await peer.send(proof_of(ours, theirs))
+            await read_all(peer.stream)
+            assert seen == [common]
             peer.close()
 
 
@@ -428,7 +392,6 @@ async def test_a_server_of_release_0_1_is_understood_and_one_of_the_far_future_i
         async def answer(version: int, newest: int) -> None:
             connection = BulkConnection(await listener.accept())
             asked = await connection.receive()
-            assert isinstance(asked, Hello)
             ours = hello(role="master", version=version, newest=newest)
             if not newest:
                 asked.newest = 0
@@ -462,12 +425,8 @@ async def test_the_versions_of_a_handshake_are_proved(wire: Wire) -> None:
     they were of release 0.1, which proves none, is not noticed: only TLS keeps him out, as from
     all that follows the handshake."""
     async with wire.serving(hold) as address:
-        peer = BulkConnection(await wire.client.network.connect(address))
-        ours = hello(newest=PROTOCOL_NEWEST)
-        await peer.send(hello(newest=1))
-        theirs = await peer.receive()
-        assert isinstance(theirs, Hello)
-        await peer.send(HelloProof(id=0, proof=handshake._proof(KEY, b"connector", ours, theirs)))
+        peer, theirs = await greeted(wire, address, hello(newest=1))
+        await peer.send(proof_of(hello(newest=PROTOCOL_NEWEST), theirs))
         with pytest.raises(WrongClusterKey):
             await peer.receive_reply()
         peer.close()
@@ -481,20 +440,20 @@ async def test_a_server_without_the_key_is_found_out(wire: Wire) -> None:
             await wire.connect(address)
 
 
-@on_both_wires
-async def test_a_server_that_is_none_of_ours(wire: Wire) -> None:
-    """A web server, say."""
-    async with wire.listener() as listener, trio.open_nursery() as nursery:
+async def greeted(wire: Wire, address: str, ours: Hello) -> tuple[BulkConnection, Hello]:
+    """A connection to a server that has answered this hello."""
+    peer = BulkConnection(await wire.client.network.connect(address))
+    try:
+        await peer.send(ours)
+        theirs = await peer.receive_reply()
+    except GfsError:
+        peer.close()
+        raise
+    return peer, theirs
 
-        async def answer() -> None:
-            stream = await listener.accept()
-            await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            await read_all(stream)
-            stream.close()
 
-        nursery.start_soon(answer)
-        with pytest.raises(ProtocolError):
-            await wire.connect(listener.address)
+def proof_of(ours: Hello, theirs: Hello) -> HelloProof:
+    return HelloProof(id=0, proof=handshake._proof(KEY, b"connector", ours, theirs))
 
 
 def hello(**changes: object) -> Hello:
@@ -509,34 +468,20 @@ def hello(**changes: object) -> Hello:
 async def test_a_proof_is_good_once_and_for_one_side(wire: Wire) -> None:
     """A listener's copy of an earlier handshake opens nothing, nor does a mirror."""
     async with wire.serving(hold) as address:
-        first = BulkConnection(await wire.client.network.connect(address))
-        ours = hello()
-        await first.send(ours)
-        theirs = await first.receive()
-        assert isinstance(theirs, Hello)
-        proof = handshake._proof(KEY, b"connector", ours, theirs)
+        first, theirs = await greeted(wire, address, hello())
+        proof = proof_of(hello(), theirs).proof
         await first.send(HelloProof(id=0, proof=proof))
         await first.send(Ping(id=1))
         assert await first.receive_reply() == Done(id=1)
         first.close()
 
-        for replayed in (proof, theirs.proof, b"", proof[:31], proof + b"\0"):
-            again = BulkConnection(await wire.client.network.connect(address))
-            await again.send(ours)
-            await again.receive()
-            await again.send(HelloProof(id=0, proof=replayed))
+        for replayed in (proof, theirs.proof, b"", proof[:31], proof + b"\0", None):
+            again, mirrored = await greeted(wire, address, hello())
+            said = mirrored.proof if replayed is None else replayed
+            await again.send(HelloProof(id=0, proof=said))
             with pytest.raises(WrongClusterKey):
                 await again.receive_reply()
             again.close()
-
-        mirror = BulkConnection(await wire.client.network.connect(address))
-        await mirror.send(hello())
-        theirs = await mirror.receive()
-        assert isinstance(theirs, Hello)
-        await mirror.send(HelloProof(id=0, proof=theirs.proof))
-        with pytest.raises(WrongClusterKey):
-            await mirror.receive_reply()
-        mirror.close()
 
 
 @pytest.mark.parametrize(
@@ -547,11 +492,8 @@ async def test_a_proof_is_good_once_and_for_one_side(wire: Wire) -> None:
 def test_a_hello_that_is_wrong_is_refused_with_the_reason(change: dict[str, object]) -> None:
     async def scenario(wire: Wire) -> None:
         async with wire.serving(hold) as address:
-            stranger = BulkConnection(await wire.client.network.connect(address))
-            await stranger.send(hello(**change))
             with pytest.raises((ProtocolError, WrongCluster)):
-                await stranger.receive_reply()
-            stranger.close()
+                await greeted(wire, address, hello(**change))
 
     on_a_simulated_wire(scenario)
 
@@ -576,7 +518,6 @@ async def test_silence_in_the_handshake_ends_it(wire: Wire) -> None:
 
 @in_virtual_time
 async def test_a_machine_that_vanished_is_given_up(wire: Wire) -> None:
-    assert wire.universe is not None
     async with wire.serving(hold) as address:
         wire.universe.network.partition(["c"], ["s"])
         start = trio.current_time()
@@ -626,7 +567,6 @@ async def test_many_calls_in_flight_each_get_their_own_answer(wire: Wire) -> Non
     async def call(caller: Rpc, number: int) -> None:
         message = Packet(id=0, offset=0, last=True, sums=b"")
         reply, _ = await caller.call(message, bytes(number), seconds=60)
-        assert isinstance(reply, PacketAck)
         assert reply.length == number
 
     async with rpc_pair(wire, out_of_order) as (caller, _), trio.open_nursery() as nursery:

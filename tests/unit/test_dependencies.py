@@ -40,11 +40,7 @@ def test_the_floor_is_without_known_holes(name: str) -> None:
 
 
 GOOD: dict[str, Any] = {"name": "a", "version": "1", "vulns": []}
-BAD: dict[str, Any] = {
-    "name": "b",
-    "version": "1",
-    "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}],
-}
+BAD = GOOD | {"name": "b", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}
 UNKNOWN = {"name": "c", "skip_reason": "Dependency not found on PyPI and could not be audited"}
 OURS = {"name": "gfs", "skip_reason": "distribution marked as editable"}
 

@@ -58,10 +58,15 @@ class _Engine:
 async def test_a_hold_that_comes_too_late_is_not_kept(when: str) -> None:
     engine = _Engine(when)
     candidate = Candidate(RealClock(), engine, HOLD_SECONDS, "here:1")
+
+    async def give_up() -> None:
+        await engine.asked.wait()
+        engine.waiting.cancel()
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(candidate.run)
         with engine.waiting:
-            nursery.start_soon(_give_up, engine, when)
+            nursery.start_soon(give_up)
             await candidate.acquire()
         assert engine.waiting.cancelled_caught
         engine.answer.set()
@@ -69,12 +74,6 @@ async def test_a_hold_that_comes_too_late_is_not_kept(when: str) -> None:
         assert not candidate.holds
         assert not engine.has_hold or when == "as the last one gives up"
         nursery.cancel_scope.cancel()
-
-
-async def _give_up(engine: _Engine, when: str) -> None:
-    await engine.asked.wait()
-    if when == "when nobody waits":
-        engine.waiting.cancel()
 
 
 async def test_a_release_does_not_make_those_who_wait_miss_the_hold() -> None:

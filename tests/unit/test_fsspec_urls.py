@@ -27,6 +27,14 @@ from gfs.fsspec.files import Ahead, Reader
 from gfs.protocol import handshake
 
 
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    made = tmp_path / "key"
+    made.write_text("ab" * 32)
+    made.chmod(0o600)
+    return made
+
+
 def test_fsspec_finds_it_by_its_entry_point() -> None:
     (found,) = importlib.metadata.entry_points(group="fsspec.specs", name="gfs")
     assert found.load() is GfsFileSystem
@@ -100,10 +108,8 @@ def test_a_wrong_option_is_refused(
     assert "5ec7e7" not in str(caught.value)
 
 
-def test_the_key_is_nowhere_but_in_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "key"
-    file.write_text("ab" * 32)
-    fs = GfsFileSystem("a:1", key=file, tls=tmp_path, replication=2)
+def test_the_key_is_nowhere_but_in_its_file(key: Path, tmp_path: Path) -> None:
+    fs = GfsFileSystem("a:1", key=key, tls=tmp_path, replication=2)
     shown = [repr(fs), str(fs.storage_options), pickle.dumps(fs).decode("latin1"), fs.to_json()]
     shown += [fs._fs_token, fs.unstrip_protocol("/x"), json.dumps(fs.to_dict(), default=str)]
     assert not [text for text in shown if "ab" * 8 in text]
@@ -111,10 +117,7 @@ def test_the_key_is_nowhere_but_in_its_file(tmp_path: Path) -> None:
         assert (again._place, again.replication) == (fs._place, 2)
 
 
-def test_a_cluster_that_is_down_is_named_within_the_deadline(tmp_path: Path) -> None:
-    key = tmp_path / "key"
-    key.write_text("ab" * 32)
-    key.chmod(0o600)
+def test_a_cluster_that_is_down_is_named_within_the_deadline(key: Path) -> None:
     fs = GfsFileSystem("127.0.0.1:1", key=key, retry_seconds=0.1, skip_instance_cache=True)
     calls = (fs.exists, fs.isdir, fs.isfile, fs.find, fs.ls, fs.glob, fs.cat, fs.rm)
     for call in (*calls, lambda path: list(fs.walk(path))):
@@ -219,7 +222,7 @@ def test_a_client_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_service_that_is_no_master_is_named_within_the_deadline(
-    tmp_path: Path,
+    key: Path,
     monkeypatch: pytest.MonkeyPatch,
     answer: bytes,
     seconds: float,
@@ -227,9 +230,6 @@ def test_a_service_that_is_no_master_is_named_within_the_deadline(
     said: str,
 ) -> None:
     monkeypatch.setattr(handshake, "HANDSHAKE_SECONDS", seconds)
-    key = tmp_path / "key"
-    key.write_text("ab" * 32)
-    key.chmod(0o600)
 
     def serve() -> None:
         with contextlib.suppress(OSError):

@@ -146,6 +146,17 @@ class Server:
         return chunk.version, chunk.read_verified(0, chunk.length) if chunk.length else b""
 
 
+def started(machine: Machine, sync: bool = True, journal_bytes: int = 1 << 20) -> Server:
+    server = Server(machine, sync, journal_bytes)
+    server.load()
+    return server
+
+
+def fresh(sync: bool = True, journal_bytes: int = 1 << 20) -> tuple[Machine, Server]:
+    machine = Universe(1).machine("m")
+    return machine, started(machine, sync, journal_bytes)
+
+
 def pattern(seed: int, length: int) -> bytes:
     return random.Random(seed).randbytes(length)
 
@@ -180,14 +191,9 @@ def change(server: Server, models: dict[int, Model], number: int, step: Step, po
         for each in models.values():
             each.acknowledge()
         return
-    if kind == "empty":
-        server.empty_journal()
-        return
-    if kind == "claim":
-        server.journal.claim()
-        return
-    if kind == "set aside":
-        server.journal.set_aside()
+    if kind in ("claim", "empty", "set aside"):
+        journal = server.journal
+        {"claim": journal.claim, "set aside": journal.set_aside}.get(kind, server.empty_journal)()
         return
     version, data = model.now or (1, b"")
     piece = pattern(number, size)
@@ -285,8 +291,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
     machine = Universe(seed).machine("m")
     models = {1: Model(), 258: Model()}
 
-    server = Server(machine, sync, journal_bytes)
-    server.load()  # it has been running for a while
+    server = started(machine, sync, journal_bytes)
     server.process.life.light(death)
     server.process.life._when_burnt = server.process.kill
     with torn_writes(server.process, torn_bytes):
@@ -298,8 +303,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
         run(again, models, [], cut)
         die(again, machine, chance, cut)
 
-    last = Server(machine, sync, journal_bytes)
-    last.load()
+    last = started(machine, sync, journal_bytes)
     assert not last.store.inventory.possibly_stale, "what a power cut tore is taken for damage"
     states = {}
     for handle, model in models.items():
@@ -317,8 +321,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
         for handle in models:
             change(last, models, 100 + number, (kind, handle, 100, 7), cut)
     die(last, machine, chance, cut)
-    server = Server(machine, sync, journal_bytes)
-    server.load()
+    server = started(machine, sync, journal_bytes)
     for handle, model in models.items():
         assert server.found(handle, model) == model.now
 
@@ -334,11 +337,10 @@ def describe(state: tuple[int, bytes] | None) -> str:
 OLD, NEW = b"o" * (chunkfile.JOURNALED_BYTES_MAX + 1), b"n" * 1000
 
 
-def overwritten(machine: Machine) -> tuple[Server, str]:
+def overwritten() -> tuple[Machine, Server, str]:
     """A server with a chunk whose file has the old bytes, and the journal the new ones,
     which were acknowledged; both halves are full. And the chunk's file."""
-    server = Server(machine, True, 32_768)
-    server.load()
+    machine, server = fresh(journal_bytes=32_768)
     server.write(7, 0, OLD)
     server.chunk(7).save()
     server.store.inventory.put(7, Replica(0, 1, len(OLD)))
@@ -350,7 +352,7 @@ def overwritten(machine: Machine) -> tuple[Server, str]:
         server.chunk(8).commit()
     server.journal.flush()
     server.disk.to_save.set()
-    return server, server.disk.chunk_path(7)
+    return machine, server, server.disk.chunk_path(7)
 
 
 async def is_emptied(server: Server) -> bool:
@@ -361,12 +363,8 @@ async def is_emptied(server: Server) -> bool:
 
 
 def started_again(server: Server, machine: Machine, power: bool) -> Server:
-    server.process.kill()
-    if power:
-        machine.disk.power_cut(None)
-    again = Server(machine, True, 32_768)
-    again.load()
-    return again
+    die(server, machine, None, power)
+    return started(machine, journal_bytes=32_768)
 
 
 @pytest.mark.parametrize("power", [False, True])
@@ -374,9 +372,7 @@ def started_again(server: Server, machine: Machine, power: bool) -> Server:
 async def test_what_a_disk_refuses_to_save_fails_it_and_is_done_again(power: bool) -> None:
     """The file of the replica is a good one, of the current version, with bytes that were
     overwritten: only the journal's records, which stay, have what was acknowledged."""
-    machine = Universe(1).machine("m")
-
-    server, path = overwritten(machine)
+    machine, server, path = overwritten()
     machine.disk.fail(path)
     assert not await is_emptied(server)
     assert server.disk.down == "failed"
@@ -390,9 +386,7 @@ async def test_what_a_disk_refuses_to_save_fails_it_and_is_done_again(power: boo
 
 @simulated(1)
 async def test_what_a_full_disk_does_not_save_is_saved_when_it_has_room() -> None:
-    machine = Universe(1).machine("m")
-
-    server, path = overwritten(machine)
+    machine, server, path = overwritten()
     machine.disk.fail(path, errno.ENOSPC)
     assert not await is_emptied(server)
     machine.disk.fail(path, 0)
@@ -403,8 +397,7 @@ async def test_what_a_full_disk_does_not_save_is_saved_when_it_has_room() -> Non
 
 
 def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
-    machine = Universe(1).machine("m")
-    server, path = overwritten(machine)
+    machine, server, path = overwritten()
     machine.disk.spoil(path, 0)
     server = started_again(server, machine, True)
     machine.disk.inode(path).unreadable.clear()
@@ -418,9 +411,7 @@ def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
 async def test_the_record_of_a_lacking_replica_does_not_apply_to_its_successor() -> None:
     """It was taken back, and a power cut brought it back; nothing else on the disk shows
     how far the numbers of the states had come."""
-    machine = Universe(1).machine("m")
-
-    server, path = overwritten(machine)
+    machine, server, path = overwritten()
     machine.disk.spoil(path, 0)
     server = started_again(server, machine, True)
     machine.disk.inode(path).unreadable.clear()
@@ -444,9 +435,7 @@ async def test_the_record_of_a_lacking_replica_does_not_apply_to_its_successor()
 async def test_a_replica_whose_sync_failed_never_counts_again(which: int, is_evicted: bool) -> None:
     """Not by another sync, which would say that all is well, and not by a start, to which the
     file looks good for as long as the page cache has it."""
-    machine = Universe(1).machine("m")
-
-    server, path = overwritten(machine)
+    machine, server, path = overwritten()
     chunk = server.chunk(7)
     server.store.open_chunks.keep(OpenChunk(server.disk, chunk))
     sync, synced = chunk.file.sync, 0
@@ -525,14 +514,6 @@ def test_no_file_is_released_that_became_full_after_the_last_look(sync: bool) ->
     assert len(read_records(files, DIRECTORY).take(2)) == 1
 
 
-def flip(files: SimFileSystem, path: str, at: int, bit: int) -> None:
-    file = files.open(path, "rw")
-    byte = bytearray(1)
-    file.read_into(memoryview(byte), at)
-    byte[0] ^= 1 << bit
-    file.write(byte, at)
-
-
 @given(
     st.lists(st.binary(max_size=1500), max_size=12),
     st.integers(0, 12),
@@ -561,7 +542,7 @@ def test_records_are_found_up_to_the_first_that_is_damaged(
     for record in written:
         ends.append(ends[-1] + layout.redo_bytes(record))
     if at < ends[-1]:
-        flip(files, f"{DIRECTORY}/journal.0", layout.JOURNAL_HEAD_BYTES + at, bit)
+        files._disk.flip_bit(f"{DIRECTORY}/journal.0", 8 * (layout.JOURNAL_HEAD_BYTES + at) + bit)
         whole = sum(end <= at for end in ends[1:])
         records = read_records(files, DIRECTORY)
         assert records.take(7) == written[:whole]
@@ -575,7 +556,7 @@ def test_a_damaged_head_is_noticed(bit: int) -> None:
     made.append(redo(7, 0, b"abc"), 0, Kept(7))
     made.flush()
     made.claim()
-    flip(files, f"{DIRECTORY}/journal.0", bit // 8, bit % 8)
+    files._disk.flip_bit(f"{DIRECTORY}/journal.0", bit)
     records = read_records(files, DIRECTORY)
     assert not records.is_whole
     assert records.take(7) == []
@@ -607,24 +588,20 @@ def test_what_is_released_and_written_over_is_not_missed() -> None:
 
 
 def test_a_part_that_cannot_be_read_is_damage_and_a_disk_that_is_away_is_not() -> None:
-    machine = Universe(0).machine("m")
-    files = machine.start_process().world.files
-    files.make_directories(DIRECTORY)
-    made = Journal(files, DIRECTORY, True, 1 << 20)
-    made.open()
+    files, made = new_journal(size=1 << 20)
     sequence = made.append(redo(7, 0, bytes(5000)), 0, Kept(7))
     made.append(redo(7, sequence, bytes(5000)), 0, Kept(7))
-    machine.disk.spoil(f"{DIRECTORY}/journal.0", layout.JOURNAL_HEAD_BYTES + 9000)
+    files._disk.spoil(f"{DIRECTORY}/journal.0", layout.JOURNAL_HEAD_BYTES + 9000)
     records = read_records(files, DIRECTORY)
     assert not records.is_whole
     assert [each.sequence for each in records.take(7)] == [sequence]
-    for at in range(0, machine.disk.file_size(f"{DIRECTORY}/journal.0"), 512):
-        machine.disk.spoil(f"{DIRECTORY}/journal.0", at)
+    for at in range(0, files._disk.file_size(f"{DIRECTORY}/journal.0"), 512):
+        files._disk.spoil(f"{DIRECTORY}/journal.0", at)
     files.open(f"{DIRECTORY}/another", "create").write(b"abc", 0)
     records = read_records(files, DIRECTORY)
     assert not records.is_whole
     assert not records.by_handle
-    machine.disk.fail(DIRECTORY, what=["read"])
+    files._disk.fail(DIRECTORY, what=["read"])
     with pytest.raises(OSError, match="Input/output"):
         read_records(files, DIRECTORY)
 
@@ -697,28 +674,21 @@ def test_a_tombstone_stays_until_the_file_is_gone() -> None:
 
 
 def test_a_deleted_replica_does_not_return_when_the_record_of_that_is_damaged() -> None:
-    machine = Universe(1).machine("m")
-    server = Server(machine, True, 1 << 20)
-    server.load()
+    machine, server = fresh()
     for handle in (1, 2):
         server.write(handle, 0, b"old")
         server.chunk(handle).save()
     server.delete(1)
     machine.disk.flip_bit(f"{DIRECTORY}/journal.0", 8)
     for power in (False, True):
-        server.process.kill()
-        if power:
-            machine.disk.power_cut(None)
-        server = Server(machine, True, 1 << 20)
-        server.load()
+        die(server, machine, None, power)
+        server = started(machine)
         assert set(server.store.inventory) == {2}
 
 
 @pytest.mark.parametrize("left", ["zeros", "nothing"])
 def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
-    machine = Universe(1).machine("m")
-    server = Server(machine, True, 1 << 20)
-    server.load()
+    machine, server = fresh()
     server.write(1, 0, b"old")
     server.chunk(1).save()
     path = f"{DIRECTORY}/journal.1"
@@ -727,8 +697,7 @@ def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
     if left == "zeros":
         machine.disk.truncate(path, size)
     server.process.kill()
-    server = Server(machine, True, 1 << 20)
-    server.load()
+    server = started(machine)
     assert set(server.store.inventory.possibly_stale) == {1}
 
 
@@ -739,16 +708,14 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
     path = f"{DIRECTORY}/journal.0"
     at = 0
     while not at or at < machine.disk.file_size(path):
-        server = Server(machine, sync, 20_000)
-        server.load()
+        server = started(machine, sync, 20_000)
         assert not server.store.inventory.possibly_stale
         server.write(1, 0, pattern(at, 10_000))
         server.write(1, 0, pattern(at, 6_000))
         server.chunk(1).save()
         server.process.kill()
         machine.disk.spoil(path, at)
-        server = Server(machine, sync, 20_000)
-        server.load()
+        server = started(machine, sync, 20_000)
         assert set(server.store.inventory.possibly_stale) == {1}
         server.disk.intents.remove(1)
         server.disk.intents.flush()
@@ -760,9 +727,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
 @pytest.mark.parametrize("damage", ["flip", "spoil", "head"])
 def test_when_a_synced_record_is_damaged_every_replica_is_possibly_stale(damage: str) -> None:
     """A process that dies before it is saved would come back without it, and pass."""
-    machine = Universe(1).machine("m")
-    server = Server(machine, True, 1 << 20)
-    server.load()
+    machine, server = fresh()
     for handle in (1, 2):
         server.write(handle, 0, b"old")
         server.chunk(handle).save()
@@ -777,8 +742,7 @@ def test_when_a_synced_record_is_damaged_every_replica_is_possibly_stale(damage:
         machine.disk.flip_bit(path, 8 * (10 if damage == "head" else record))
     server.process.kill()
     for _ in range(2):  # a second start doubts them as well
-        server = Server(machine, True, 1 << 20)
-        server.load()
+        server = started(machine)
         assert set(server.store.inventory.possibly_stale) == {1, 2}
         server.process.kill()
 
@@ -813,17 +777,12 @@ def test_a_full_file_is_used_again_once_all_in_it_is_saved() -> None:
 
 
 def test_nothing_is_accepted_after_a_sync_that_failed() -> None:
-    universe = Universe(0)
-    machine = universe.machine("m")
-    files = machine.start_process().world.files
-    files.make_directories(DIRECTORY)
-    made = Journal(files, DIRECTORY, True, 4096)
-    made.open()
+    files, made = new_journal()
     made.append(redo(1, 0, b"abc"), 0, Kept(1))
-    machine.disk.fail(DIRECTORY)
+    files._disk.fail(DIRECTORY)
     with pytest.raises(OSError, match="Input/output"):
         made.flush()
-    machine.disk.fail(DIRECTORY, 0)
+    files._disk.fail(DIRECTORY, 0)
     with pytest.raises(DiskFailed):
         made.append(redo(1, 2, b"abc"), 0, Kept(1))
     with pytest.raises(DiskFailed):

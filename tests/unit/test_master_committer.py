@@ -58,23 +58,11 @@ def mkdir(path: str) -> Plan:
 
 
 def publish(path: str, handle: int) -> Plan:
-    request = Publish(
-        id=0,
-        client="c",
-        sequence=0,
-        path=path,
-        length=1,
-        replication=3,
-        replace=False,
-        parents=True,
-        servers=[],
-    )
+    request = Publish(0, "c", 0, path, 1, 3, False, True, [])
     return lambda txn: plan_publish(txn, request, [NewChunk(handle, 1, 1)], 3, 5)
 
 
 class Answers:
-    """Collects what callbacks are given."""
-
     def __init__(self, count: int) -> None:
         self.count = count
         self.got: list[Outcome] = []
@@ -89,12 +77,6 @@ class Answers:
         with trio.fail_after(HANG_SECONDS):
             await self.all.wait()
         return self.got
-
-
-async def one(committer: Committer, client: str, number: int, plan: Plan) -> Outcome:
-    answers = Answers(1)
-    committer.submit(client, number, plan, answers)
-    return (await answers.wait())[0]
 
 
 async def test_what_waits_is_committed_together(store: Store) -> None:
@@ -133,12 +115,12 @@ async def test_a_retry_joins_the_first_while_that_waits(store: Store) -> None:
 async def test_a_retry_gets_the_same_answer_later_and_after_a_restart(tmp_path: Path) -> None:
     store = open_at(tmp_path)
     async with running(store) as (committer, _):
-        first = await one(committer, "c", 1, publish("/f", 1))
-        again = await one(committer, "c", 1, publish("/f", 1))
+        first = await committer.ask("c", 1, publish("/f", 1))
+        again = await committer.ask("c", 1, publish("/f", 1))
         assert isinstance(first, PublishReply)
         assert again == first
-        assert isinstance(await one(committer, "c", 2, publish("/f", 2)), AlreadyExists)
-        assert isinstance(await one(committer, "d", 1, publish("/g", 3)), PublishReply)
+        assert isinstance(await committer.ask("c", 2, publish("/f", 2)), AlreadyExists)
+        assert isinstance(await committer.ask("d", 1, publish("/g", 3)), PublishReply)
         assert not committer.join("c", 7, lambda _: None)
     store.close()
     store = open_at(tmp_path)
@@ -148,8 +130,8 @@ async def test_a_retry_gets_the_same_answer_later_and_after_a_restart(tmp_path: 
         assert await answers.wait() == [first]
         # Errors are not remembered: the retry finds the name free by now.
         delete = Delete(0, "c", 3, "/f", False)
-        await one(committer, "c", 3, lambda txn: plan_delete(txn, delete, 6))
-        assert isinstance(await one(committer, "c", 2, publish("/f", 2)), PublishReply)
+        await committer.ask("c", 3, lambda txn: plan_delete(txn, delete, 6))
+        assert isinstance(await committer.ask("c", 2, publish("/f", 2)), PublishReply)
     store.close()
 
 
@@ -181,7 +163,7 @@ async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:
         outcome: Outcome = Done(id=0)
         while not isinstance(outcome, GfsError):
             number = next(numbers)
-            outcome = await one(committer, "c", number, publish(f"/f{number}", number))
+            outcome = await committer.ask("c", number, publish(f"/f{number}", number))
             paths.append(f"/f{number}")
         assert isinstance(outcome, DiskFull)
         with store.read() as txn:
@@ -190,7 +172,7 @@ async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:
                 lookups.stat(txn, paths[-1])
         store._environment.set_mapsize(1024 * 1024)  # somebody made room
         number = next(numbers)
-        outcome = await one(committer, "c", number, publish("/again", number))
+        outcome = await committer.ask("c", number, publish("/again", number))
         assert isinstance(outcome, PublishReply)
         assert freed == []
     store.close()
@@ -198,9 +180,9 @@ async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:
 
 async def test_freed_chunks_are_announced_after_the_commit(store: Store) -> None:
     async with running(store) as (committer, freed):
-        await one(committer, "c", 1, publish("/f", 9))
+        await committer.ask("c", 1, publish("/f", 9))
         delete = Delete(0, "c", 2, "/f", False)
-        await one(committer, "c", 2, lambda txn: plan_delete(txn, delete, 6))
+        await committer.ask("c", 2, lambda txn: plan_delete(txn, delete, 6))
         with store.read() as txn:
             ((key, _),) = txn.scan(b"", txn.db.trash)
         assert freed == []
@@ -219,7 +201,7 @@ async def test_more_than_the_bound_is_busy(store: Store, monkeypatch: pytest.Mon
         kinds = [type(outcome) for outcome in await answers.wait()]
         assert kinds.count(Busy) == 10
         assert kinds.count(StatReply) == 10
-        assert isinstance(await one(committer, "c", 21, mkdir("/later")), StatReply)
+        assert isinstance(await committer.ask("c", 21, mkdir("/later")), StatReply)
 
 
 async def test_a_broken_store_ends_the_committer(store: Store) -> None:
@@ -254,7 +236,7 @@ async def test_old_answers_are_trimmed_in_pieces(
 
     async with running(store, replace(WORLD, clock=Clock())) as (committer, _):
         for number in range(300):
-            await one(committer, "c", number, mkdir(f"/{number}"))
+            await committer.ask("c", number, mkdir(f"/{number}"))
     with store.read() as txn:
         log, answers = txn.count(txn.db.operation_log), txn.count(txn.db.answers)
         first, _ = next(txn.scan(b"", txn.db.operation_log))

@@ -56,8 +56,6 @@ MANY = 5 * SLICE
 
 
 class Counter:
-    """Counts the calls of some methods."""
-
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
         self.calls = 0
@@ -116,23 +114,19 @@ def server_with_many(master: Master) -> Server:
     return servers[0]
 
 
-def test_the_death_of_a_server_is_taken_in_slices(master: Master, counter: Counter) -> None:
+@pytest.mark.parametrize("how", ["dies", "registers again"])
+def test_what_a_server_does_not_have_any_more_is_taken_off_it_in_slices(
+    master: Master, counter: Counter, how: str
+) -> None:
     server = server_with_many(master)
-    server.state = DEAD
+    if how == "dies":
+        server.state, taken = DEAD, master.membership.server_died
+    else:
+        server.reported, taken = NumberSet(), master.membership.finish_registration
     for kind, name in ((GarbageTable, "drop"), (LocationTable, "remove")):
         counter.count(kind, name)
-    assert counter.most_in_a_slice(master.membership.server_died(server)) < SLICE + PAGE
-    assert master.locations.counts == {0: 0, 1: MANY - 1}
-    assert master.garbage.counts[STALE] == MANY - 1
-
-
-def test_a_registration_is_completed_in_slices(master: Master, counter: Counter) -> None:
-    server = server_with_many(master)
-    server.reported = NumberSet()
-    for kind, name in ((GarbageTable, "drop"), (LocationTable, "remove")):
-        counter.count(kind, name)
-    assert counter.most_in_a_slice(master.membership.finish_registration(server)) < SLICE + PAGE
-    assert server.registered
+    assert counter.most_in_a_slice(taken(server)) < SLICE + PAGE
+    assert server.registered or how == "dies"
     assert master.locations.counts == {0: 0, 1: MANY - 1}
     assert master.garbage.counts[STALE] == MANY - 1
 

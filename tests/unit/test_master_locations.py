@@ -25,27 +25,6 @@ def handles(table: LocationTable, server: int | None = None) -> set[int]:
     return set(chain.from_iterable(table.slices(100, server)))
 
 
-def test_locations_are_counted_and_shared() -> None:
-    table = LocationTable()
-    assert table.add(1, 5, 1)
-    assert not table.add(1, 5, 1)
-    table.add(1, 3, 1)
-    table.add(2, 3, 1)
-    table.add(2, 5, 1)
-    assert table.get(1) == (3, 5)
-    assert table.get(1) is table.get(2)
-    assert table.counts == {3: 2, 5: 2}
-    assert table.replace(1, [5, 7], 1) == (3,)
-    assert table.get(1) == (5, 7)
-    assert table.remove(1, 5)
-    assert not table.remove(1, 5)
-    assert table.pop(1) == (7,)
-    assert table.remove(2, 3)
-    assert table.remove(2, 5)
-    assert (len(table), handles(table), table.get(9)) == (0, set(), ())
-    assert set(table.counts.values()) == {0}
-
-
 def test_who_ends_watching_takes_no_other_along() -> None:
     table = LocationTable()
     one: dict[int, None] = {}
@@ -59,18 +38,6 @@ def test_who_ends_watching_takes_no_other_along() -> None:
     assert one == {1: None}
 
 
-def test_all_locations_of_a_chunk_are_of_one_version() -> None:
-    table = LocationTable()
-    assert (table.version(1), table.get(1)) == (0, ())
-    table.replace(1, [3, 5], 2)
-    assert table.add(1, 7, 3)
-    assert (table.version(1), table.get(1)) == (3, (7,))
-    assert not table.add(1, 3, 2)
-    assert table.replace(1, [3], 2) == (7,)
-    assert (table.version(1), table.get(1)) == (2, (3,))
-    assert table.counts == {3: 1, 5: 0, 7: 0}
-
-
 def test_the_tables_of_handles_are_like_dicts_and_sets_of_them() -> None:
     table, reported = LocationTable(), NumberSet()
     model: dict[int, tuple[int, set[int]]] = {}
@@ -80,7 +47,7 @@ def test_the_tables_of_handles_are_like_dicts_and_sets_of_them() -> None:
         handle = chance.choice((chance.randrange(300), 2**40 + chance.randrange(10)))
         server, version = chance.randrange(4), chance.randrange(1, 3)
         known = model.get(handle, (0, set()))
-        action = chance.randrange(4)
+        action = chance.randrange(5)
         if action == 0:
             is_new = version > known[0] or (version == known[0] and server not in known[1])
             assert table.add(handle, server, version) == is_new
@@ -97,6 +64,10 @@ def test_the_tables_of_handles_are_like_dicts_and_sets_of_them() -> None:
         elif action == 2:
             assert set(table.pop(handle)) == known[1]
             model.pop(handle, None)
+        elif action == 3:
+            holders = sorted(chance.sample(range(4), chance.randrange(1, 4)))
+            assert set(table.replace(handle, holders, version)) == known[1] - {*holders}
+            model[handle] = version, {*holders}
         else:
             reported.discard(handle)
             members.discard(handle)

@@ -119,8 +119,6 @@ Row = tuple[int, Any]  # (term, operation)
 
 @dataclass
 class Attempt:
-    """A promotion under way."""
-
     term: int
     before: str
     planned: bool
@@ -130,8 +128,6 @@ class Attempt:
 
 
 class Node:
-    """A master or a shadow, with its disk."""
-
     def __init__(self, name: str, wanted: int) -> None:
         self.name = name
         self.wanted = wanted

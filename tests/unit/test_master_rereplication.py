@@ -137,17 +137,6 @@ def test_failures_wait_longer_each_time() -> None:
     assert 10 <= waits[-1] <= 10.5
 
 
-def test_slots_are_counted() -> None:
-    queue = RepairQueue()
-    queue.update(1, 1, 3)
-    target, source = server(0), server(1)
-    clone = Clone(1, 1, target, (source,))
-    queue.started(clone)
-    assert (target.clones_in, source.clones_out, queue.queued) == (1, 1, 0)
-    queue.ended(clone, 0.0, failed=False)
-    assert (target.clones_in, source.clones_out, queue.queued) == (0, 0, 1)
-
-
 def test_a_chunk_deleted_while_it_is_copied_leaves_nothing() -> None:
     queue = RepairQueue()
     queue.update(1, 1, 3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,21 +27,11 @@ DAY_NS = 86_400 * SECOND_NS
 T = 20_000 * DAY_NS
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 5.0
-        self.wall_ns = T
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    elapsed = monotonic
-
-    def time_ns(self) -> int:
-        return self.wall_ns
-
-    async def sleep(self, seconds: float) -> None:
-        raise NotImplementedError
+def clock_at(seconds: float) -> Any:
+    made = SimpleNamespace(seconds=seconds, wall_ns=T)
+    made.monotonic = made.elapsed = lambda: made.seconds
+    made.time_ns = lambda: made.wall_ns
+    return made
 
 
 @pytest.fixture
@@ -63,7 +55,7 @@ def carry_out(
 
 
 def test_each_master_goes_on_from_what_is_in_the_log(store: Store) -> None:
-    clock = Clock()
+    clock = clock_at(5.0)
     first = Uptime(clock, store)
     assert first.now_ns() == T
     clock.seconds += 100
@@ -81,7 +73,7 @@ def test_each_master_goes_on_from_what_is_in_the_log(store: Store) -> None:
 
 def test_what_was_deleted_before_it_was_counted_keeps_its_time(store: Store) -> None:
     """Also where the first master that counts starts with a clock that is days off."""
-    clock = Clock()
+    clock = clock_at(5.0)
     published = FilePublished(T - 9, [], ROOT_INODE, b"f", 2, 0, 3, 0, "/f", [])
     carry_out(store, published, T - 9)
     carry_out(store, Deleted(T, ROOT_INODE, b"f", 2, "/f", T + 3 * DAY_NS), T)
@@ -97,7 +89,7 @@ def test_what_was_deleted_before_it_was_counted_keeps_its_time(store: Store) -> 
 def test_a_master_that_has_nothing_to_log_notes_the_time(store: Store) -> None:
     """At most half of its life, and a minute, is not counted when it dies; and an idle one
     writes once a minute."""
-    clock = Clock()
+    clock = clock_at(5.0)
     lived = Uptime(clock, store)
     carry_out(store, DirectoriesMade(0, []), 0, lived)
     notes = []

@@ -55,7 +55,6 @@ async def test_an_exchange_under_way_may_end_first_but_not_take_forever(
         assert between.ending
         assert between.closed_at is None, "the next exchange might be on its way"
         await trio.sleep(RETIRED_SECONDS / 2)
-        assert idle.closed_at is not None
         assert idle.closed_at <= retired + 2 * KEYS_SECONDS
         assert between.closed_at is not None
         assert busy.closed_at is None
@@ -63,8 +62,6 @@ async def test_an_exchange_under_way_may_end_first_but_not_take_forever(
         ended = trio.current_time()
         await trio.sleep(2 * RETIRED_SECONDS)
         nursery.cancel_scope.cancel()
-    assert busy.closed_at is not None
     assert ended <= busy.closed_at <= ended + KEYS_SECONDS
-    assert endless.closed_at is not None
     assert endless.closed_at <= retired + RETIRED_SECONDS + 2 * KEYS_SECONDS
     assert new.closed_at is None

@@ -37,7 +37,6 @@ async def test_what_is_ready_soon_is_answered_as_ever(
     assert await answer.get_data() == DOCUMENT
     with pytest.raises(S3Error, match="no"):
         await patience.answer(CALL, lambda: work(1, S3Error("NoSuchKey", "no")))
-    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("error", [None, S3Error("NoSuchUpload", "no"), ValueError("a bug")])
@@ -55,7 +54,6 @@ async def test_what_takes_long_is_answered_with_spaces_before_it(
     assert pieces[1:-1] == [b" "] * 4
     root = ElementTree.fromstring(b"".join(pieces))
     assert root.tag == "Result" if error is None else "Error"
-    nursery.cancel_scope.cancel()
 
 
 async def test_the_work_ends_with_its_request(
@@ -82,7 +80,6 @@ async def test_the_work_ends_with_its_request(
             break
     await trio.testing.wait_all_tasks_blocked()
     assert len(ended) == 2
-    nursery.cancel_scope.cancel()
 
 
 async def test_failed_records_end_the_process(autojump_clock: MockClock) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
+from clocks import simulated
+from streams import refused
 
 from gfs.io import File, FileSystem
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
@@ -20,28 +21,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 ALWAYS = Hang(1.0, (60.0, 60.0))
 
 
-def simulated(scenario: Callable[[Machine], Awaitable[None]], seed: int = 1) -> Universe:
-    async def main() -> Universe:
-        universe = Universe(seed)
-        machine = universe.machine("m")
-        machine.disk.mount("/disk", 1 << 20)
-        with trio.fail_after(10_000):
-            await scenario(machine)
-        return universe
-
-    return run_simulated(seed, main)
-
-
-@contextlib.contextmanager
-def refused(code: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        yield
-    assert caught.value.errno == code
+def mounted(seed: int) -> Machine:
+    found = Universe(seed).machine("m")
+    found.disk.mount("/disk", 1 << 20)
+    return found
 
 
 def machine() -> tuple[Machine, FileSystem]:
-    found = Universe(3).machine("m")
-    found.disk.mount("/disk", 1 << 20)
+    found = mounted(3)
     return found, found.start_process().world.files
 
 
@@ -49,9 +36,6 @@ def content(file: File) -> bytes:
     data = bytearray(file.size())
     file.read_into(memoryview(data), 0)
     return bytes(data)
-
-
-# --- a sync that fails ------------------------------------------------------------------
 
 
 def written(files: FileSystem) -> File:
@@ -160,9 +144,6 @@ def test_a_directory_whose_sync_failed_has_lost_its_names() -> None:
     assert host.disk.paths() == ["/disk/kept", "/disk/newer"]
 
 
-# --- a disk that goes away ------------------------------------------------------------------
-
-
 def test_a_disk_that_is_pulled_and_plugged() -> None:
     host, files = machine()
     held, file = files.within("/disk"), written(files)
@@ -216,8 +197,6 @@ def test_a_disk_that_is_replaced_by_an_empty_one() -> None:
     assert held.list("/disk") == ["f"]
 
 
-# --- a disk that does not answer --------------------------------------------------------------
-
 CALLS: list[Callable[[FileSystem, File], object]] = [
     lambda files, file: file.read_into(memoryview(bytearray(1)), 0),
     lambda files, file: file.write(b"x", 0),
@@ -240,42 +219,38 @@ CALLS: list[Callable[[FileSystem, File], object]] = [
 
 
 @pytest.mark.parametrize("number", range(len(CALLS)))
-def test_every_call_may_hang_before_its_effect_or_after(number: int) -> None:
-    async def scenario(host: Machine) -> None:
-        world = host.start_process().world
-        file = await world.run_blocking(written, world.files)
-        host.disk.hang("/disk", ALWAYS)
-        assert not any(file.read_cached(memoryview(bytearray(1)), 0) for _ in range(50))
-        began = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.run_blocking, CALLS[number], world.files, file)
-            await trio.sleep(30)
-            assert await world.run_blocking(lambda: 7) == 7  # others go on
-            assert trio.current_time() < began + 31
-        assert trio.current_time() == pytest.approx(began + 60, abs=0.1)
-
-    for seed in range(2):
-        simulated(scenario, seed)
+@pytest.mark.parametrize("seed", range(2))
+@simulated()
+async def test_every_call_may_hang_before_its_effect_or_after(seed: int, number: int) -> None:
+    host = mounted(seed)
+    world = host.start_process().world
+    file = await world.run_blocking(written, world.files)
+    host.disk.hang("/disk", ALWAYS)
+    assert not any(file.read_cached(memoryview(bytearray(1)), 0) for _ in range(50))
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run_blocking, CALLS[number], world.files, file)
+        await trio.sleep(30)
+        assert await world.run_blocking(lambda: 7) == 7  # others go on
+        assert trio.current_time() < began + 31
+    assert trio.current_time() == pytest.approx(began + 60, abs=0.1)
 
 
 def test_a_write_that_was_abandoned_comes_late_or_came_before() -> None:
-    seen = set()
-    for seed in range(12):
+    async def comes_at_once(host: Machine) -> bool:
+        world = host.start_process().world
+        file = await world.run_blocking(written, world.files)
+        host.disk.hang("/disk", ALWAYS)
+        with trio.move_on_after(1):
+            await world.run_blocking(file.write, b"late", 0, abandon_on_cancel=True)
+        assert trio.current_time() < 2
+        at_once = host.disk.read("/disk/f").startswith(b"late")
+        host.disk.hang("/disk", None)
+        await trio.sleep(120)
+        assert host.disk.read("/disk/f").startswith(b"late")
+        return at_once
 
-        async def scenario(host: Machine) -> None:
-            world = host.start_process().world
-            file = await world.run_blocking(written, world.files)
-            host.disk.hang("/disk", ALWAYS)
-            with trio.move_on_after(1):
-                await world.run_blocking(file.write, b"late", 0, abandon_on_cancel=True)
-            assert trio.current_time() < 2
-            at_once = host.disk.read("/disk/f").startswith(b"late")
-            host.disk.hang("/disk", None)
-            await trio.sleep(120)
-            assert host.disk.read("/disk/f").startswith(b"late")
-            seen.add(at_once)
-
-        simulated(scenario, seed)
+    seen = {run_simulated(seed, comes_at_once, mounted(seed)) for seed in range(12)}
     assert seen == {True, False}
 
 
@@ -295,62 +270,61 @@ class Shared:
             return self.count
 
 
-def test_a_call_stops_in_its_middle_with_the_locks_it_has() -> None:
-    async def scenario(host: Machine) -> None:
-        process = host.start_process()
-        world = process.world
-        shared = await world.run_blocking(Shared, world.files)
-        host.disk.hang("/disk", ALWAYS)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.run_blocking, shared.add)
-            await trio.sleep(1)
-            host.disk.hang("/disk", None)
-            nursery.start_soon(world.run_blocking, shared.add)
-            await trio.sleep(1)
-            assert shared.count == 0
-            with pytest.raises(LoopBlocked, match="lock"), shared.lock:
-                pass
-            with trio.move_on_after(1):
-                await world.run_blocking(shared.add, abandon_on_cancel=True)
+@simulated(1)
+async def test_a_call_stops_in_its_middle_with_the_locks_it_has() -> None:
+    host = mounted(1)
+    process = host.start_process()
+    world = process.world
+    shared = await world.run_blocking(Shared, world.files)
+    host.disk.hang("/disk", ALWAYS)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run_blocking, shared.add)
         await trio.sleep(1)
-        assert shared.count == 3
-        assert trio.current_time() == pytest.approx(61, abs=1)
-        assert len(host.universe.wrongs) == 1
-        with shared.lock:
-            pass
-
-    simulated(scenario)
-
-
-def test_a_process_that_is_killed_while_its_calls_hang() -> None:
-    async def scenario(host: Machine) -> None:
-        process = host.start_process()
-        world = process.world
-        shared = await world.run_blocking(Shared, world.files)
-        host.disk.hang("/disk", ALWAYS)
-        ends: list[str] = []
-
-        async def add() -> None:
-            try:
-                await world.run_blocking(shared.add)
-            except Crashed:
-                ends.append("crashed")
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(add)
-            await trio.sleep(1)
-            process.kill()
-        assert ends == ["crashed"] * 3
-        assert shared.count == 0
         host.disk.hang("/disk", None)
-        again = host.start_process().world
-        assert await again.run_blocking(again.files.list, "/disk") == ["s"]
+        nursery.start_soon(world.run_blocking, shared.add)
+        await trio.sleep(1)
+        assert shared.count == 0
+        with pytest.raises(LoopBlocked, match="lock"), shared.lock:
+            pass
+        with trio.move_on_after(1):
+            await world.run_blocking(shared.add, abandon_on_cancel=True)
+    await trio.sleep(1)
+    assert shared.count == 3
+    assert trio.current_time() == pytest.approx(61, abs=1)
+    assert len(host.universe.wrongs) == 1
+    with shared.lock:
+        pass
 
-    simulated(scenario)
+
+@simulated(1)
+async def test_a_process_that_is_killed_while_its_calls_hang() -> None:
+    host = mounted(1)
+    process = host.start_process()
+    world = process.world
+    shared = await world.run_blocking(Shared, world.files)
+    host.disk.hang("/disk", ALWAYS)
+    ends: list[str] = []
+
+    async def add() -> None:
+        try:
+            await world.run_blocking(shared.add)
+        except Crashed:
+            ends.append("crashed")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(add)
+        await trio.sleep(1)
+        process.kill()
+    assert ends == ["crashed"] * 3
+    assert shared.count == 0
+    host.disk.hang("/disk", None)
+    again = host.start_process().world
+    assert await again.run_blocking(again.files.list, "/disk") == ["s"]
 
 
-async def hanging(host: Machine) -> None:
+async def hanging(seed: int) -> str:
+    host = mounted(seed)
     world = host.start_process().world
     shared = await world.run_blocking(Shared, world.files)
     host.disk.hang("/disk", Hang(0.3, (1.0, 5.0)))
@@ -365,30 +339,26 @@ async def hanging(host: Machine) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(40):
             nursery.start_soon(add, number / 3)
+    return host.universe.trace.digest()
 
 
 def test_a_seed_decides_what_hangs() -> None:
-    first, second = simulated(hanging, 5), simulated(hanging, 5)
-    assert first.trace.digest() == second.trace.digest()
-    assert simulated(hanging, 6).trace.digest() != first.trace.digest()
+    first, second, other = (run_simulated(seed, hanging, seed) for seed in (5, 5, 6))
+    assert first == second != other
 
 
-# --- the loop's thread ----------------------------------------------------------------------
-
-
-def test_a_call_that_the_loop_makes_is_an_error_that_says_where() -> None:
-    async def scenario(host: Machine) -> None:
-        host.universe.guards_loop = True
-        process: Process = host.start_process()
-        files = process.world.files
-        file = await process.world.run_blocking(written, files)
-        file.read_cached(memoryview(bytearray(1)), 0)
-        for call in CALLS:
-            with pytest.raises(LoopBlocked, match="in the loop's thread, at a test"):
-                call(files, file)
-        assert len(host.universe.wrongs) == len(CALLS)
-
-    simulated(scenario)
+@simulated(1)
+async def test_a_call_that_the_loop_makes_is_an_error_that_says_where() -> None:
+    host = mounted(1)
+    host.universe.guards_loop = True
+    process: Process = host.start_process()
+    files = process.world.files
+    file = await process.world.run_blocking(written, files)
+    file.read_cached(memoryview(bytearray(1)), 0)
+    for call in CALLS:
+        with pytest.raises(LoopBlocked, match="in the loop's thread, at a test"):
+            call(files, file)
+    assert len(host.universe.wrongs) == len(CALLS)
 
 
 def test_a_punched_hole_takes_no_space_and_a_power_cut_may_undo_it() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from pathlib import Path
 
 import pytest
-from limits import HANG_SECONDS
 
 from gfs.errors import SettingsError
 from gfs.io import others_can_read
@@ -101,24 +99,6 @@ def test_a_directory_or_a_dangling_link_is_no_key(tmp_path: Path) -> None:
     for name in ("directory", "link"):
         with pytest.raises(SettingsError):
             make_key(tmp_path / name)
-
-
-def _make(path: Path, start: object, results: object) -> None:
-    start.wait()  # type: ignore[attr-defined]
-    results.put(make_key(path))  # type: ignore[attr-defined]
-
-
-def test_processes_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(4), context.Queue()
-    arguments = (tmp_path / KEY_NAME, start, results)
-    racers = [context.Process(target=_make, args=arguments) for _ in range(4)]
-    for racer in racers:
-        racer.start()
-    keys = {results.get(timeout=HANG_SECONDS) for _ in racers}
-    for racer in racers:
-        racer.join()
-    assert keys == set(read_keys(tmp_path / KEY_NAME))
 
 
 def test_threads_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:

