@@ -54,6 +54,8 @@ POLL_SECONDS = 0.05
 PRUNE_SECONDS = 10.0
 #: Users whose counts are read before other tasks run.
 PAGE_ROWS = 256
+#: Slashes in the path of a file that is in no folder: /storage/NAME.ID/FILE.
+OWN_DEPTH = 3
 #: Empty folders removed after one walk.
 EMPTY_MAX = 10_000
 
@@ -72,8 +74,22 @@ async def prune(fs: Client, directory: str, folder: str) -> None:
         log.info("an empty folder could not be removed: %s", error)
 
 
-def change_of(entry: Entry, *, came: bool) -> Change:
-    return Change(entry.inode, owner_of(entry), entry.length, came)
+def weight_at(path: str) -> int:
+    """As how many files the one at this path of the file system counts: by the folders of its
+    storage namespace, or of the snapshots of that, in which it is."""
+    return usage.weight(path.count("/") - OWN_DEPTH)
+
+
+def weight_in_trash(path: str, deleted: str) -> int:
+    """The same for a file at or below the path that was deleted: a folder is in the trash with its
+    folders, a single file without those that it was in."""
+    return usage.weight(path.count("/") - deleted.count("/"))
+
+
+def change_of(entry: Entry, *, came: bool, path: str = "") -> Change:
+    """``path``: where it is by now, if it was moved since."""
+    weight = weight_at(path or entry.path)
+    return Change(entry.inode, owner_of(entry), entry.length, came, weight)
 
 
 class Recounts:
@@ -192,7 +208,8 @@ class Recounts:
                 async for entry in fs.scan(pending.pop()):
                     empty.discard(entry.path.rpartition("/")[0])
                     if entry.kind == "file":
-                        tally.add(entry.inode, owner_of(entry), entry.length)
+                        weight = weight_at(entry.path)
+                        tally.add(entry.inode, owner_of(entry), entry.length, weight)
                     else:
                         empty.add(entry.path)
                         pending.append(entry.path)
