@@ -57,9 +57,9 @@ async def finish_purge(control: Control, cluster: Cluster, path: str) -> None:
         there = await fs.stat(path)
         async with aclosing(_files(fs, there)) as files:
             async for each in files:
-                files, length = owners.get(owner_of(each), (0, 0))
-                files += weight_in_trash(each.path, path)
-                owners[owner_of(each)] = files, length + each.length
+                count, length = owners.get(owner_of(each), (0, 0))
+                count += weight_in_trash(each.path, path)
+                owners[owner_of(each)] = count, length + each.length
         with trio.CancelScope(shield=True):
             await fs.delete(path, recursive=True, expect=there.inode, now=True)
             await take_from_trash(control, cluster, int(found[1]), owners)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import trio
 from limits import HANG_SECONDS
+from msgspec.structs import replace
 from scripted import Scripted, Thing, World
 from test_storage_steps import COUNT, PAGE, Steps
 
@@ -28,8 +29,9 @@ from control.storage.rows import STORAGE
 
 
 def container(number: int) -> Container:
-    about: Any = ("box", "nano", 512, 5, (), False, (), (), 0, number)
-    return Container(f"{number:08x}", "ada", *about, applied=1, status="running", seen=True)
+    id_, size = f"{number:08x}", (512, 5)
+    made = Container(id_, "ada", "box", "nano", *size, (), False, (), (), 0, number)
+    return replace(made, applied=1, status="running", seen=True)
 
 
 def stranger(number: int) -> Spec:
