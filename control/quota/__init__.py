@@ -9,7 +9,8 @@ user is counted beside it (:mod:`control.quota.usage`), in a store that all proc
 the machine share. An upload first reserves room, in the transaction that reads the limit,
 so that uploads at the same time cannot exceed it together. Its change is recorded when the
 file system has made it. A file counts for the user who uploaded it, as its attribute says,
-wherever it is; a file without the attribute counts for no one.
+wherever it is; a file without the attribute counts for no one. One that is in many folders
+counts as several, so that the quota of files bounds the folders, too.
 
 *Failures.* The file system and this store do not change in one step. Between the two a
 process can be killed, or lose the answer of the file system. The reservation is a

@@ -23,6 +23,7 @@ class Limits(Settings, frozen=True, kw_only=True):
 
     #: Bytes in files.
     bytes: int = 100 * 1024 * MIB
+    #: Of which one in many folders counts as several.
     files: int = 1_000_000
     #: Storage namespaces.
     namespaces: int = 100

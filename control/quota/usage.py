@@ -1,6 +1,10 @@
 """The usage of users: its rows, and how each event changes them. Plain functions.
 
-A *count* is a number of files and their bytes, under one of these names:
+A file that is in many folders counts as several files, see :func:`weight`: so the rows that a user
+has in the master, which are of files and of folders, are bounded by the quota of files. The folders
+are shared, and go with their last file; a file's path says all that is needed to count it again.
+
+A *count* is a number of files, by their weights, and their bytes, under one of these names:
 
 =================  ============================================================
 ``u/USER``         what the user has, in all storage namespaces
@@ -8,7 +12,7 @@ A *count* is a number of files and their bytes, under one of these names:
                    files published and minus files deleted since
 ``p/SPACE``        the storage namespace is being deleted, and the trash has no room for it
 ``r/USER``         the sum of the user's reservations
-``s/SPACE``        all files in the storage namespace
+``s/SPACE``        all files in the storage namespace, each as one
 ``o/SPACE/USER``   those of the user (USER empty: files without an owner)
 =================  ============================================================
 
@@ -66,6 +70,14 @@ REPLACED_REST_SECONDS = 10.0
 TOUCHES_MAX = 10_000
 #: The file that an upload was to replace is not there any more.
 GONE = -1
+#: A file in fewer folders counts as one, in fewer than twice as many as two, and so on.
+FOLDERS_PER_FILE = 8
+
+
+def weight(folders: int) -> int:
+    """As how many files one counts that is in so many folders. It and its folders are at most
+    ``FOLDERS_PER_FILE`` rows of the master for each."""
+    return 1 + folders // FOLDERS_PER_FILE
 
 
 class Count(msgspec.Struct, array_like=True, frozen=True):
@@ -133,6 +145,7 @@ class Touch(msgspec.Struct, array_like=True, frozen=True):
     owner: str
     bytes: int
     came: bool
+    weight: int = 1
 
 
 class MustYield(QuotaReached):
@@ -147,24 +160,34 @@ class Change:
     owner: str
     bytes: int
     came: bool
+    #: As how many files it counts.
+    weight: int = 1
+    #: 0: it was there before, and counts as so many more, or fewer, since it was moved.
+    files: int = 1
+
+    @classmethod
+    def moved(cls, inode: int, owner: str, more: int) -> Change:
+        return cls(inode, owner, 0, True, more, 0)
 
 
 @dataclass
 class Tally:
     """The files that a walk through a storage namespace found."""
 
-    #: Owner -> files and bytes.
+    files: int = 0
+    #: Owner -> files, by their weights, and bytes.
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: The inodes that were found; eight bytes each.
     inodes: array[int] = field(default_factory=lambda: array("Q"))
 
-    def add(self, inode: int, owner: str, length: int) -> None:
+    def add(self, inode: int, owner: str, length: int, weight: int = 1) -> None:
         self.inodes.append(inode)
-        self._count(owner, 1, length)
+        self._count(1, owner, weight, length)
 
-    def _count(self, owner: str, files: int, length: int) -> None:
+    def _count(self, sign: int, owner: str, weight: int, length: int) -> None:
+        self.files += sign
         before = self.totals.get(owner, (0, 0))
-        self.totals[owner] = before[0] + files, before[1] + length
+        self.totals[owner] = before[0] + sign * weight, before[1] + sign * length
 
     def correct(self, touched: Iterable[Touch]) -> None:
         """Apply the files that were published and deleted during the walk."""
@@ -175,9 +198,9 @@ class Tally:
         met = set(last).intersection(self.inodes) if last else set()
         for inode, touch in last.items():
             if touch.came and inode not in met:
-                self._count(touch.owner, 1, touch.bytes)
+                self._count(1, touch.owner, touch.weight, touch.bytes)
             elif not touch.came and inode in met:
-                self._count(touch.owner, -1, -touch.bytes)
+                self._count(-1, touch.owner, touch.weight, touch.bytes)
 
 
 def _replacing(row: Reservation) -> list[str]:
@@ -210,7 +233,14 @@ touches = Table("touches", Touch, key=lambda row: row.id)
 
 trash = Table("trash", Trash, key=lambda row: row.id)
 
-USAGE = Schema("usage", 1, [counts, reservations, states, touches, trash])
+
+def _count_weights(txn: Txn) -> None:
+    """All files counted as one: count them again."""
+    for row in list(states.scan(txn)):
+        states.put(txn, replace(row, recounts_due=row.recounts_due + 1))
+
+
+USAGE = Schema("usage", 2, [counts, reservations, states, touches, trash], {1: _count_weights})
 
 
 def count(txn: Txn, kind: str, *names: str) -> Count:
@@ -236,7 +266,6 @@ def _add(txn: Txn, files: int, length: int, kind: str, *names: str) -> None:
 def _add_files(txn: Txn, space_id: str, owner: str, files: int, length: int) -> None:
     if not (files or length):
         return
-    _add(txn, files, length, "s", space_id)
     _add(txn, files, length, "o", space_id, owner)
     if owner:
         _add(txn, files, length, "u", owner)
@@ -349,10 +378,14 @@ def record(
     state = states.get(txn, space_id)
     totals: dict[str, tuple[int, int]] = {}
     noted = list(changes)
+    number = size = 0
     for change in noted:
         sign = 1 if change.came else -1
         files, length = totals.get(change.owner, (0, 0))
-        totals[change.owner] = files + sign, length + sign * change.bytes
+        totals[change.owner] = files + sign * change.weight, length + sign * change.bytes
+        number, size = number + sign * change.files, size + sign * change.bytes
+    if number or size:
+        _add(txn, number, size, "s", space_id)
     for owner, (files, length) in totals.items():
         _add_files(txn, space_id, owner, files, length)
         if counts.get(txn, f"f/{owner}") is not None:
@@ -368,7 +401,8 @@ def record(
         return
     for number, change in enumerate(noted):
         id_ = f"{space_id}/{reservation_id}/{number}"
-        touches.put(txn, Touch(id_, change.inode, change.owner, change.bytes, change.came))
+        touch = Touch(id_, change.inode, change.owner, change.bytes, change.came, change.weight)
+        touches.put(txn, touch)
 
 
 def mark_lost(txn: Txn, reservation_id: str) -> None:
@@ -476,6 +510,7 @@ def drop_space(txn: Txn, space_id: str) -> None:
     _uncredit(txn, space_id)
     for row in list(counts.scan(txn, prefix=f"o/{space_id}/")):
         _add_files(txn, space_id, row.name.split("/", 2)[2], -row.files, -row.bytes)
+    counts.delete(txn, f"s/{space_id}")
     _forget_touches(txn, space_id)
     state = states.delete(txn, space_id)
     if state is not None and state.is_uncounted:
@@ -565,6 +600,9 @@ def end_recount(
         _add_files(txn, space_id, owner, files - row.files, length - row.bytes)
     for owner, (files, length) in found.items():
         _add_files(txn, space_id, owner, files, length)
+    before = count(txn, "s", space_id)
+    size = sum(length for _, length in tally.totals.values())
+    _add(txn, tally.files - before.files, size - before.bytes, "s", space_id)
     states.put(txn, State(space_id, state.recounts_due - begun.recounts_due))
     if state.is_uncounted:
         _forget_floors(txn)

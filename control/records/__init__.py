@@ -42,6 +42,7 @@ from control.records.errors import (
     Taken,
 )
 from control.records.locks import SharedLock
+from control.records.pages import PAGE_ROWS, in_pages
 from control.records.store import MAP_BYTES, Records
 from control.records.table import Schema, Table
 from control.records.txn import KEY_BYTES_MAX, Txn
@@ -49,6 +50,7 @@ from control.records.txn import KEY_BYTES_MAX, Txn
 __all__ = [
     "KEY_BYTES_MAX",
     "MAP_BYTES",
+    "PAGE_ROWS",
     "Records",
     "RecordsBusy",
     "RecordsFailed",
@@ -59,4 +61,5 @@ __all__ = [
     "Table",
     "Taken",
     "Txn",
+    "in_pages",
 ]

@@ -15,10 +15,10 @@ from functools import partial
 import trio
 
 from control.quota import Change, Floor, Ledger, Tally, floors, usage
-from control.records import Records, RecordsFailed, Txn
+from control.records import PAGE_ROWS, Records, RecordsFailed, Txn, in_pages
 from control.storage.permission import owner_of
 from control.storage.rows import SNAPSHOTS, Space, spaces
-from control.storage.spaces import in_pages
+from control.storage.spaces import all_in_pages
 from gfs.client import Client, Entry
 from gfs.errors import (
     AlreadyExists,
@@ -52,8 +52,8 @@ POLL_SECONDS = 0.05
 
 #: How long a deletion may go on to remove empty folders when its client has left.
 PRUNE_SECONDS = 10.0
-#: Users whose counts are read before other tasks run.
-PAGE_ROWS = 256
+#: Slashes in the path of a file that is in no folder: /storage/NAME.ID/FILE.
+OWN_DEPTH = 3
 #: Empty folders removed after one walk.
 EMPTY_MAX = 10_000
 
@@ -72,8 +72,22 @@ async def prune(fs: Client, directory: str, folder: str) -> None:
         log.info("an empty folder could not be removed: %s", error)
 
 
-def change_of(entry: Entry, *, came: bool) -> Change:
-    return Change(entry.inode, owner_of(entry), entry.length, came)
+def weight_at(path: str) -> int:
+    """As how many files the one at this path of the file system counts: by the folders of its
+    storage namespace, or of the snapshots of that, in which it is."""
+    return usage.weight(path.count("/") - OWN_DEPTH)
+
+
+def weight_in_trash(path: str, deleted: str) -> int:
+    """The same for a file at or below the path that was deleted: a folder is in the trash with its
+    folders, a single file without those that it was in."""
+    return usage.weight(path.count("/") - deleted.count("/"))
+
+
+def change_of(entry: Entry, *, came: bool, path: str = "") -> Change:
+    """``path``: where it is by now, if it was moved since."""
+    weight = weight_at(path or entry.path)
+    return Change(entry.inode, owner_of(entry), entry.length, came, weight)
 
 
 class Recounts:
@@ -87,11 +101,11 @@ class Recounts:
         """Schedule a recount of each storage namespace that this boot's store does not have. If
         it has none, the machine was just booted: then the saved floors apply until all is
         counted."""
-        with self._ledger.read() as txn:
-            known = {state.space_id for state in usage.states.scan(txn)}
+        pages = in_pages(self._ledger.records, usage.states, PAGE_ROWS)
+        known = {state.space_id async for page in pages for state in page}
         missing = [id_ for id_ in await self._counted() if id_ not in known]
-        with self._records.read() as records:
-            remembered = [] if known else list(floors.scan(records))
+        saved = in_pages(self._records, floors, PAGE_ROWS)
+        remembered = [] if known else [row async for page in saved for row in page]
 
         def add_missing(txn: Txn) -> None:
             if missing and not usage.states.count(txn):
@@ -192,7 +206,8 @@ class Recounts:
                 async for entry in fs.scan(pending.pop()):
                     empty.discard(entry.path.rpartition("/")[0])
                     if entry.kind == "file":
-                        tally.add(entry.inode, owner_of(entry), entry.length)
+                        weight = weight_at(entry.path)
+                        tally.add(entry.inode, owner_of(entry), entry.length, weight)
                     else:
                         empty.add(entry.path)
                         pending.append(entry.path)
@@ -217,7 +232,7 @@ class Recounts:
 
     async def _counted(self) -> dict[str, Space]:
         """What is counted under which name -> its storage namespace."""
-        pages = in_pages(self._records)
+        pages = all_in_pages(self._records)
         return {
             id_: space
             async for page in pages

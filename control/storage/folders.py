@@ -246,7 +246,7 @@ class FolderRoutes:
                 "Move or rename a file or a folder, in one step",
                 body=MoveBody,
                 answer=MovedInfo,
-                errors=changes,
+                errors=[*changes, 413],
                 description=(
                     "An API token also needs `delete` on `storage.files`. Where versions are kept, "
                     "a file is copied and then deleted; a folder is answered 409."

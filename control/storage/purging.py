@@ -24,6 +24,7 @@ from control.api import Control, RecordsFailed
 from control.quota import usage
 from control.quota.usage import Trash
 from control.records import Txn
+from control.storage.accounting import weight_in_trash
 from control.storage.cluster import Cluster
 from control.storage.permission import owner_of
 from control.storage.staging import STAGING
@@ -57,7 +58,8 @@ async def finish_purge(control: Control, cluster: Cluster, path: str) -> None:
         async with aclosing(_files(fs, there)) as files:
             async for each in files:
                 count, length = owners.get(owner_of(each), (0, 0))
-                owners[owner_of(each)] = count + 1, length + each.length
+                count += weight_in_trash(each.path, path)
+                owners[owner_of(each)] = count, length + each.length
         with trio.CancelScope(shield=True):
             await fs.delete(path, recursive=True, expect=there.inode, now=True)
             await take_from_trash(control, cluster, int(found[1]), owners)

@@ -116,7 +116,8 @@ async def _place_back(
                 claim.refused()
                 raise
             log.warning("a file of %s that could not be replaced is back", space.name)
-            await claim.record([change_of(old, came=True)], partial(spaces.still_exists, space))
+            back = change_of(old, came=True, path=f"{space.directory}/{path}")
+            await claim.record([back], partial(spaces.still_exists, space))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import trio
 
 from control.api import Call, Control
 from control.errors import ApiError, NoSuchThing, Unavailable
-from control.storage.accounting import REFUSALS, change_of
+from control.storage.accounting import REFUSALS, change_of, weight_at
 from control.storage.cluster import Cluster
 from control.storage.permission import OWNER
 from control.storage.rows import Space
@@ -82,14 +82,15 @@ async def _share(copy: Copy) -> Entry | None:
     fs, spaces, space, user_id = copy.cluster.fs, copy.spaces, copy.space, copy.call.user.user_id
     limits = copy.control.limits_of(user_id)
     staged = f"{STAGING}/{secrets.token_hex(16)}"
+    full = f"{space.directory}/{copy.path}"
     async with copy.control.ledger.claim(user_id, space.id) as claim:
-        await claim.reserve(1, copy.source.length, limits)
+        await claim.reserve(weight_at(full), copy.source.length, limits)
         is_placed = False
         try:
             entry = await _stage(copy, staged)
             if entry is None:
                 return None
-            await claim.publish(1, entry.length, limits)
+            await claim.publish(weight_at(full), entry.length, limits)
             with trio.CancelScope(shield=True):
                 try:
                     await place(fs, staged, space.directory, copy.path, copy.within)
@@ -100,7 +101,7 @@ async def _share(copy: Copy) -> Entry | None:
                     return None
                 is_placed = True
                 exists = partial(spaces.still_exists, space)
-                await claim.record([change_of(entry, came=True)], exists)
+                await claim.record([change_of(entry, came=True, path=full)], exists)
             return entry
         finally:
             if not is_placed:

@@ -39,7 +39,7 @@ from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
 from control.identity import PUBLIC_VISIBILITY, Need, Principal, decide_target
 from control.quota import check_quota, limits_of
 from control.quota.usage import add_space, count, drop_space, forget_purge, trash_space
-from control.records import Records, RecordsFailed, Taken, Txn
+from control.records import PAGE_ROWS, Records, RecordsFailed, Taken, Txn, in_pages
 from control.storage import listing
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
@@ -49,21 +49,13 @@ from gfs.errors import DirectoryNotEmpty, FileChanged, GfsError, NotFound
 
 log = logging.getLogger(__name__)
 
-#: Storage namespaces read before other tasks run: some milliseconds.
-PAGE_ROWS = 256
 #: How long the steps after a committed row may take when the client has left.
 FOLLOW_UP_SECONDS = 30.0
 
 
-async def in_pages(records: Records) -> AsyncGenerator[list[Space], None]:
-    """All rows by name, a page at a time, so that other tasks run in between."""
-    after: str | None = ""
-    while after is not None:
-        with records.read() as txn:
-            page = list(itertools.islice(spaces.scan(txn, after=after), PAGE_ROWS))
-        yield page
-        after = page[-1].name if len(page) == PAGE_ROWS else None
-        await trio.lowlevel.checkpoint()
+def all_in_pages(records: Records) -> AsyncGenerator[list[Space], None]:
+    """All rows by name, see :func:`in_pages`."""
+    return in_pages(records, spaces, PAGE_ROWS)
 
 
 class Spaces:
@@ -103,7 +95,7 @@ class Spaces:
         return found
 
     async def all(self) -> list[Space]:
-        pages = in_pages(self._records)
+        pages = all_in_pages(self._records)
         return [space async for page in pages for space in page if not space.deleting]
 
     def listed_for(
@@ -315,7 +307,7 @@ class Spaces:
     async def repair(self) -> None:
         """Make the directories match the rows, see above. Any process may do it at any time."""
         there = await self._directories()
-        async with contextlib.aclosing(in_pages(self._records)) as pages:
+        async with contextlib.aclosing(all_in_pages(self._records)) as pages:
             async for page in pages:
                 for space in page:
                     is_there = space.directory in there

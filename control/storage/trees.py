@@ -19,6 +19,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
+    AsyncExitStack,
     aclosing,
     asynccontextmanager,
     nullcontext,
@@ -36,7 +37,13 @@ from control.identity import Target, decide_target
 from control.quota import Change, usage
 from control.quota.usage import Trash
 from control.records import Txn
-from control.storage.accounting import PRUNE_SECONDS, REFUSALS, prune
+from control.storage.accounting import (
+    PRUNE_SECONDS,
+    REFUSALS,
+    prune,
+    weight_at,
+    weight_in_trash,
+)
 from control.storage.cluster import Cluster, as_answers
 from control.storage.deletion import Kept, delete_entry
 from control.storage.keys import key_of
@@ -54,7 +61,7 @@ from control.storage.rows import ROOT, Space
 from control.storage.spaces import Spaces
 from control.storage.staging import STAGING, place
 from control.storage.versions import Turn as VersionTurn
-from control.storage.versions import Versions, applies, keeps
+from control.storage.versions import Versions, applies, keeps, version_weight
 from gfs.client import Client, Entry, TrashEntry
 from gfs.errors import AlreadyExists, GfsError, NotADirectory, NotFound
 
@@ -89,18 +96,26 @@ class Found:
     """The files of a walk. Each is taken in when it is read: over all of them at once a loop would
     hold up other requests (100,000 take 60 ms)."""
 
-    def __init__(self, *, came: bool) -> None:
+    def __init__(self, source: str, target: str = "", *, came: bool) -> None:
+        """They are at and below ``source``, and count as those at and below ``target``."""
+        self._source = source
+        self._target = target or source
         self._came = came
         self.changes: list[Change] = []
         self.size = 0
-        #: Owner -> files and bytes.
+        #: As how many files they count.
+        self.weight = 0
+        #: Owner -> files, as they count in the trash, and bytes.
         self.owners: dict[str, tuple[int, int]] = {}
 
     def add(self, entry: Entry, owner: str) -> None:
-        self.changes.append(Change(entry.inode, owner, entry.length, self._came))
+        weight = weight_at(self._target + entry.path.removeprefix(self._source))
+        self.changes.append(Change(entry.inode, owner, entry.length, self._came, weight))
         self.size += entry.length
+        self.weight += weight
         files, length = self.owners.get(owner, (0, 0))
-        self.owners[owner] = files + 1, length + entry.length
+        files += weight_in_trash(entry.path, self._source)
+        self.owners[owner] = files, length + entry.length
 
 
 class Trees:
@@ -152,7 +167,7 @@ class Trees:
         self, call: Call, space: Space, entry: Entry, source: str, target: str, overwrite: bool
     ) -> Moved:
         _check_single(space, entry)
-        found = await self._may_move(call, space, entry, target)
+        found, changes = await self._may_move(call, space, entry, target)
         there = await self._in_the_way(call, space, target, overwrite)
         if space.versioning:
             full = f"{space.directory}/{target}"
@@ -163,6 +178,7 @@ class Trees:
             await self._delete(space, source, entry)
             return _moved(target, entry, found)
         async with (
+            self._room_for_moved(space, changes),
             self._replacing(space, target, there),
             self._control.ledger.claim("", space.id) as claim,
         ):
@@ -175,8 +191,31 @@ class Trees:
                     await self._prune(space, target)
                     raise
                 await self._prune(space, source)
-                await claim.record([], partial(self._spaces.still_exists, space), moved=True)
+                exists = partial(self._spaces.still_exists, space)
+                await claim.record(changes, exists, moved=True)
+                if changes and entry.kind != "file":
+                    await self._recount(space)
         return _moved(target, entry, found)
+
+    async def _recount(self, space: Space) -> None:
+        """Files may have come to a folder while it was read."""
+        write = self._control.ledger.records.write
+        await write(partial(usage.require_recount, space_id=space.id))
+
+    @asynccontextmanager
+    async def _room_for_moved(self, space: Space, changes: list[Change]) -> AsyncIterator[None]:
+        """Hold the room in the quotas of the owners whose files will be in more folders. Raises
+        QuotaReached, TooLarge."""
+        more: dict[str, int] = {}
+        for change in changes:
+            more[change.owner] = more.get(change.owner, 0) + change.weight
+        async with AsyncExitStack() as stack:
+            for owner, files in more.items():
+                if owner and files > 0:
+                    claim = self._control.ledger.claim(owner, space.id)
+                    reserve = (await stack.enter_async_context(claim)).reserve
+                    await reserve(files, 0, self._control.limits_of(owner))
+            yield
 
     @asynccontextmanager
     async def _room_for_marker(self, space: Space, path: str, entry: Entry) -> AsyncIterator[None]:
@@ -185,22 +224,30 @@ class Trees:
         afterwards would be half of a move. Raises QuotaReached."""
         owner = owner_of(entry)
         async with self._control.ledger.claim(owner, space.id) as claim:
-            if applies(space, path):
-                files = 1 + keeps(space, path, entry)
+            key = key_of(path)
+            if key is not None and applies(space, path):
+                files = version_weight(space, key) * (1 + keeps(space, path, entry))
                 await claim.reserve(files, 0, self._control.limits_of(owner))
             yield
 
-    async def _may_move(self, call: Call, space: Space, entry: Entry, target: str) -> Found:
-        """Check that it may go from there. Returns its files, as they are now."""
+    async def _may_move(
+        self, call: Call, space: Space, entry: Entry, target: str
+    ) -> tuple[Found, list[Change]]:
+        """Check that it may go from there. Returns its files, as they are now, and the changes of
+        those that will count as more or fewer."""
         if entry.kind != "file":
             self.own(call, space.name)
         may_remove(call, space, entry)
-        found = Found(came=True)
+        found = Found(entry.path, f"{space.directory}/{target}", came=True)
+        changes: list[Change] = []
         async with aclosing(self._files(entry)) as files:
             async for each in files:
                 _check_path(each, entry.path, target)
                 found.add(each, owner_of(each))
-        return found
+                more = found.changes[-1].weight - weight_at(each.path)
+                if more:
+                    changes.append(Change.moved(each.inode, owner_of(each), more))
+        return found, changes
 
     async def _in_the_way(
         self, call: Call, space: Space, target: str, overwrite: bool
@@ -291,7 +338,7 @@ class Trees:
             raise BadRequest(f"source: {TOO_MANY}")
         staged = f"{STAGING}/{secrets.token_hex(16)}"
         async with self._control.ledger.claim(user_id, count_id) as claim:
-            await claim.reserve(used.files, used.bytes, limits)
+            await claim.reserve(used.files * _least(full, source.kind), used.bytes, limits)
             is_placed = False
             try:
                 with as_answers(last_segment(source.path)):
@@ -308,7 +355,7 @@ class Trees:
                     await self._fs.set_attributes(staged, removed=sorted(source.attributes))
                 path = target if attributes is None else ""
                 if instead_of is not None:
-                    await claim.reserve(len(found.changes), found.size, limits)
+                    await claim.reserve(found.weight, found.size, limits)
                 async with (
                     self._version(space, path, instead_of) as version,
                     self._replacing(space, target, instead_of if version is None else None),
@@ -317,7 +364,8 @@ class Trees:
                         await self._fs.set_attributes(
                             staged, version.attributes, modified_ns=version.modified_ns
                         )
-                    await claim.publish(len(found.changes), found.size, limits)
+                    more = version.more if version is not None else 0
+                    await claim.publish(found.weight + more, found.size, limits)
                     with as_answers(target), trio.CancelScope(shield=True):
                         try:
                             if version is not None:
@@ -372,7 +420,7 @@ class Trees:
     async def _adopt(self, staged: str, user_id: str, full: str, space: Space) -> Found:
         """Make the files of a copy the user's."""
         target = full.removeprefix(f"{space.directory}/")
-        found, foreign = Found(came=True), list[tuple[str, list[str]]]()
+        found, foreign = Found(staged, full, came=True), list[tuple[str, list[str]]]()
         async with aclosing(self._files(await self._fs.stat(staged))) as files:
             async for entry in files:
                 if target != full:
@@ -407,7 +455,7 @@ class Trees:
             return await self._delete_folder(space, entry, folder)
 
     async def _delete_folder(self, space: Space, entry: Entry, folder: str) -> tuple[Moved, Kept]:
-        found = Found(came=False)
+        found = Found(entry.path, came=False)
         async with aclosing(self._files(entry)) as files:
             async for each in files:
                 found.add(each, owner_of(each))
@@ -424,8 +472,7 @@ class Trees:
                 with trio.move_on_after(PRUNE_SECONDS):
                     await prune(fs, space.directory, folder.rpartition("/")[0])
                 await claim.record(found.changes, partial(self._spaces.still_exists, space))
-                # Files may have come to the folder while it was read.
-                await ledger.records.write(partial(usage.require_recount, space_id=space.id))
+                await self._recount(space)
         return _moved(folder, entry, found), Kept.in_trash(self._cluster, is_kept)
 
     async def _keep(self, by_owner: Mapping[str, tuple[int, int]]) -> bool:
@@ -491,12 +538,15 @@ class Trees:
         user_id, full = call.user.user_id, f"{space.directory}/{target}"
         limits = self._control.limits_of(user_id)
         async with self._control.ledger.claim(user_id, space.id) as claim:
-            await claim.publish(files, deleted.length, limits)
+            # It may count as more, by the folders in it, which are not known yet. Then the user can
+            # add nothing, and has no more than before in files and trash together.
+            least = files * _least(full, deleted.kind)
+            await claim.publish(least, deleted.length, limits)
             with as_answers(target), trio.CancelScope(shield=True):
                 try:
                     await self._make_folders(space, target)
                     entry = await self._fs.undelete(deleted.path, target=full, inode=deleted.inode)
-                    found = Found(came=True)
+                    found = Found(entry.path, came=True)
                     async with aclosing(self._files(entry)) as back:
                         async for each in back:
                             found.add(each, owner_of(each))
@@ -578,6 +628,11 @@ class Trees:
     async def _prune(self, space: Space, path: str) -> None:
         with trio.move_on_after(PRUNE_SECONDS):
             await prune(self._fs, space.directory, path.rpartition("/")[0])
+
+
+def _least(path: str, kind: str) -> int:
+    """As how many files each counts at the path, or below it if it is a folder, at least."""
+    return weight_at(path if kind == "file" else f"{path}/-")
 
 
 def _check_single(space: Space, entry: Entry) -> None:

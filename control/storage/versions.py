@@ -47,8 +47,9 @@ import trio
 
 from control.api import Control
 from control.errors import Conflict
+from control.quota import Change
 from control.storage import listing
-from control.storage.accounting import PRUNE_SECONDS, REFUSALS, change_of, prune
+from control.storage.accounting import PRUNE_SECONDS, REFUSALS, change_of, prune, weight_at
 from control.storage.cluster import Cluster
 from control.storage.keys import PLACE, VERSIONS, all_keys, key_of, path_for, spelled, version_of
 from control.storage.permission import OWNER, owner_of
@@ -112,6 +113,11 @@ def keeps(space: Space, path: str, entry: Entry) -> bool:
     return applies(space, path) and not (space.versioning == SUSPENDED and id_of(entry) == NULL)
 
 
+def version_weight(space: Space, key: str) -> int:
+    """As how many files each older version of the key counts, and each delete marker."""
+    return weight_at(f"{space.directory}/{spelled(VERSIONS, key)}")
+
+
 class Turn(NamedTuple):
     """The right to change a key."""
 
@@ -135,6 +141,14 @@ class Turn(NamedTuple):
     def is_kept(self) -> bool:
         """Whether the file at the path is to stay as a version."""
         return self.current is not None and keeps(self.space, path_for(self.key), self.current)
+
+    @property
+    def more(self) -> int:
+        """As how many files more the file at the path will count as a version, if it stays."""
+        if not self.is_kept:
+            return 0
+        directory, path = self.space.directory, path_for(self.key)
+        return max(0, version_weight(self.space, self.key) - weight_at(f"{directory}/{path}"))
 
     @property
     def inode(self) -> int:
@@ -290,8 +304,8 @@ class Versions:
                         claim.refused()
                         raise
                     is_placed = True
-                    exists = partial(self._spaces.still_exists, space)
-                    await claim.record([change_of(copy, came=True)], exists)
+                    kept = change_of(copy, came=True, path=f"{space.directory}/{target}")
+                    await claim.record([kept], partial(self._spaces.still_exists, space))
             finally:
                 if not is_placed:
                     with trio.move_on_after(CLEAN_UP_SECONDS, shield=True), suppress(GfsError):
@@ -329,7 +343,7 @@ class Versions:
         path = f"{space.directory}/{spelled(VERSIONS, key)}!{name}"
         attributes = {OWNER: user_id, MARKER: "1", **made}
         async with self._control.ledger.claim(user_id, space.id) as claim:
-            await claim.publish(1, 0, limits)
+            await claim.publish(weight_at(path), 0, limits)
             with trio.CancelScope(shield=True):
                 try:
                     entry = await self._cluster.fs.put(
@@ -427,18 +441,20 @@ class Versions:
 
     async def _promote(self, space: Space, key: str, entry: Entry) -> None:
         """Move a version to the path. A recount that is under way may have seen it at neither."""
-        fs = self._cluster.fs
+        fs, target = self._cluster.fs, path_for(key)
+        more = weight_at(f"{space.directory}/{target}") - weight_at(entry.path)
+        changes = [Change.moved(entry.inode, owner_of(entry), more)] if more else []
         async with self._control.ledger.claim("", space.id) as claim:
             await claim.publish_deletion("", 0, self._control.limits, 0.0)
             with trio.CancelScope(shield=True):
                 try:
-                    await place(fs, entry.path, space.directory, path_for(key), "")
+                    await place(fs, entry.path, space.directory, target, "")
                 except REFUSALS:
                     claim.refused()  # a folder may be there: it stays where it is
                     return
                 await self._prune(space, entry)
                 exists = partial(self._spaces.still_exists, space)
-                await claim.record([], exists, moved=True)
+                await claim.record(changes, exists, moved=True)
 
     async def _prune(self, space: Space, entry: Entry) -> None:
         folder = entry.path.removeprefix(f"{space.directory}/").rpartition("/")[0]

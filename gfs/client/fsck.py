@@ -37,6 +37,11 @@ VERIFY_AT_ONCE = 8
 #: A chunk that changes during each of these checks is reported as the last one found it.
 LOOKS_MAX = 5
 CHANGING = f"it changed during each of {LOOKS_MAX} checks: run gfs fsck again"
+#: How long is waited for the master to have damage verified that it was told of, and of how many
+#: replicas.
+AGREE_SECONDS = 5.0
+AGREE_POLL_SECONDS = 0.1
+REPORTED_MAX = 200
 
 KEPT = "kept, because nothing better is left"
 #: Detail of a lost chunk that is being salvaged.
@@ -112,6 +117,8 @@ class Check:
     #: Check only chunks and replicas on this chunkserver; empty: all.
     server: str = ""
     progress: Callable[[int], object] = lambda chunks: None
+    #: Damaged replicas that were reported to the master, by their server.
+    reported: list[tuple[FsckChunk, str]] = field(default_factory=list)
 
     def concerns(self, server: ServerAddress) -> bool:
         return self.server in ("", server.id)
@@ -125,6 +132,7 @@ async def fsck(check: Check, path: str) -> FsckReport:
     async for page in chunk_pages(check.core, path):
         report.files += page.files
         await _check_page(check, page, report)
+    await _wait_for_master(check)
     if path == "/" and not check.server:
         await _add_garbage(check.core, report)
     report.problems.sort(key=lambda p: (p.path, p.index, p.kind, p.server))
@@ -266,6 +274,24 @@ async def _count(check: Check, finding: Finding, report: FsckReport) -> None:
             kind=kind,
         )
         await check.core.master.ask(request, Done)
+        if kind == "corrupt" and len(check.reported) < REPORTED_MAX:
+            check.reported.append((known.chunk, server.id))
+
+
+async def _wait_for_master(check: Check) -> None:
+    """Wait until the master counts the damage that it was told of, or for AGREE_SECONDS: it has it
+    verified first, and who asks for its status right after this is to be told the same."""
+    left = check.reported
+    with trio.move_on_after(AGREE_SECONDS):
+        while left:
+            known = await _known_again(check, [chunk for chunk, _ in left])
+            left = [
+                (chunk, server)
+                for (chunk, server), now in zip(left, known, strict=True)
+                if now is not None and any(each.id == server for each in now.servers)
+            ]
+            if left:
+                await trio.sleep(AGREE_POLL_SECONDS)
 
 
 async def _looked_for(check: Check, chunks: list[Known]) -> States:

@@ -199,7 +199,7 @@ async def test_what_a_dead_process_asked_for_and_comes_late_is_counted(
     files: list[Entry] = []
 
     async def come_late(_: float) -> None:
-        files.append(Entry("/f", 1, "file", 10, 1, 0, 0, attributes={OWNER: "ada"}))
+        files.append(Entry("/storage/s.s/f", 1, "file", 10, 1, 0, 0, attributes={OWNER: "ada"}))
 
     class Files:
         async def status(self) -> None:

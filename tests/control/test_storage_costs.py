@@ -16,14 +16,14 @@ from subtrees import deep, stored
 
 from control.errors import Unavailable
 from control.identity import PUBLIC
-from control.records import Records, Table
+from control.records import PAGE_ROWS, Records, Table
 from control.storage import listing
 from control.storage.cluster import STRANGERS_AT_ONCE, STRANGERS_WAITING_MAX, Cluster
 from control.storage.keys import all_keys
 from control.storage.module import _array
 from control.storage.rows import STORAGE, Space, spaces
 from control.storage.shapes import FileInfo
-from control.storage.spaces import PAGE_ROWS, Spaces
+from control.storage.spaces import Spaces
 from gfs.client import Client
 from gfs.errors import MasterUnavailable
 from gfs.master.metadata import subtree

@@ -32,13 +32,14 @@ def as_answers() -> Iterator[None]:
     except Exception as error:
         failure = the_one(error)  # from the exception group that a nursery raises
         if isinstance(failure, BackendUnavailable):
-            log.warning("%s", failure)
+            # The text alone: a handler that keeps records would keep the frames of the request.
+            log.warning("%s", str(failure))
             raise Unavailable(for_users(str(failure)), {"Retry-After": "5"}) from error
         if isinstance(failure, trio.TooSlowError):
             raise Unavailable(
                 "the backend of containers does not answer in time: try again", {"Retry-After": "5"}
             ) from None
         if isinstance(failure, Impossible):
-            log.warning("%s", failure)
+            log.warning("%s", str(failure))
             raise BadRequest(for_users(str(failure))) from error
         raise

@@ -4,6 +4,8 @@
   objects, the workload last. So missing objects are created again, changes by hand are
   undone, and the watch can distinguish a previous run from the next one. The cluster ends
   the old pod before it starts the new one.
+- **Stop.** A stop follows the logs to their end, and keeps the last of them on the StatefulSet,
+  whose pod is gone then; the next start removes them.
 - **Ownership.** All objects carry the installation's id. A namespace without it is never
   changed, whatever its name: several installations may share a cluster.
 - **Deletion.** A container is deleted when its namespace is gone. Kubernetes empties the
@@ -21,6 +23,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -53,8 +56,11 @@ from control.compute.kubernetes.shapes import (
     remaining,
 )
 from control.compute.kubernetes.watching import Watching
+from gfs.errors import GfsError
 
 __all__ = ["Kubernetes", "make"]
+
+log = logging.getLogger("control.compute")
 
 MIB = 1024**2
 #: A namespace that does not exist: our rights in it are those that we have in all namespaces.
@@ -170,7 +176,20 @@ class Kubernetes:
                 return
             self._check_ours(found)
             await self._mark(spec, run=False)
-            await self._api.apply(self._workload(spec, run=False))
+            before = await self._api.workload(_name(spec), manifests.CONTAINER)
+            kept = before.logs if before is not None else ""
+            async with logs.last_lines(self._api, _name(spec)) as last:
+                await self._api.apply(self._workload(spec, run=False, kept=kept))
+        if last.text:
+            await self._keep(spec, last.text)
+
+    async def _keep(self, spec: Spec, text: str) -> None:
+        """Keep what the run has printed. It is stopped, whether this succeeds or not."""
+        try:
+            with translated():
+                await self._api.apply(self._workload(spec, run=False, kept=text))
+        except GfsError as error:
+            log.warning("kubernetes: the logs of container %s are not kept: %s", spec.id, error)
 
     async def delete(self, container_id: str, user_id: str) -> None:
         name = manifests.namespace_name(user_id, container_id)
@@ -271,8 +290,8 @@ class Kubernetes:
         state = manifests.desired(spec.generation, run=run)
         return manifests.namespace(self._installation, spec, state)
 
-    def _workload(self, spec: Spec, *, run: bool) -> manifests.Manifest:
-        return manifests.workload(self._installation, spec, self._options, run=run)
+    def _workload(self, spec: Spec, *, run: bool, kept: str = "") -> manifests.Manifest:
+        return manifests.workload(self._installation, spec, self._options, run=run, logs=kept)
 
     async def _make_parts(self, spec: Spec) -> None:
         """Create the objects that outlive a run. Those that isolate it come first."""

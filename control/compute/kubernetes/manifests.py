@@ -50,6 +50,7 @@ from control.compute.backend import (
 )
 
 __all__ = [
+    "ANNOTATION_LOGS",
     "ANNOTATION_NAME",
     "ANNOTATION_DESIRED",
     "CONTAINER",
@@ -93,6 +94,9 @@ WEB = "web"
 ANNOTATION_NAME = "gfs.control/name"
 #: The desired state, on the namespace and on the pod; see ``desired``.
 ANNOTATION_DESIRED = "gfs.control/wish"
+#: What its last run printed, on the StatefulSet of one that is stopped: its pod is gone, and with
+#: it what the node has of its logs.
+ANNOTATION_LOGS = "gfs.control/logs"
 
 SSH_PORT = 22
 HTTP_PORT = 80
@@ -349,12 +353,15 @@ def volume_claim(installation: Installation, spec: Spec, options: Options) -> Ma
     }
 
 
-def workload(installation: Installation, spec: Spec, options: Options, *, run: bool) -> Manifest:
+def workload(
+    installation: Installation, spec: Spec, options: Options, *, run: bool, logs: str = ""
+) -> Manifest:
     marks = labels(installation, spec.user_id, spec.id)
+    kept = {"annotations": {ANNOTATION_LOGS: _text(logs)}} if logs else {}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": _metadata(installation, spec, CONTAINER),
+        "metadata": {**_metadata(installation, spec, CONTAINER), **kept},
         "spec": {
             "replicas": 1 if run else 0,
             "serviceName": CONTAINER,

@@ -24,6 +24,7 @@ from control.compute.backend import (
 )
 from control.compute.kubernetes.manifests import (
     ANNOTATION_DESIRED,
+    ANNOTATION_LOGS,
     desired,
     namespace_name,
     parse_desired,
@@ -154,7 +155,13 @@ class WorkloadSpec(msgspec.Struct):
 class Workload(msgspec.Struct):
     """A StatefulSet."""
 
+    metadata: Meta
     spec: WorkloadSpec
+
+    @property
+    def logs(self) -> str:
+        """What was kept of its last run; "" if nothing was."""
+        return (self.metadata.annotations or {}).get(ANNOTATION_LOGS, "")
 
 
 class NodeAddress(msgspec.Struct):

@@ -13,7 +13,8 @@ and deletes the latter.
 as long as the revision is the last. If the backend cannot do something, the container
 fails with that reason, until the user starts it again.
 
-*The reconciler* runs after every complete list of the watch, and every few minutes:
+*The reconciler* runs after every complete list of the watch, and every few minutes, a page of rows
+at a time:
 
 ==========================  =====================================================
 row                         backend shows               what follows
@@ -36,6 +37,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 
 import trio
 
@@ -51,7 +53,7 @@ from control.compute.rows import (
     last_event,
     remove_deleted,
 )
-from control.records import Records, RecordsFailed, Txn
+from control.records import PAGE_ROWS, Records, RecordsFailed, Txn, in_pages
 from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,8 @@ class Driver:
         #: The last sighting of each container that exists.
         self._sightings: dict[str, Sighting] = {}
         self._synced = False
+        #: Set and replaced when the watch has reported a complete list.
+        self._listed = trio.Event()
         #: Since when a container that should exist has been absent.
         self._missing: dict[str, float] = {}
         self._exposed: dict[str, tuple[int, int]] = {}
@@ -119,9 +123,7 @@ class Driver:
         async with trio.open_nursery() as self._nursery:
             with self._records.read() as txn:
                 number = last_event(txn)
-                rows = [row.id for row in containers.scan(txn)]
-            for container_id in rows:
-                self._kick(container_id)
+            await self._kick_all()
             self._nursery.start_soon(self._watch)
             self._nursery.start_soon(self._reconcile_regularly)
             self._nursery.start_soon(self._expose_regularly)
@@ -134,12 +136,16 @@ class Driver:
             with self._records.read() as txn:
                 news = events_after(txn, number)
                 number = last_event(txn)
-                if news is None:
-                    ids = {row.id for row in containers.scan(txn)}
-                else:
-                    ids = {event.container_id for event in news}
-            for container_id in ids:
+            if news is None:
+                await self._kick_all()
+            for container_id in {event.container_id for event in news or ()}:
                 self._kick(container_id)
+
+    async def _kick_all(self) -> None:
+        async with aclosing(in_pages(self._records, containers, PAGE_ROWS)) as pages:
+            async for page in pages:
+                for row in page:
+                    self._kick(row.id)
 
     async def _watch(self) -> None:
         """The backend's watch never returns; it is restarted if it breaks."""
@@ -178,33 +184,49 @@ class Driver:
         for container_id in [known for known in self._sightings if known not in present]:
             del self._sightings[container_id]
         self._synced = True
-        self.reconcile()
+        self._listed.set()
 
     # --- the reconciler -----------------------------------------------------------------
 
     async def _reconcile_regularly(self) -> None:
         while True:
-            await trio.sleep(self._reconcile_seconds)
+            with trio.move_on_after(self._reconcile_seconds):
+                await self._listed.wait()
+            self._listed = trio.Event()
             if self._synced:
-                self.reconcile()
+                await self.reconcile()
 
-    def reconcile(self) -> None:
+    async def reconcile(self) -> None:
         """Compare all rows with all that is seen."""
-        with self._records.read() as txn:
-            rows = {row.id: row for row in containers.scan(txn)}
-        for container_id, row in rows.items():
-            if container_id in self._active:
-                self._unchecked.add(container_id)
-            elif machine.has_drifted(row, self._sightings.get(container_id)):
-                self._again.add(container_id)
-            self._kick(container_id)
-        for container_id in self._sightings.keys() - rows.keys():
-            self._kick(container_id)
+        compared: set[str] = set()
+        async with aclosing(in_pages(self._records, containers, PAGE_ROWS)) as pages:
+            async for page in pages:
+                for row in page:
+                    compared.add(row.id)
+                    self._compare(row)
+        known = (self._sightings, self._exposed, self._missing, self._reruns)
+        noted = (self._again, self._unchecked, self._to_expose)
+        left = {each for ids in (*known, *noted) for each in ids} - compared
+        for number, container_id in enumerate(left, 1):
+            if self._row(container_id) is None:  # else it came meanwhile
+                self._forget(container_id)
+                if container_id in self._sightings:
+                    self._kick(container_id)
+            if number % PAGE_ROWS == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _compare(self, row: Container) -> None:
+        if row.id in self._active:
+            self._unchecked.add(row.id)
+        elif machine.has_drifted(row, self._sightings.get(row.id)):
+            self._again.add(row.id)
+        self._kick(row.id)
+
+    def _forget(self, container_id: str) -> None:
         for known in (self._exposed, self._missing, self._reruns):
-            for container_id in [each for each in known if each not in rows]:
-                del known[container_id]
+            known.pop(container_id, None)
         for noted in (self._again, self._unchecked, self._to_expose):
-            noted &= rows.keys()
+            noted.discard(container_id)
 
     async def _expose_regularly(self) -> None:
         """Expose the containers again, evenly spread, so that users' calls need not

@@ -42,7 +42,7 @@ from control.errors import (
 )
 from control.quota import Claim, Limits, check_quota
 from control.quota.usage import count, used_by
-from control.storage.accounting import REFUSALS, change_of
+from control.storage.accounting import REFUSALS, change_of, weight_at
 from control.storage.cluster import Cluster, as_answers
 from control.storage.names import check_own_path, in_folder, last_segment, reduced
 from control.storage.permission import OWNER, may_remove, may_remove_any, owner_of
@@ -137,6 +137,8 @@ class Upload:
         self._there: Entry | None = None
         #: Whether there is room only if that file is replaced.
         self._instead = False
+        #: As how many files it counts, with what is kept of the file that it replaces.
+        self._weight = 1
         #: How long the file may become with the room that is reserved.
         self._covered = 0
 
@@ -169,6 +171,7 @@ class Upload:
         """Check that the file may be stored at ``path``, and find the file that it replaces."""
         space = self._space or self._find_space()
         self._path = path
+        self._weight = weight_at(f"{space.directory}/{path}")
         self._there = there = await self._find(f"{space.directory}/{path}")
         if there is not None:
             if not self._request.overwrite:
@@ -286,7 +289,7 @@ class Upload:
             is_own = False  # it stays, with its room
         if not self._instead:
             try:
-                await reserve(1, length, limits)
+                await reserve(self._weight, length, limits)
             except (QuotaReached, TooLarge):
                 # Too many files are no reason, since one is replaced; a file that is longer than
                 # the quota never fits.
@@ -327,6 +330,7 @@ class Upload:
                 self._instead = False  # it has no room but its own
                 claim.replaces(0, 0)
             file.expect(turn.inode)
+            self._weight += turn.more
             # Before the copy counts, too. A version shares its chunks with what it was.
             await self._reserve_replacing(claim, file, None if turn.is_kept else turn.current)
             try:

@@ -231,13 +231,16 @@ class Api:
                 lambda client: client.networking.delete_namespaced_ingress(name, namespace, **_RAW)
             )
 
-    async def has_workload(self, namespace: str, name: str) -> bool:
+    async def workload(self, namespace: str, name: str) -> Workload | None:
         with _or_none():
-            await self._ask(
+            answer = await self._ask(
                 lambda client: client.apps.read_namespaced_stateful_set(name, namespace, **_RAW)
             )
-            return True
-        return False
+            return _decode(answer, Workload)
+        return None
+
+    async def has_workload(self, namespace: str, name: str) -> bool:
+        return await self.workload(namespace, name) is not None
 
     async def warnings(self, namespace: str) -> list[Event]:
         """Recent warnings of Kubernetes in a namespace."""
