@@ -1,11 +1,11 @@
 """What the tests with a browser need of this machine.
 
-    python tests/browser/browser_files.py             fetch the page's files, unless they are there
+    python tests/browser/browser_files.py             fetch axe-core, unless it is there
     python tests/browser/browser_files.py --install   and add Debian's packages first, as root
 
-The browser is Debian's Chromium. The page shows a terminal with xterm.js, which npm
-fetches in the versions that ``package.json`` pins into this user's cache: only tests
-need it, so the tree holds none of it.
+The browser is Debian's Chromium. Pages are looked at by axe-core, which npm fetches in the
+version that ``package.json`` pins into this user's cache: only tests need it, so the tree
+holds none of it.
 
 Guarantees: what is in :func:`directory` is complete (it is renamed into its place when
 everything is there).
@@ -26,12 +26,7 @@ PACKAGE = HERE / "package.json"
 #: The first that is there; the one that has no windows is the smaller. These are the
 #: programs: some of the scripts in PATH do not become what they start, and outlive it.
 PROGRAMS = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
-FILES = (
-    "@xterm/xterm/lib/xterm.js",
-    "@xterm/xterm/css/xterm.css",
-    "@xterm/addon-attach/lib/addon-attach.js",
-    "axe-core/axe.min.js",
-)
+FILES = ("axe-core/axe.min.js",)
 SECONDS_MAX = 600.0
 
 
@@ -57,7 +52,7 @@ def missing() -> str:
     if os.geteuid() == 0 and not shutil.which("ip"):
         return "no iproute2: run  make test-browser"
     if not all((directory() / name).is_file() for name in FILES):
-        return f"no xterm.js in {directory()}: run  make test-browser"
+        return f"no axe-core in {directory()}: run  make test-browser"
     return ""
 
 

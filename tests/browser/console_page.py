@@ -27,6 +27,8 @@ WIDE = """
     .map((each) => `${each.id || "page"}: ${each.scrollWidth} > ${each.clientWidth}`)
 """
 WIDTHS = {"phone": (390, 844), "laptop": (1280, 800), "wide": (1920, 1080)}
+#: The names in a list of files.
+ROWS = "[...document.querySelectorAll('tbody .name')].map((each) => each.innerText.trim())"
 KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38}
 
 

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 from checks import wait_for
 from chromium import Chromium
 from cloud import PASSWORD, Cloud
-from console_page import Console, missing
-from needs import need
+from console_page import Console
 from signals import send
 
 PUBLIC_KEY = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ me@laptop"
 )
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    need(missing())
-    made = Cloud(tmp_path_factory.mktemp("cloud"), chunkservers=1)
-    try:
-        yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture

@@ -37,28 +37,21 @@ WORKS = r"/^\d+ under way, \d+ waiting · [\d.]+ [KM]iB.s, [\d.]+ MiB left · ab
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A server more than replicas."""
     need(missing())
-    made = Cloud(tmp_path_factory.mktemp("cloud"), chunkservers=4)
-    try:
+    with Cloud(tmp_path_factory.mktemp("cloud"), chunkservers=4) as made:
         yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture
 def elected(tmp_path: Path) -> Iterator[tuple[Cloud, EtcdServer]]:
     need(missing())
     etcd = EtcdServer(tmp_path / "etcd")
-    made = Cloud(
-        tmp_path,
-        *("--masters", "3", "--elect", etcd.elect),
-        chunkservers=1,
-        # So long is there a master while etcd does not answer.
-        environment={"GFS_MASTER_HOLD_SECONDS": "600"},
-    )
+    # So long is there a master while etcd does not answer.
+    hold = {"GFS_MASTER_HOLD_SECONDS": "600"}
+    masters = ("--masters", "3", "--elect", etcd.elect)
     try:
-        yield made.start(), etcd
+        with Cloud(tmp_path, *masters, chunkservers=1, environment=hold) as made:
+            yield made.start(), etcd
     finally:
-        made.stop()
         etcd.stop()
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ import trio
 from checks import get, wait_for
 from chromium import Chromium, Page
 from cloud import PASSWORD, Cloud
-from console_page import Console, missing
+from console_page import ROWS, Console
 from limits import HANG_SECONDS
-from needs import need
 from signals import send
 
 import gfs
@@ -73,17 +72,6 @@ FAST_PARTS = """(() => {
         delete performance.now;
     };
 })()"""
-ROWS = "[...document.querySelectorAll('tbody .name')].map((each) => each.innerText.trim())"
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    need(missing())
-    made = Cloud(tmp_path_factory.mktemp("cloud"), chunkservers=1)
-    try:
-        yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ from pathlib import Path
 import trio
 from chromium import Chromium
 from cloud import PASSWORD, Cloud
-from console_page import Console, missing
+from console_page import ROWS, Console, missing
 from needs import need
 
 import gfs
 
 #: Made in about 20 s.
 ENTRIES = 100_000
-ROWS = "[...document.querySelectorAll('tbody .name')].map((each) => each.innerText.trim())"
 #: The longest time, in ms, for which the page's scripts left the browser no turn.
 WATCH = """
 (() => {

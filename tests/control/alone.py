@@ -17,6 +17,7 @@ class Alone(Cloud):
     waits longer each time)."""
 
     process: Command | None = None
+    modules = "auth,compute"
 
     def start(self) -> Self:
         self.output = self.cluster.directory / "control.out"
@@ -24,7 +25,7 @@ class Alone(Cloud):
             self.process = Command(
                 [
                     *("control", "--state", self.cluster.state),
-                    *("--modules", "auth,compute", "--bind", "127.0.0.1:0"),
+                    *("--modules", self.modules, "--bind", "127.0.0.1:0"),
                 ],
                 stdout=output.fileno(),
                 stderr=output.fileno(),

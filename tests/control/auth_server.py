@@ -48,6 +48,10 @@ class Server:
         found: dict[str, Any] = answer.json()
         return found
 
+    async def login_status(self, username: str, password: str = PASSWORD) -> int:
+        answer = await self.call("POST", "/api/login", username=username, password=password)
+        return answer.status_code
+
     async def new_user(self, username: str, **more: Any) -> dict[str, Any]:
         """A user and his session: the answer to his login."""
         answer = await self.call(
@@ -66,10 +70,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def running(
-    state: Path,
-    *,
-    modules: tuple[type[Module], ...] = (CheapAuth,),
-    **settings: Any,
+    state: Path, *, modules: tuple[type[Module], ...] = (CheapAuth,), **settings: Any
 ) -> AsyncIterator[Server]:
     """Serve from ``state``; the administrator is logged in with the first password."""
     app = make_app(state, *modules, **settings)

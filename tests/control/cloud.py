@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from checks import PLAIN
@@ -56,7 +56,14 @@ class Cloud:
         self._clients: list[httpx.Client] = []
         self._admin: httpx.Client | None = None
 
-    def start(self) -> Cloud:
+    def __enter__(self) -> Self:
+        """What is started in the block is stopped after it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
         self.cluster.start()
         return self
 

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from auth_server import Server
 from auth_server import running as serving
-from checks import unique
+from checks import anonymous, unique
 from cloud import HELD, Cloud
 from compute_cloud import ComputeCloud
+from harness import Cluster
 from http_served import make_certificate
 from postgresql import PostgreSQL, running
 from s3_client import S3Client, client_of, new_key
+from storage_people import Who, all_of_them
 
 # What runs containers is a matter of the tests that need some: no process of another
 # looks for a cluster or for Podman when it starts.
@@ -84,10 +86,16 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
     Users and namespaces are the tests' own: :meth:`Cloud.make_user` gives names
     that nobody else has. Whoever kills processes makes a cloud of his own.
     """
-    made = ComputeCloud(tmp_path_factory.mktemp("cloud"), chunkservers=3)
+    with ComputeCloud(tmp_path_factory.mktemp("cloud"), chunkservers=3) as made:
+        yield made.start()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Without a control plane: that is in the test's own process."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
-        made.start()
-        yield made
+        yield made.start()
     finally:
         made.stop()
 
@@ -102,17 +110,10 @@ def make_cloud(tmp_path: Path) -> Iterator[Callable[..., Cloud]]:
     """Makes clouds for one test, not started yet; all are stopped after it."""
     made: list[Cloud] = []
 
-    def make(
-        *arguments: str,
-        name: str = "cloud",
-        chunkservers: int = 3,
-        environment: Mapping[str, str] | None = None,
-    ) -> Cloud:
-        directory = tmp_path / name
+    def make(*arguments: str, **options: Any) -> Cloud:
+        directory = tmp_path / "cloud"
         directory.mkdir(exist_ok=True)
-        made.append(
-            Cloud(directory, *arguments, chunkservers=chunkservers, environment=environment)
-        )
+        made.append(Cloud(directory, *arguments, **options))
         return made[-1]
 
     yield make
@@ -134,9 +135,27 @@ async def ada(server: Server) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def owner(cloud: Cloud) -> tuple[httpx.Client, str]:
-    """A user for tests of S3: a client of the REST API, and the id."""
+def owner(cloud: Cloud) -> Who:
+    """A user: a client of the REST API, and the id."""
     return cloud.make_user()
+
+
+@pytest.fixture(scope="module")
+def other(cloud: Cloud) -> Who:
+    """Another one."""
+    return cloud.make_user()
+
+
+@pytest.fixture
+def nobody(cloud: Cloud) -> Iterator[httpx.Client]:
+    with anonymous(cloud.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def people(cloud: Cloud, owner: Who, other: Who) -> Iterator[dict[str, httpx.Client]]:
+    with all_of_them(cloud, owner, other) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

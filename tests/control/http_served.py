@@ -17,14 +17,7 @@ from limits import HANG_SECONDS
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
-from control.http import (
-    BodyCutShort,
-    HttpConnection,
-    HttpLimits,
-    StreamingRequest,
-    listen,
-    serve,
-)
+from control.http import BodyCutShort, HttpConnection, HttpLimits, StreamingRequest, listen, serve
 from control.http.forwarded import Proxies
 
 MIB = 1024 * 1024

@@ -222,20 +222,6 @@ def head(
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def send_bytes(url: str, data: bytes, *, seconds: float = HANG_SECONDS) -> Answer | None:
-    """Send ``data`` on a new connection; the first answer, or None if it was just closed.
-
-    The connection is always at its end after that which the server holds for broken:
-    use this only for what it cannot understand.
-    """
-    with Connection(url, seconds=seconds) as connection:
-        connection.send(data)
-        try:
-            return connection.answer()
-        except Closed:
-            return None
-
-
 FORM_BOUNDARY = "boundary-of-the-tests"
 
 

@@ -15,6 +15,8 @@ from checks import PLAIN, ok
 from cloud import Cloud
 from limits import HANG_SECONDS
 
+from control.api import Control
+from control.identity.users import create
 from control.s3.payload import SIGNED_CHUNKS
 from control.s3.signature import ALGORITHM, UNSIGNED, Key, Signed, canonical, parse_query
 
@@ -119,11 +121,7 @@ class S3Client:
         return f"/{path}?{text}"
 
     def send_slowly(
-        self,
-        path: str,
-        pieces: Iterator[bytes],
-        size: int,
-        query: Mapping[str, str] | None = None,
+        self, path: str, pieces: Iterator[bytes], size: int, query: Mapping[str, str] | None = None
     ) -> httpx.Response:
         """Put what comes piece by piece, ``size`` bytes in all, not signed."""
         text = urlencode(query or {}, quote_via=quote)
@@ -226,6 +224,12 @@ def new_key(
     return made
 
 
+def make_ada(control: Control) -> None:
+    """A user of a control plane that serves nobody."""
+    about = {"username": "ada", "display_name": "Ada", "password": "x"}
+    control.records.write_at_start(lambda txn: create(txn, **about, is_admin=True, now=1))
+
+
 def client_of(cloud: Cloud, key: dict[str, str] | None = None) -> S3Client:
     url = cloud.s3_url
     return S3Client(url, key["access_key_id"], key["secret_access_key"]) if key else S3Client(url)
@@ -236,6 +240,32 @@ def switch(s3: S3Client, bucket: str, status: str = "Enabled") -> None:
     root = "VersioningConfiguration"
     body = f"<{root}><Status>{status}</Status></{root}>".encode()
     done(s3.call("PUT", bucket, {"versioning": ""}, body))
+
+
+def deletion(*keys: str) -> bytes:
+    objects = "".join(f"<Object><Key>{key}</Key></Object>" for key in keys)
+    return f"<Delete>{objects}</Delete>".encode()
+
+
+def access_list(*grants: tuple[str, str]) -> bytes:
+    """Who, as an id or the URI of a group, may do what; the owner is the first."""
+    who = [f"<URI>{each}</URI>" if "/" in each else f"<ID>{each}</ID>" for each, _ in grants]
+    text = "".join(
+        f"<Grant><Grantee>{each}</Grantee><Permission>{permission}</Permission></Grant>"
+        for each, (_, permission) in zip(who, grants, strict=True)
+    )
+    text = f"<Owner>{who[0]}</Owner><AccessControlList>{text}</AccessControlList>"
+    return f"<AccessControlPolicy>{text}</AccessControlPolicy>".encode()
+
+
+def tagging(name: str, value: str) -> bytes:
+    tag = f"<Tag><Key>{name}</Key><Value>{value}</Value></Tag>"
+    return f"<Tagging><TagSet>{tag}</TagSet></Tagging>".encode()
+
+
+def rule(prefix: str, ends: str, status: str = "Enabled") -> str:
+    """Of a lifecycle."""
+    return f"<Rule><Prefix>{prefix}</Prefix><Status>{status}</Status>{ends}</Rule>"
 
 
 def put_below(cloud: Cloud, bucket: str, path: str, data: bytes) -> None:

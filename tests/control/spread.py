@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import forks
@@ -155,7 +155,7 @@ class SpreadCloud(Cloud):
         self._proxy: Proxy | None = None
         self._s3_proxy: Proxy | None = None
 
-    def start(self) -> SpreadCloud:
+    def start(self) -> Self:
         super().start()
         for plane in self.planes:
             plane.start()

@@ -46,9 +46,11 @@ def all_of_them(cloud: Cloud, owner: Who, other: Who) -> Iterator[dict[str, http
 
 
 def rows(table: str) -> dict[str, tuple[list[str], dict[str, int]]]:
-    """Of a table whose first line names who asks: kind and route, and the status of each."""
+    """Of a table whose first line names who asks: kind and route, and the status of each. What is
+    the same for several routes is one line."""
     first, *lines = (line.split() for line in table.strip().splitlines())
     return {
         f"{kind}-{what}": ([kind, what], dict(zip(first, map(int, cells), strict=True)))
-        for kind, what, *cells in lines
+        for kind, routes, *cells in lines
+        for what in routes.split(",")
     }

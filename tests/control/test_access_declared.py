@@ -125,8 +125,6 @@ def fields_without_default() -> set[str]:
     }
 
 
-# --- that a bad route is found ----------------------------------------------------------
-
 SCOPES: ScopeTable = {"shop": {"goods": frozenset({"read", "buy"})}}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from checks import refused
 
 from control.api import Call, Module, Route
 from control.app import application
 from control.identity.access import PUBLIC
 from control.records import RecordsFailed
 from control.settings import ControlSettings
-from control.testing import make_app, served
+from control.testing import CheapAuth, make_app, served
 from gfs.errors import DiskFull, MasterUnavailable, SettingsError
 
 
@@ -125,14 +128,24 @@ async def test_a_websocket_where_there_is_none_is_refused_in_json(
         assert set(answer.json()) == {"error"}
 
 
-async def test_methods_that_clients_make_up_are_counted_as_one(tmp_path: Path) -> None:
-    async with served(make_app(tmp_path, Taking)) as http:
-        for number in range(5):
-            answer = await http.request(f"BREW{number}", "/take")
-            assert answer.status_code == 405
-            assert answer.headers["Allow"] == "OPTIONS, POST"
+async def test_a_wrong_method_is_405_with_allow(tmp_path: Path) -> None:
+    """On each route; and what clients make up is counted as one, or it would fill the memory of
+    whoever scrapes."""
+    app = make_app(tmp_path, CheapAuth)
+    allowed = defaultdict(set)
+    for _, route in app.table:
+        allowed[re.sub(r"\{.*?\}", "1", route.path)].add(route.method)
+    async with served(app) as http:
+        for number, (path, methods) in enumerate(allowed.items()):
+            for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", f"BREW{number}"}:
+                if method not in methods:
+                    answer = await http.request(method, path)
+                    refused(answer, 405)
+                    assert methods <= set(answer.headers["Allow"].split(", ")), path
+            assert (await http.get(f"/made-up-{number}")).status_code == 404
         text = (await http.get("/metrics")).text
         assert "BREW" not in text
+        assert "made-up" not in text
         assert 'method="other"' in text
 
 

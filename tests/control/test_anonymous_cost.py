@@ -4,7 +4,7 @@ here its numbers are counted."""
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -66,15 +66,6 @@ def test_every_route_without_a_credential_is_in_the_table(tmp_path: Path) -> Non
     }
     # What is listed has a test of its own.
     assert named_in_table() | {LISTING} == anonymous | {LISTING}
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture

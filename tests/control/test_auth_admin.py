@@ -95,17 +95,10 @@ async def test_what_administrators_may_not_do_either(server: Server) -> None:
         (f"/admin/users?id={me}", 400),
         ("/admin/users?id=Nobody", 404),
     ):
-        answer = await server.call("DELETE", path, server.admin)
-        assert answer.status_code == status, path
-        assert set(answer.json()) == {"error"}
-    answer = await server.call(
-        "POST", "/admin/users", server.admin, username="ada", password=PASSWORD
-    )
-    assert answer.status_code == 409
-    answer = await server.call(
-        "POST", "/admin/users", server.admin, username="a\x1bb", password=PASSWORD
-    )
-    assert answer.status_code == 400
+        refused(await server.call("DELETE", path, server.admin), status)
+    for username, status in (("ada", 409), ("a\x1bb", 400)):
+        body = {"username": username, "password": PASSWORD}
+        refused(await server.call("POST", "/admin/users", server.admin, **body), status)
     assert len((await server.call("GET", "/admin/users", server.admin)).json()) == 2
 
 
@@ -129,8 +122,7 @@ async def test_a_deleted_user_is_out_at_once_in_every_module(tmp_path: Path) -> 
         assert {row["username"] for row in listed} == {"admin"}
         assert (await server.call("GET", "/api/session", ada)).status_code == 401
         assert (await server.call("GET", "/api/session", made)).status_code == 401
-        answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
-        assert answer.status_code == 401
+        assert await server.login_status("ada") == 401
         again = await server.new_user("ada")
         assert again["user_id"] != ada["user_id"]
         assert (await server.call("GET", "/api/session", ada)).status_code == 401
@@ -181,9 +173,6 @@ async def test_an_administrator_ends_one_session(server: Server) -> None:
     assert answer.status_code == 400
 
 
-# --- names and passwords -------------------------------------------------------------------
-
-
 async def test_names_that_people_take_for_the_same_are_one(server: Server) -> None:
     await server.new_user("Ada.B-1_x+y@example.org")
     for first in (" A", "a", "\uff21"):
@@ -212,9 +201,6 @@ async def test_names_and_passwords_of_before_the_rules_go_on(server: Server) -> 
         await server.login(name, PASSWORD)
 
 
-# --- the first administrator ---------------------------------------------------------------
-
-
 async def test_the_first_password_is_shown_once(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         file = server.control / FILE_NAME
@@ -239,12 +225,7 @@ async def test_the_password_may_be_given(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(VARIABLE, "another one")
     async with running(tmp_path, admin_username="root") as server:
         await server.login("root", "given to it")
-        assert (await _statuses(server, "root", "another one")) == 401
-
-
-async def _statuses(server: Server, username: str, password: str) -> int:
-    answer = await server.call("POST", "/api/login", username=username, password=password)
-    return answer.status_code
+        assert await server.login_status("root", "another one") == 401
 
 
 async def test_a_crash_between_password_and_user_is_made_good(tmp_path: Path) -> None:

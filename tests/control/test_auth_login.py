@@ -117,7 +117,7 @@ async def test_a_new_password_ends_all_other_sessions_and_no_token(tmp_path: Pat
     async with running(tmp_path) as server:
         for who, status in ((ada, 200), (other, 401), (made, 200)):
             assert (await server.call("GET", "/api/session", who)).status_code == status
-        assert await login_status(server, "ada", PASSWORD) == 401
+        assert await server.login_status("ada", PASSWORD) == 401
         await server.login("ada", new)
 
 
@@ -154,8 +154,7 @@ async def test_both_failures_cost_a_hash_and_over_the_limit_nothing_does(tmp_pat
             answers.append((answer.content, set(answer.headers)))
         assert answers[0] == answers[1]
         hasher.count = 0
-        answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
-        assert (answer.status_code, hasher.count) == (429, 0)
+        assert (await server.login_status("ada"), hasher.count) == (429, 0)
 
 
 async def test_twenty_failures_are_allowed_and_any_number_of_successes(server: Server) -> None:
@@ -163,7 +162,7 @@ async def test_twenty_failures_are_allowed_and_any_number_of_successes(server: S
     for _ in range(25):
         await server.login("ada")
     for _ in range(20):
-        assert await login_status(server, "ada", "no") == 401
+        assert await server.login_status("ada", "no") == 401
     for password in ("no", PASSWORD):
         answer = await server.call("POST", "/api/login", username="ada", password=password)
         refused(answer, 429)
@@ -192,13 +191,13 @@ async def test_other_records_of_users_displace_no_failed_logins(
     small = functools.partial(Volatile.open, map_bytes=1024**2)
     monkeypatch.setattr(Volatile, "open", small)
     async with running(tmp_path, login_failures=1) as server:
-        assert await login_status(server, "ada", "no") == 401
+        assert await server.login_status("ada", "no") == 401
         facts = server.app.control.volatile
         facts.put("transfer", "first", b"", ttl_seconds=DAY)
         for number in range(100):
             facts.put("transfer", str(number), bytes(32 * 1024), ttl_seconds=DAY)
         assert facts.get("transfer", "first", bytes) is None
-        assert await login_status(server, "ada", "no") == 429
+        assert await server.login_status("ada", "no") == 429
 
 
 @pytest.mark.real
@@ -208,7 +207,7 @@ async def test_workers_count_failures_together(tmp_path: Path) -> None:
         command = [sys.executable, "-c", FAIL_THREE_TIMES, place]
         await trio.run_process(command)
         for username, status in (("ada", 401), ("ada", 429), ("bob", 401)):
-            assert await login_status(server, username, "no") == status
+            assert await server.login_status(username, "no") == status
 
 
 @pytest.fixture
@@ -223,14 +222,9 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-async def login_status(server: Server, username: str, password: str) -> int:
-    answer = await server.call("POST", "/api/login", username=username, password=password)
-    return answer.status_code
-
-
 async def login_at(server: Server, username: str, password: str, address: str) -> int:
     body = {"username": username, "password": password}
-    headers = {"X-Forwarded-For": address}
+    headers = {"X-Forwarded-For": address} if address else {}
     return (await server.http.post("/api/login", json=body, headers=headers)).status_code
 
 
@@ -294,12 +288,7 @@ async def test_guesses_wait_before_they_are_hashed(
 
         async def guess(username: str, address: str) -> list[str]:
             order.clear()
-            answer = await server.http.post(
-                "/api/login",
-                json={"username": username, "password": "guess"},
-                headers={"X-Forwarded-For": address} if address else {},
-            )
-            assert answer.status_code == 401
+            assert await login_at(server, username, "guess", address) == 401
             return list(order)
 
         for username in ("ada", "nobody"):
@@ -313,11 +302,8 @@ async def test_names_that_are_made_up_delay_their_address(
     tmp_path: Path, waited: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control.auth.failures, "ADDRESS_UNDELAYED_MAX", 3)
-
-    async def login(username: str, password: str, address: str) -> int:
-        return await login_at(server, username, password, address)
-
     async with running(tmp_path, trusted_proxies="127.0.0.1") as server:
+        login = functools.partial(login_at, server)
         await server.new_user("ada")
         assert await login("ada", PASSWORD, "192.0.2.1") == 200
         waited.clear()
@@ -336,10 +322,7 @@ async def test_a_new_password_clears_the_counts(tmp_path: Path, waited: list[flo
     async with running(tmp_path, login_failures=1) as server:
         ada = await server.new_user("ada")
 
-        async def guess() -> int:
-            answer = await server.call("POST", "/api/login", username="ada", password="guess")
-            return answer.status_code
-
+        guess = functools.partial(server.login_status, "ada", "guess")
         assert [await guess(), await guess()] == [401, 429]
         command = [*GFS, "control", "set-password", "ada", "--state", str(tmp_path)]
         await trio.run_process(command, stdin=b"another horse", capture_stdout=True)

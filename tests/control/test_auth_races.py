@@ -91,7 +91,8 @@ async def test_a_right_guess_among_too_many_wrong_ones_learns_nothing(
 
 
 class Ending:
-    """Every request whose outcome may outlive its credential: (method, route) → path, body.
+    """Every request whose outcome may outlive its credential: (method, route) → path ("": that of
+    the route), body.
     All are ada's, who is an administrator; bob is somebody else."""
 
     def __init__(
@@ -103,46 +104,34 @@ class Ending:
         scopes = {"scopes": {f"storage.{ada['user_id']}": ["read"]}}
         one = f"/api/service-accounts/{account}"
         theirs = f"/compute/admin/containers/{container}"
+        name, bob = {"name": "late"}, f"?id={bob}"
+        admin = {"username": "late", "password": PASSWORD, "is_admin": True}
         self.of_auth: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
-            ("PUT", "/api/password"): (
-                "/api/password",
-                {"old": PASSWORD, "new": "another horse battery"},
-            ),
-            ("POST", "/api/tokens"): ("/api/tokens", {"name": "late", **scopes}),
+            ("PUT", "/api/password"): ("", {"old": PASSWORD, "new": "another horse battery"}),
+            ("POST", "/api/tokens"): ("", {**name, **scopes}),
             ("DELETE", "/api/tokens/{id}"): (f"/api/tokens/{token}", {}),
-            ("POST", "/api/service-accounts"): (
-                "/api/service-accounts",
-                {"name": "late", **scopes},
-            ),
+            ("POST", "/api/service-accounts"): ("", {**name, **scopes}),
             ("DELETE", "/api/service-accounts/{id}"): (one, {}),
             ("PUT", "/api/service-accounts/{id}/scopes"): (f"{one}/scopes", scopes),
-            ("POST", "/api/service-accounts/{id}/tokens"): (f"{one}/tokens", {"name": "late"}),
-            ("POST", "/admin/users"): (
-                "/admin/users",
-                {"username": "late", "password": PASSWORD, "is_admin": True},
-            ),
-            ("PUT", "/admin/users"): (f"/admin/users?id={bob}", {"display_name": "Late"}),
-            ("DELETE", "/admin/users"): (f"/admin/users?id={bob}", {}),
+            ("POST", "/api/service-accounts/{id}/tokens"): (f"{one}/tokens", name),
+            ("POST", "/admin/users"): ("", admin),
+            ("PUT", "/admin/users"): (f"/admin/users{bob}", {"display_name": "Late"}),
+            ("DELETE", "/admin/users"): (f"/admin/users{bob}", {}),
             ("DELETE", "/admin/sessions"): (f"/admin/sessions?id={claims['jti']}", {}),
-            ("PUT", "/admin/quotas"): (f"/admin/quotas?id={bob}", {"files": 1}),
+            ("PUT", "/admin/quotas"): (f"/admin/quotas{bob}", {"files": 1}),
         }
         self.of_compute: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
-            ("POST", "/compute/ssh-keys"): (
-                "/compute/ssh-keys",
-                {"name": "late", "public_key": ED25519},
-            ),
+            ("POST", "/compute/ssh-keys"): ("", {**name, "public_key": ED25519}),
             ("DELETE", "/compute/ssh-keys/{id}"): (f"/compute/ssh-keys/{key}", {}),
-            ("POST", "/compute/containers"): (
-                "/compute/containers",
-                {"name": "late", "ssh_key_ids": [key]},
-            ),
+            ("POST", "/compute/containers"): ("", {**name, "ssh_key_ids": [key]}),
             ("POST", "/compute/admin/containers/{id}/stop"): (f"{theirs}/stop", {}),
             ("DELETE", "/compute/admin/containers/{id}"): (theirs, {}),
         }
 
     @property
     def all(self) -> dict[tuple[str, str], tuple[str, dict[str, Any]]]:
-        return self.of_auth | self.of_compute
+        every = self.of_auth | self.of_compute
+        return {key: (path or key[1], body) for key, (path, body) in every.items()}
 
 
 @asynccontextmanager

@@ -16,15 +16,7 @@ import pytest
 from auth_server import CheapAuth, Server, running
 from checks import ok, refused
 
-from control.api import (
-    PRIVATE,
-    PUBLIC_VISIBILITY,
-    Call,
-    Module,
-    NoSuchThing,
-    Route,
-    Target,
-)
+from control.api import PRIVATE, PUBLIC_VISIBILITY, Call, Module, NoSuchThing, Route, Target
 from control.auth.accounts import ACCOUNTS_MAX
 from control.auth.tokens import TOKENS_MAX
 from control.identity.access import scoped

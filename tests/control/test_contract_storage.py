@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import email
 import email.policy
-import hashlib
 import json
 import random
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -35,6 +32,9 @@ from checks import (
 from cloud import Cloud
 from limits import HANG_SECONDS
 from raw import FORM_END, FORM_TYPE, Answer, Closed, Connection, form_part, head
+from storage_people import Who
+
+from control.storage.transfer.disposition import content_disposition
 
 MIB = 1024 * 1024
 DATA = bytes(range(256)) * 40
@@ -49,28 +49,13 @@ FILE_FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def alice(cloud: Cloud) -> Iterator[tuple[httpx.Client, str]]:
-    client, user_id = cloud.make_user(unique("alice"))
-    with client:
-        yield client, user_id
+def user(owner: Who) -> httpx.Client:
+    return owner[0]
 
 
 @pytest.fixture(scope="module")
-def user(alice: tuple[httpx.Client, str]) -> httpx.Client:
-    return alice[0]
-
-
-@pytest.fixture(scope="module")
-def bob(cloud: Cloud) -> Iterator[httpx.Client]:
-    client, _ = cloud.make_user(unique("bob"))
-    with client:
-        yield client
-
-
-@pytest.fixture
-def nobody(cloud: Cloud) -> Iterator[httpx.Client]:
-    with anonymous(cloud.url) as client:
-        yield client
+def bob(cloud: Cloud) -> httpx.Client:
+    return cloud.make_user()[0]
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +88,8 @@ def entry(client: httpx.Client, space: str, path: str) -> dict[str, Any]:
     return found[0]
 
 
-# --- storage namespaces ------------------------------------------------------------------
-
-
-def test_a_namespace_is_made_listed_and_deleted(alice: tuple[httpx.Client, str]) -> None:
-    client, user_id = alice
+def test_a_namespace_is_made_listed_and_deleted(owner: Who) -> None:
+    client, user_id = owner
     name = unique("made")
     expected = {"name": name, "count": 0, "hidden": False, "visibility": 0, "owner_id": user_id}
     assert ok(client.post("/storage/namespaces", json={"name": name, "extra": [1]})) == expected
@@ -124,16 +106,10 @@ def test_a_namespace_is_made_listed_and_deleted(alice: tuple[httpx.Client, str])
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({}, "name"),
-        ({"name": 5}, "name"),
-        ({"name": None}, "name"),
-        ({"name": "x", "visibility": "0"}, "visibility"),
-        ({"name": "x", "visibility": 1.5}, "visibility"),
-        ({"name": "x", "visibility": True}, "visibility"),
-        ({"name": "x", "visibility": -1}, "visibility"),
-        ({"name": "x", "visibility": 3}, "visibility"),
-        ({"name": "x", "visibility": 10**30}, "visibility"),
+        *(({"name": name}, "name") for name in (5, None)),
+        *(({"name": "x", "visibility": v}, "visibility") for v in ("0", 1.5, True, -1, 3, 10**30)),
         ({"name": "x", "hidden": "no"}, "hidden"),
+        ({}, "name"),
     ],
 )
 def test_a_namespace_that_makes_no_sense_names_the_field(
@@ -155,22 +131,6 @@ def test_a_name_is_taken_even_when_its_taker_is_invisible(
     refused(nobody.post("/storage/namespaces", json={"name": name}), 401)
 
 
-@pytest.mark.thin
-def test_who_is_shown_which_namespace(
-    alice: tuple[httpx.Client, str], bob: httpx.Client, nobody: httpx.Client
-) -> None:
-    client, user_id = alice
-    made = [make_namespace(client, "shown", visibility) for visibility in (0, 1, 2)]
-    assert set(made) <= set(names(client))
-    for stranger in (bob, nobody):
-        assert set(made) & set(names(stranger)) == {made[2]}
-    for item in ok(nobody.get("/storage/namespaces")):
-        assert set(item) == {"name", "count", "hidden", "visibility", "owner_id"}
-        assert item["visibility"] == 2
-    public = [item for item in ok(bob.get("/storage/namespaces")) if item["name"] == made[2]]
-    assert public[0]["owner_id"] == user_id
-
-
 def test_hidden_is_a_flag_of_its_own(user: httpx.Client) -> None:
     for visibility in (0, 1, 2):
         name = unique("hidden")
@@ -181,21 +141,16 @@ def test_hidden_is_a_flag_of_its_own(user: httpx.Client) -> None:
         assert (changed["hidden"], changed["visibility"]) == (True, 0)
 
 
-def test_the_visibility_is_changed(alice: tuple[httpx.Client, str], nobody: httpx.Client) -> None:
-    client, user_id = alice
+def test_the_visibility_is_changed(owner: Who, nobody: httpx.Client) -> None:
+    client, user_id = owner
     name = make_namespace(client, "changed", 0)
     put(client, name, "a", b"x")
     target = f"/storage/namespaces/{name}"
     where = {"namespace": name}
     for visibility, status in ((2, 200), (0, 401), (1, 200), (0, 401)):
         changed = ok(client.put(target, json={"visibility": visibility, "other": None}))
-        assert changed == {
-            "name": name,
-            "count": 1,
-            "hidden": False,
-            "visibility": visibility,
-            "owner_id": user_id,
-        }
+        shown = {"name": name, "count": 1, "hidden": False, "owner_id": user_id}
+        assert changed == {**shown, "visibility": visibility}
         assert nobody.get("/storage/files", params=where).status_code == status
         assert (name in names(nobody)) == (visibility == 2)
     for wrong in ({"visibility": 3}, {"visibility": "1"}, {"visibility": None}):
@@ -208,6 +163,8 @@ def test_deleting_a_namespace_deletes_its_files(user: httpx.Client, cloud: Cloud
     name = make_namespace(user, "deleted")
     for path in ("a", "b/c", "b/d/e"):
         put(user, name, path, b"old")
+    listed = cloud.cluster.gfs("ls", "-R", "/").stdout.decode()
+    assert re.search(rf"{name}[^/\n]*/b/d/e$", listed, re.M), listed
     assert ok(user.delete(f"/storage/namespaces/{name}"))["status"] == "ok"
     ok(user.post("/storage/namespaces", json={"name": name}))
     assert paths(user, name) == []
@@ -220,36 +177,20 @@ def test_deleting_a_namespace_deletes_its_files(user: httpx.Client, cloud: Cloud
 def test_default_is_there_from_the_start(
     cloud: Cloud, user: httpx.Client, nobody: httpx.Client
 ) -> None:
-    found = [item for item in ok(nobody.get("/storage/namespaces")) if item["name"] == "default"]
-    assert len(found) == 1
-    assert {**found[0], "count": 0} == {
-        "name": "default",
-        "count": 0,
-        "hidden": False,
-        "visibility": 2,
-        "owner_id": None,
-    }
-    assert isinstance(found[0]["count"], int)
+    listed = ok(nobody.get("/storage/namespaces"))
+    (found,) = [item for item in listed if item["name"] == "default"]
+    assert found.pop("count") >= 0
+    assert found == {"name": "default", "hidden": False, "visibility": 2, "owner_id": None}
     for client in (user, cloud.admin):  # who may change it: test_access_table
         refused(client.post("/storage/namespaces", json={"name": "default"}), 409)
 
 
 def test_default_is_meant_when_none_is_named(user: httpx.Client, nobody: httpx.Client) -> None:
-    name = unique("default")
-    assert ok(user.post("/storage/upload", files={"file": (name, b"x")})) == {
-        "status": "ok",
-        "name": name,
-    }
+    done = {"status": "ok", "name": (name := unique("default"))}
+    assert ok(user.post("/storage/upload", files={"file": (name, b"x")})) == done
     assert name in [item["path"] for item in ok(nobody.get("/storage/files"))]
-    found = nobody.get("/storage/download", params={"name": name})
-    assert found.content == b"x"
-    assert ok(user.delete("/storage/delete", params={"name": name})) == {
-        "status": "ok",
-        "name": name,
-    }
-
-
-# --- listing -----------------------------------------------------------------------------
+    assert nobody.get("/storage/download", params={"name": name}).content == b"x"
+    assert ok(user.delete("/storage/delete", params={"name": name})) == done
 
 
 def test_a_listing_has_the_fields_of_the_reference(user: httpx.Client, fresh: str) -> None:
@@ -269,64 +210,49 @@ def test_a_listing_has_the_fields_of_the_reference(user: httpx.Client, fresh: st
 
 def test_an_unknown_namespace_is_404(user: httpx.Client, nobody: httpx.Client) -> None:
     for client in (user, nobody):
-        refused(client.get("/storage/files", params={"namespace": unique("unknown")}), 404)
-        refused(
-            client.get("/storage/download", params={"namespace": unique("u"), "name": "x"}), 404
-        )
-        refused(client.get(f"/storage/{unique('unknown')}/x"), 404)
+        where = {"namespace": unique("unknown")}
+        refused(client.get("/storage/files", params=where), 404)
+        refused(client.get("/storage/download", params={**where, "name": "x"}), 404)
+        refused(client.get(f"/storage/{where['namespace']}/x"), 404)
 
 
-PATHS = ["B", "a", "a!", "a-b/c", "a/b", "a/b/c", "a/c", "a0", "b", "z/z/z/z", "ä", "€"]
+PATHS = ["B", "a!", "a-b/c", "a/b/c", "a/c", "a0", "b", "z/z/z/z", "ä", "€"]
 
 
 @pytest.fixture(scope="module")
 def sorted_space(user: httpx.Client) -> str:
     space = make_namespace(user, "sorted")
     for path in random.Random(1).sample(PATHS, len(PATHS)):
-        if path in ("a", "a/b"):  # "a" cannot be a file and a folder
-            continue
         put(user, space, path, b"")
     return space
 
 
-def test_a_listing_is_sorted_by_path(user: httpx.Client, sorted_space: str) -> None:
-    found = paths(user, sorted_space)
-    assert found == sorted(found)
-    assert set(found) == set(PATHS) - {"a", "a/b"}
-
-
 @pytest.mark.parametrize(
     "query",
-    [{"prefix": "a/"}, {"limit": "4"}, {"prefix": "a", "after": "a!", "limit": "2"}],
+    [{}, {"prefix": "a/"}, {"limit": "4"}, {"prefix": "a", "after": "a!", "limit": "2"}],
     ids=str,
 )
-def test_a_listing_can_be_cut(user: httpx.Client, sorted_space: str, query: dict[str, str]) -> None:
+def test_a_listing_is_sorted_and_can_be_cut(
+    user: httpx.Client, sorted_space: str, query: dict[str, str]
+) -> None:
     answer = ok(user.get("/storage/files", params={"namespace": sorted_space, **query}))
-    expected = [
-        path
-        for path in paths(user, sorted_space)
-        if path.startswith(query.get("prefix", "")) and path > query.get("after", "")
-    ][: int(query.get("limit", 1000))]
-    assert [item["path"] for item in answer] == expected
+    prefix, after = query.get("prefix", ""), query.get("after", "")
+    expected = [path for path in PATHS if path.startswith(prefix) and path > after]
+    assert [item["path"] for item in answer] == expected[: int(query.get("limit", 1000))]
 
 
 def test_a_listing_can_be_walked_in_pages(user: httpx.Client, sorted_space: str) -> None:
     found: list[str] = []
-    while True:
-        query = {"namespace": sorted_space, "limit": "3", **({"after": found[-1]} if found else {})}
-        page = [item["path"] for item in ok(user.get("/storage/files", params=query))]
-        found += page
-        if len(page) < 3:
-            break
-    assert found == paths(user, sorted_space)
+    for _ in range(4):
+        query = {"namespace": sorted_space, "limit": "3", "after": found[-1] if found else ""}
+        found += [item["path"] for item in ok(user.get("/storage/files", params=query))]
+    assert found == PATHS
 
 
 @pytest.mark.parametrize("limit", ["-1", "x", "1.5", ""])
 def test_a_limit_must_be_a_number(user: httpx.Client, space: str, limit: str) -> None:
     refused(user.get("/storage/files", params={"namespace": space, "limit": limit}), 400, "limit")
 
-
-# --- uploads -----------------------------------------------------------------------------
 
 FORMS = ["form", "chunked form", "form in a folder", "raw", "chunked", "put", "post", "chunked put"]
 
@@ -377,39 +303,20 @@ def upload(client: httpx.Client, space: str, body: bytes, **query: str) -> httpx
 
 
 @pytest.mark.parametrize(
-    ("filename", "expected"),
+    ("folder", "filename"),
     [
-        ("../../x", "x"),
-        ("größe €.txt", "größe €.txt"),
-        ('a\\"b.txt', 'a"b.txt'),
-        ("a%22b.txt", 'a"b.txt'),
-        (" lead", " lead"),
-        ("semi;colon=.txt", "semi;colon=.txt"),
+        *(("", name) for name in ("", "a/..", "ü" * 128, "a\0b", "tab\t")),
+        *((folder, "c.txt") for folder in ("a/..", "a//b", "/../x")),
     ],
 )
-def test_the_filename_of_a_form(
-    user: httpx.Client, fresh: str, filename: str, expected: str
+def test_names_that_a_file_may_not_have(
+    user: httpx.Client, fresh: str, folder: str, filename: str
 ) -> None:
-    """Reduced to its last segment. Browsers write a quote as ``%22``, curl as ``\\"``."""
-    body = form_part("file", b"x", filename) + FORM_END
-    assert ok(upload(user, fresh, body)) == {"status": "ok", "name": expected}
-    assert paths(user, fresh) == [expected]
-
-
-@pytest.mark.parametrize("filename", ["", "a/..", "ü" * 128, "a\0b", "tab\t"])
-def test_filenames_that_a_file_may_not_have(user: httpx.Client, fresh: str, filename: str) -> None:
-    refused(upload(user, fresh, form_part("file", b"x", filename) + FORM_END), 400)
-    assert paths(user, fresh) == []
-
-
-@pytest.mark.parametrize("folder", ["a/..", "a//b", "/../x"])
-def test_a_folder_must_be_one(user: httpx.Client, fresh: str, folder: str) -> None:
-    body = form_part("file", DATA, "c.txt") + FORM_END
+    body = form_part("file", DATA, filename) + FORM_END
     refused(upload(user, fresh, body, path=folder), 400)
+    # Nor has a form that ends too early left anything.
+    refused(upload(user, fresh, (form_part("file", DATA, "cut") + FORM_END)[:5000]), 400)
     assert paths(user, fresh) == []
-
-
-# --- overwriting -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("overwrite", [None, "false", "", "1", "True", "TRUE", "yes", "true "])
@@ -480,25 +387,15 @@ def test_a_reader_in_the_middle_gets_the_old_file_whole(
 
 
 def test_of_two_uploads_at_once_one_wins(user: httpx.Client, cloud: Cloud, fresh: str) -> None:
-    statuses: list[int] = []
-
-    def race(number: int) -> None:
+    def race(number: int) -> int:
         with with_token(cloud.url, bearer(user)) as client:
-            answer = client.put(url_of(fresh, "race"), content=bytes([number]) * MIB)
-            statuses.append(answer.status_code)
+            return client.put(url_of(fresh, "race"), content=bytes([number]) * MIB).status_code
 
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG_SECONDS)
-    assert sorted(statuses) == [200, 409, 409, 409]
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(race, range(4))) == [200, 409, 409, 409]
     data = get(user, fresh, "race")
     assert len(data) == MIB
     assert len(set(data)) == 1
-
-
-# --- lengths that lie, bodies cut short --------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -517,44 +414,24 @@ def test_a_file_size_must_be_a_number(user: httpx.Client, fresh: str, size: str)
     assert paths(user, fresh) == []
 
 
-@pytest.mark.parametrize("cut", ["in the data", "in the last boundary", "no file"])
-def test_a_form_cut_short_leaves_nothing(user: httpx.Client, fresh: str, cut: str) -> None:
-    whole = form_part("file", DATA, "cut") + FORM_END
-    body = {
-        "in the data": whole[:5000],
-        "in the last boundary": whole[: -len(FORM_END) + 10],
-        "no file": form_part("comment", b"x") + FORM_END,
-    }[cut]
-    refused(upload(user, fresh, body), 400)
-    assert paths(user, fresh) == []
-
-
 @pytest.mark.parametrize("method", ["form", "put"])
 def test_a_connection_cut_short_leaves_nothing(
     cloud: Cloud, user: httpx.Client, fresh: str, method: str
 ) -> None:
     """And does not disturb the old version of what it was to overwrite."""
     put(user, fresh, "f", b"old")
-    authorization = {"Authorization": f"Bearer {bearer(user)}"}
+    headers = {"Authorization": f"Bearer {bearer(user)}", "Content-Length": "9000000"}
+    target, body = f"/storage/{fresh}/f?overwrite=true", b"n" * 3 * MIB
+    if method == "form":
+        target = f"/storage/upload?namespace={fresh}&overwrite=true"
+        headers["Content-Type"], body = FORM_TYPE, form_part("file", body, "f")
     with Connection(cloud.url) as connection:
-        if method == "form":
-            target = f"/storage/upload?namespace={fresh}&overwrite=true"
-            headers = {**authorization, "Content-Type": FORM_TYPE, "Content-Length": "9000000"}
-            body = form_part("file", b"n" * 3 * MIB, "f")
-        else:
-            target = f"/storage/{fresh}/f?overwrite=true"
-            headers = {**authorization, "Content-Length": "9000000"}
-            body = b"n" * 3 * MIB
         connection.send(head("POST", target, connection.host, headers) + body)
-    again = user.get(url_of(fresh, "f"))
-    assert again.content == b"old"
-    assert [item["size"] for item in ok(user.get("/storage/files", params={"namespace": fresh}))] \
-        == [3]  # fmt: skip
+    assert get(user, fresh, "f") == b"old"
+    assert entry(user, fresh, "f")["size"] == 3
+    assert paths(user, fresh) == ["f"]
     put(user, fresh, "f", b"newer", overwrite="true")
     assert get(user, fresh, "f") == b"newer"
-
-
-# --- the order of checks, before the body is read ----------------------------------------
 
 
 def expecting(cloud: Cloud, token: str | None, method: str, target: str, **more: str) -> Connection:
@@ -587,14 +464,14 @@ REFUSALS = [
 @pytest.mark.parametrize(("who", "target", "status"), REFUSALS)
 def test_a_refused_upload_is_not_asked_to_continue(
     cloud: Cloud,
-    alice: tuple[httpx.Client, str],
+    owner: Who,
     bob: httpx.Client,
     space: str,
     who: str | None,
     target: str,
     status: int,
 ) -> None:
-    client, user_id = alice
+    client, user_id = owner
     put(client, space, taken := unique("taken"), b"old")
     scopes = {f"storage.{user_id}.files": ["read", "delete"], f"compute.{user_id}": ["create"]}
     token = {
@@ -642,9 +519,6 @@ def test_an_unknown_expectation_is_refused(cloud: Cloud, user: httpx.Client, spa
         refused(answer, 417)
 
 
-# --- downloads ---------------------------------------------------------------------------
-
-
 def test_a_download_is_an_attachment(
     user: httpx.Client, nobody: httpx.Client, space: str, stored: str
 ) -> None:
@@ -659,28 +533,11 @@ def test_a_download_is_an_attachment(
         assert answer.headers["Content-Type"] == "application/octet-stream"
         assert answer.headers["Content-Length"] == str(len(DATA))
         assert answer.headers["Accept-Ranges"] == "bytes"
-        assert answer.headers["ETag"].startswith('"'), "a strong one"
-        assert answer.headers["ETag"].endswith('"')
-        assert disposition(answer) == ("attachment", stored.removeprefix("a/"))
+        assert re.fullmatch('".+"', answer.headers["ETag"]), "a strong one"
+        named = content_disposition("attachment", stored.removeprefix("a/"))
+        assert answer.headers["Content-Disposition"] == named
         modified = parsedate_to_datetime(answer.headers["Last-Modified"])
         assert int(modified.timestamp()) == entry(user, space, stored)["modified_at"]
-
-
-def disposition(answer: httpx.Response) -> tuple[str, str]:
-    """Kind and file name, by the standard's own rules: ``filename*`` counts."""
-    value = answer.headers["Content-Disposition"]
-    assert value.isascii(), value
-    message = email.message_from_string(
-        f"Content-Disposition: {value}\n\n", policy=email.policy.HTTP
-    )
-    kind = message.get_content_disposition()
-    assert kind is not None
-    extended = [part for part in value.split("; ") if part.startswith("filename*=")]
-    plain = [part for part in value.split("; ") if part.startswith("filename=")]
-    assert len(extended) == len(plain) == 1, value
-    charset, language, quoted = extended[0].removeprefix("filename*=").split("'")
-    assert (charset.upper(), language) == ("UTF-8", "")
-    return kind, unquote(quoted, errors="strict")
 
 
 @pytest.mark.parametrize(
@@ -705,19 +562,15 @@ def test_inline_serving_sets_the_type(user: httpx.Client, space: str, name: str,
     ok(user.put(url_of(space, f"types/{name}"), content=b"<script>alert(1)</script>"))
     found = user.get(url_of(space, f"types/{name}"))
     assert found.content == b"<script>alert(1)</script>"
-    given, _, parameters = found.headers["Content-Type"].partition(";")
-    expected, _, wanted = kind.partition(";")
-    assert given == expected
-    if wanted:
-        assert parameters.strip().lower() == wanted.strip()
+    assert found.headers["Content-Type"].startswith(kind)
     assert found.headers["X-Content-Type-Options"] == "nosniff"
     policy = [part.strip() for part in found.headers["Content-Security-Policy"].split(";")]
     # Browsers do not start their viewer of PDF in a sandbox; no script runs there either.
-    assert "sandbox" in policy or given == "application/pdf"
+    assert "sandbox" in policy or kind == "application/pdf"
     assert "default-src 'none'" in policy
     assert not any("script" in part for part in policy)
     if "Content-Disposition" in found.headers:
-        assert disposition(found) == ("inline", name)
+        assert found.headers["Content-Disposition"] == content_disposition("inline", name)
 
 
 def test_head_is_get_without_the_body(user: httpx.Client, space: str, stored: str) -> None:
@@ -732,9 +585,7 @@ def test_head_is_get_without_the_body(user: httpx.Client, space: str, stored: st
         assert only.status_code == 200
         assert only.content == b""
         same = {"content-length", "etag", "last-modified", "content-type", "accept-ranges"}
-        assert {name: only.headers[name] for name in same} == {
-            name: whole.headers[name] for name in same
-        }
+        assert all(only.headers[name] == whole.headers[name] for name in same)
 
 
 def test_a_missing_file_is_404(user: httpx.Client, space: str) -> None:
@@ -751,9 +602,6 @@ def test_a_download_needs_a_name(user: httpx.Client, space: str) -> None:
     refused(user.get("/storage/download", params={"namespace": space}), 400, "name")
     refused(user.delete("/storage/delete", params={"namespace": space}), 400, "name")
     refused(user.get("/storage/download", params={"namespace": space, "name": ""}), 400, "name")
-
-
-# --- ETag and conditions -----------------------------------------------------------------
 
 
 def test_equal_content_has_an_equal_etag(user: httpx.Client, fresh: str) -> None:
@@ -791,39 +639,22 @@ def test_conditions_decide_what_is_sent(user: httpx.Client, space: str, stored: 
             assert found.content == (content if method == "GET" else b"")
 
 
-# --- ranges ------------------------------------------------------------------------------
-
 END = len(DATA)
 
 
-@pytest.mark.parametrize(
-    ("value", "first", "last"),
-    [
-        ("bytes=0-99", 0, 99),
-        ("bytes=-500", END - 500, END - 1),
-        (f"bytes=5-{END + 1000}", 5, END - 1),
-    ],
-)
-def test_one_range(
-    user: httpx.Client, space: str, stored: str, value: str, first: int, last: int
-) -> None:
-    for target in (url_of(space, stored), f"/storage/download/{space}/{quote(stored)}"):
-        found = user.get(target, headers={"Range": value})
-        assert found.status_code == 206
-        assert found.content == DATA[first : last + 1]
-        assert found.headers["Content-Range"] == f"bytes {first}-{last}/{END}"
-        assert found.headers["Content-Length"] == str(last + 1 - first)
-        assert found.headers["ETag"] == user.head(target).headers["ETag"]
-        only = user.head(target, headers={"Range": value})
-        # RFC 9110, 14.2: ranges are for GET; many servers serve HEAD alike.
-        assert only.status_code in (200, 206)
-        assert only.content == b""
-
-
-def test_a_range_beyond_the_end_and_what_is_none(
+def test_one_range_one_beyond_the_end_and_what_is_none(
     user: httpx.Client, space: str, stored: str
 ) -> None:
-    """RFC 9110, 14.2: the latter is ignored, as very many are."""
+    """RFC 9110, 14.2: the latter is ignored, as very many are. ``test_storage_ranges`` has all."""
+    for target in (url_of(space, stored), f"/storage/download/{space}/{quote(stored)}"):
+        found = user.get(target, headers={"Range": f"bytes=5-{END + 1000}"})
+        assert (found.status_code, found.content) == (206, DATA[5:])
+        assert found.headers["Content-Range"] == f"bytes 5-{END - 1}/{END}"
+        assert found.headers["Content-Length"] == str(END - 5)
+        assert found.headers["ETag"] == user.head(target).headers["ETag"]
+        # Ranges are for GET; many servers serve HEAD alike.
+        only = user.head(target, headers={"Range": "bytes=0-99"})
+        assert (only.status_code in (200, 206), only.content) == (True, b"")
     found = user.get(url_of(space, stored), headers={"Range": f"bytes={END}-"})
     refused(found, 416)
     assert found.headers["Content-Range"] == f"bytes */{END}"
@@ -832,16 +663,8 @@ def test_a_range_beyond_the_end_and_what_is_none(
         assert (found.status_code, found.content) == (200, DATA), value
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("bytes=500-599 , 0-9,  1000-", [(500, 599), (0, 9), (1000, END - 1)]),
-        (f"bytes=0-4,{END}-{END + 5},10-14", [(0, 4), (10, 14)]),
-    ],
-)
-def test_several_ranges(
-    user: httpx.Client, space: str, stored: str, value: str, expected: list[tuple[int, int]]
-) -> None:
+def test_several_ranges(user: httpx.Client, space: str, stored: str) -> None:
+    value, expected = "bytes=500-599 , 0-9,  1000-", [(500, 599), (0, 9), (1000, END - 1)]
     found = user.get(url_of(space, stored), headers={"Range": value})
     assert found.status_code == 206
     kind = found.headers["Content-Type"]
@@ -865,32 +688,20 @@ def test_several_ranges(
 def test_a_range_across_chunks_and_blocks(user: httpx.Client, space: str) -> None:
     """Chunks are 64 MiB, blocks 64 KiB."""
     size = 65 * MIB + 12345
-    data = random.Random(64).randbytes(MIB) * 66
-    data = data[:size]
+    data = (random.Random(64).randbytes(MIB) * 66)[:size]
     ok(user.put(url_of(space, "chunks"), content=data, timeout=HANG_SECONDS))
     edge = 64 * MIB
     for first, last in ((edge - 1, edge), (edge - 70000, edge + 70000), (size - 5, size - 1)):
-        headers = {"Range": f"bytes={first}-{last}"}
-        found = user.get(url_of(space, "chunks"), headers=headers)
+        found = user.get(url_of(space, "chunks"), headers={"Range": f"bytes={first}-{last}"})
         assert found.content == data[first : last + 1], (first, last)
-    with user.stream("GET", url_of(space, "chunks")) as found:
-        digest = hashlib.sha256()
-        for piece in found.iter_bytes():
-            digest.update(piece)
-    assert digest.digest() == hashlib.sha256(data).digest()
-
-
-# --- deleting ----------------------------------------------------------------------------
+    assert user.get(url_of(space, "chunks")).content == data
 
 
 def test_deleting_a_file(user: httpx.Client, fresh: str) -> None:
     for path in ("a", "b/c", "b/d"):
         put(user, fresh, path, b"x")
-    where = {"namespace": fresh}
-    assert ok(user.delete("/storage/delete", params={**where, "name": "a"})) == {
-        "status": "ok",
-        "name": "a",
-    }
+    gone = user.delete("/storage/delete", params={"namespace": fresh, "name": "a"})
+    assert ok(gone) == {"status": "ok", "name": "a"}
     assert ok(user.delete(url_of(fresh, "b/c")))["status"] == "ok"
     assert paths(user, fresh) == ["b/d"]
     refused(user.delete(url_of(fresh, "b/c")), 404)
@@ -907,53 +718,26 @@ def test_the_last_file_of_a_folder_makes_room_for_a_file(user: httpx.Client, fre
     assert paths(user, fresh) == ["a"]
 
 
-# --- progress ----------------------------------------------------------------------------
-
-
 class Listener:
     """A client of the event stream, as a browser's ``EventSource``."""
 
-    def __init__(self, url: str, transfer: str, token: str | None, in_query: bool = False) -> None:
-        self.connection = Connection(url)
-        query = f"id={transfer}" + (f"&token={token}" if in_query else "")
-        headers = {"Accept": "text/event-stream"}
-        if token and not in_query:
-            headers["Authorization"] = f"Bearer {token}"
-        self.connection.request("GET", f"/sse/progress?{query}", headers)
-        self.head = self.connection.answer_head()
-        self._text = bytearray()
-        self._chunked = self.head.header("Transfer-Encoding") == "chunked"
-        self.comments = 0
+    def __init__(self, url: str, transfer: str, token: str, in_query: bool = False) -> None:
+        query = {"id": transfer, **({"token": token} if in_query else {})}
+        self._client = anonymous(url) if in_query else with_token(url, token)
+        asked = self._client.build_request("GET", "/sse/progress", params=query)
+        self.answer = self._client.send(asked, stream=True)
+        self._lines = self.answer.iter_lines()
 
     def close(self) -> None:
-        self.connection.close()
-
-    def _line(self) -> str | None:
-        while b"\n" not in self._text:
-            try:
-                if self._chunked:
-                    size = int(self.connection._line(), 16)
-                    self._text += self.connection.read(size)
-                    assert self.connection._line() == b""
-                    if size == 0:
-                        return None
-                else:
-                    self._text += self.connection.read(1)
-            except Closed:
-                return None
-        line, _, rest = bytes(self._text).partition(b"\n")
-        self._text = bytearray(rest)
-        return line.decode().rstrip("\r")
+        self.answer.close()
+        self._client.close()
 
     def wait_for_comment(self) -> None:
-        line = self._line()
-        assert line is not None
-        assert line.startswith(":"), line
-        self.comments += 1
+        assert (line := next(self._lines)).startswith(":"), line
 
     def event(self) -> dict[str, Any] | None:
         """The next one; None at the end of the stream."""
-        while (line := self._line()) is not None:
+        for line in self._lines:
             if line.startswith("data:"):
                 found: dict[str, Any] = json.loads(line.removeprefix("data:"))
                 return found
@@ -961,20 +745,15 @@ class Listener:
         return None
 
     def rest(self) -> list[dict[str, Any]]:
-        return list(iter(self.event, None))
+        found = list(iter(self.event, None))
+        self.close()
+        return found
 
 
 def check_events(events: list[dict[str, Any]], transfer: str, direction: str, total: int) -> None:
-    assert events
     for event in events:
-        assert {name: type(event[name]) for name in ("id", "direction", "bytes", "done")} == {
-            "id": str,
-            "direction": str,
-            "bytes": int,
-            "done": bool,
-        }
-        assert event["id"] == transfer
-        assert event["direction"] == direction
+        assert (event["id"], event["direction"]) == (transfer, direction)
+        assert (type(event["bytes"]), type(event["done"])) == (int, bool)
         assert 0 <= event["bytes"] <= total
     assert [event["bytes"] for event in events] == sorted(event["bytes"] for event in events)
     assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
@@ -983,27 +762,13 @@ def check_events(events: list[dict[str, Any]], transfer: str, direction: str, to
     assert events[-1]["total"] == total
 
 
-class SlowUpload:
-    """An upload that goes on only when the test lets it."""
-
-    def __init__(self, cloud: Cloud, token: str, target: str, total: int, **headers: str) -> None:
-        self.connection = Connection(cloud.url)
-        self.connection.send(
-            head(
-                "PUT",
-                target,
-                self.connection.host,
-                {
-                    "Authorization": f"Bearer {token}",
-                    "Content-Length": str(total),
-                    "X-File-Size": str(total),
-                    **headers,
-                },
-            )
-        )
-
-    def send(self, count: int) -> None:
-        assert self.connection.send(b"s" * count)
+def slow_upload(cloud: Cloud, token: str, target: str, total: int, **headers: str) -> Connection:
+    """An upload that goes on only when the test sends some of it."""
+    connection = Connection(cloud.url)
+    lengths = {"Content-Length": str(total), "X-File-Size": str(total)}
+    told = {"Authorization": f"Bearer {token}", **lengths, **headers}
+    connection.send(head("PUT", target, connection.host, told))
+    return connection
 
 
 class UnderWay:
@@ -1012,15 +777,16 @@ class UnderWay:
     def __init__(self, cloud: Cloud, user: httpx.Client, space: str, query: str = "") -> None:
         self.id, self.name = unique("t"), unique("under-way")
         target = f"{url_of(space, self.name)}?id={self.id}{query}"
-        self.upload = SlowUpload(cloud, bearer(user), target, 2 * MIB)
-        self.upload.send(MIB)
+        self.upload = slow_upload(cloud, bearer(user), target, 2 * MIB)
+        self.upload.send(b"s" * MIB)
         self.listener = Listener(cloud.url, self.id, bearer(user))
         self.listener.wait_for_comment()
-        assert self.listener.event() is not None, "it is under way"
+        self.heard = self.listener.event()
+        assert self.heard is not None, "it is under way"
 
     def end(self) -> Answer:
-        self.upload.connection.send(b"s" * MIB)
-        return self.upload.connection.answer()
+        self.upload.send(b"s" * MIB)
+        return self.upload.answer()
 
 
 @pytest.mark.parametrize(
@@ -1029,39 +795,37 @@ class UnderWay:
     ids=["session", "id in a header", "token in the query", "both", "API token"],
 )
 def test_progress_of_an_upload(
-    cloud: Cloud, alice: tuple[httpx.Client, str], space: str, in_query: bool, by_header: bool,
-    api: bool,
-) -> None:  # fmt: skip
-    client, user_id = alice
+    cloud: Cloud, owner: Who, space: str, in_query: bool, by_header: bool, api: bool
+) -> None:
+    client, user_id = owner
     token = bearer(client)
     if api:
         token = make_token(client, {f"storage.{user_id}.files": ["create", "read"]})["token"]
     transfer, name, total = unique("t"), unique("progress"), 4 * MIB
     listener = Listener(cloud.url, transfer, token, in_query)
-    assert listener.head.status == 200
-    kind = listener.head.header("Content-Type") or ""
-    assert kind.partition(";")[0] == "text/event-stream"
+    assert listener.answer.status_code == 200
+    assert listener.answer.headers["Content-Type"].partition(";")[0] == "text/event-stream"
     listener.wait_for_comment()
     target = url_of(space, name) + ("" if by_header else f"?id={transfer}")
     more = {"X-Transfer-Id": transfer} if by_header else {}
-    slow = SlowUpload(cloud, token, target, total, **more)
+    slow = slow_upload(cloud, token, target, total, **more)
     events = []
     for _ in range(4):
-        slow.send(MIB)
+        slow.send(b"s" * MIB)
         # Some event comes while bytes move, whatever the pace.
         event = listener.event()
         assert event is not None
         events.append(event)
         if event["done"]:
             break
-    ok(slow.connection.answer())
+    ok(slow.answer())
     check_events(events + listener.rest(), transfer, "upload", total)
     assert any(not event["done"] for event in events), "only the end was reported"
 
 
 def test_progress_of_an_upload_that_fails(cloud: Cloud, user: httpx.Client, space: str) -> None:
     under_way = UnderWay(cloud, user, space)
-    under_way.upload.connection.close()
+    under_way.upload.close()
     last = under_way.listener.rest()[-1]
     assert last["done"] is True
     assert last["error"]
@@ -1133,44 +897,20 @@ def test_progress_of_a_download(cloud: Cloud, user: httpx.Client, space: str) ->
 def test_a_late_listener_gets_the_present_state(
     cloud: Cloud, user: httpx.Client, space: str
 ) -> None:
-    transfer, total = unique("t"), 2 * MIB
-    target = f"{url_of(space, unique('late'))}?id={transfer}"
-    slow = SlowUpload(cloud, bearer(user), target, total)
-    slow.send(MIB)
-
-    early = Listener(cloud.url, transfer, bearer(user))
-    early.wait_for_comment()
-    event = early.event()
-    while event is not None and event["bytes"] < MIB:  # all of it has arrived
-        event = early.event()
-    late = Listener(cloud.url, transfer, bearer(user))
+    under_way = UnderWay(cloud, user, space)
+    early = under_way.listener
+    while (event := under_way.heard) and event["bytes"] < MIB:  # all of it has arrived
+        under_way.heard = early.event()
+    late = Listener(cloud.url, under_way.id, bearer(user))
     late.wait_for_comment()
     state = late.event()
     assert state is not None
-    assert (state["bytes"], state["total"], state["done"]) == (MIB, total, False)
-    slow.send(MIB)
-    ok(slow.connection.answer())
+    assert (state["bytes"], state["total"], state["done"]) == (MIB, 2 * MIB, False)
+    ok(under_way.end())
     for listener in (early, late):
-        check_events(listener.rest()[-1:], transfer, "upload", total)
-    after = Listener(cloud.url, transfer, bearer(user))
-    check_events(after.rest(), transfer, "upload", total)
-
-
-def test_nobody_takes_over_a_transfer_that_he_waits_for(
-    cloud: Cloud, user: httpx.Client, bob: httpx.Client, space: str
-) -> None:
-    """Whoever listens first for an id sees nothing of another's transfer with it."""
-    transfer = unique("t")
-    listener = Listener(cloud.url, transfer, bearer(bob))
-    assert listener.head.status == 200
-    listener.wait_for_comment()
-    ok(user.put(url_of(space, unique("theirs")), params={"id": transfer}, content=DATA))
-    listener.connection.socket.settimeout(1)
-    with contextlib.suppress(TimeoutError):
-        while (event := listener.event()) is not None:
-            assert event["bytes"] == 0, event
-            assert "total" not in event or not event["total"], event
-    listener.close()
+        check_events(listener.rest()[-1:], under_way.id, "upload", 2 * MIB)
+    after = Listener(cloud.url, under_way.id, bearer(user))
+    check_events(after.rest(), under_way.id, "upload", 2 * MIB)
 
 
 def test_a_transfer_has_a_name_that_a_listener_can_give(user: httpx.Client, space: str) -> None:
@@ -1180,26 +920,6 @@ def test_a_transfer_has_a_name_that_a_listener_can_give(user: httpx.Client, spac
         refused(
             user.post(url_of(space, unique("named")), params={"id": bad}, content=b""), 400, "id"
         )
-
-
-def test_progress_is_reported_by_either_worker(make_cloud: Callable[..., Cloud]) -> None:
-    cloud = make_cloud("--control-workers", "2", chunkservers=1).start()
-    user, _ = cloud.make_user("listener")
-    space = make_namespace(user, "workers")
-    transfer, total = unique("t"), 2 * MIB
-    # As many as make it all but certain that both workers have some (2 ** -15 that not).
-    listeners = [Listener(cloud.url, transfer, bearer(user)) for _ in range(16)]
-    for listener in listeners:
-        listener.wait_for_comment()
-    slow = SlowUpload(cloud, bearer(user), f"{url_of(space, 'f')}?id={transfer}", total)
-    slow.send(MIB)
-    for listener in listeners:
-        assert listener.event() is not None
-    slow.send(MIB)
-    ok(slow.connection.answer())
-    for listener in listeners:
-        check_events(listener.rest()[-1:], transfer, "upload", total)
-        listener.close()
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 * MIB])
@@ -1223,29 +943,17 @@ def test_the_end_is_reported_whatever_it_is(
         assert ("error" in events[-1]) == (status != 200)
         if status == 200 and announced:
             check_events(events, f"{transfer}-{status}", "upload", size)
-        listener.close()
 
 
 def test_a_strangers_listening_is_neither_reported_nor_waited_for(
     cloud: Cloud, user: httpx.Client, space: str
 ) -> None:
+    """Nor does he who listens first take over the transfer."""
     transfer = unique("t")
-    listener = Listener(cloud.url, transfer, bearer(user))
-    listener.wait_for_comment()
     bob, _ = cloud.make_user()
-    stranger = Listener(cloud.url, transfer, bearer(bob))
-    stranger.wait_for_comment()
+    stranger, listener = (Listener(cloud.url, transfer, bearer(each)) for each in (bob, user))
+    for each in (stranger, listener):
+        each.wait_for_comment()
     ok(user.put(url_of(space, unique("held")), params={"id": transfer}, content=DATA))
     check_events(listener.rest(), transfer, "upload", len(DATA))
     assert stranger.rest() == []
-
-
-# --- the cluster -------------------------------------------------------------------------
-
-
-def test_storage_namespaces_are_directories_of_the_file_system(
-    cloud: Cloud, user: httpx.Client, fresh: str
-) -> None:
-    put(user, fresh, "deep/file.txt", DATA)
-    listed = cloud.cluster.gfs("ls", "-R", "/").stdout.decode().splitlines()
-    assert any(fresh in line and line.endswith("/deep/file.txt") for line in listed), listed

@@ -138,9 +138,6 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 MakeServer = Callable[..., Server]
 
 
-# --- alone --------------------------------------------------------------------------
-
-
 def test_the_first_password_is_printed_once_and_works(make_server: MakeServer) -> None:
     server = make_server()
     found = SAID_PASSWORD.search(server.said)
@@ -237,9 +234,6 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     assert_refused(done, "quart", 'pip install "gfs-control-plane[server]"')
 
 
-# --- TLS ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_tls(make_server: MakeServer, tmp_path: Path, workers: str) -> None:
     made = Authority().write(tmp_path / "tls", "127.0.0.1")
@@ -250,9 +244,6 @@ def test_tls(make_server: MakeServer, tmp_path: Path, workers: str) -> None:
     assert server.get("/healthz", verify=trusted).json() == {"status": "ok"}
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://127.0.0.1:{server.port}/healthz", **PLAIN).raise_for_status()
-
-
-# --- workers ------------------------------------------------------------------------
 
 
 def test_workers_share_the_port_and_what_they_know(make_server: MakeServer) -> None:
@@ -310,14 +301,6 @@ def test_workers_end_with_a_killed_parent_and_free_the_port(make_server: MakeSer
     assert again.get("/healthz").status_code == 200
 
 
-def test_a_worker_that_cannot_start_is_reported(tmp_path: Path) -> None:
-    done = run_control(*command(tmp_path, "--workers", "2", "--modules", "frobnicate")[1:])
-    assert_refused(done, "frobnicate")
-
-
-# --- keys and passwords ---------------------------------------------------------------
-
-
 def key_id(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
@@ -370,9 +353,6 @@ def test_a_password_for_nobody_or_none_is_refused(make_server: MakeServer) -> No
     assert server.login(PASSWORD).status_code == 200
 
 
-# --- in gfs up ------------------------------------------------------------------------
-
-
 def small(make_cloud: MakeCloud, *arguments: str, **variables: str) -> Cloud:
     """One chunkserver: enough to look at processes, and quick to start."""
     return make_cloud("--replication", "1", *arguments, chunkservers=1, environment=variables)
@@ -407,30 +387,10 @@ def test_a_killed_one_comes_back_where_it_was(make_cloud: MakeCloud) -> None:
     assert cloud.url == url
     # On a new connection, with the session of before.
     again = httpx.get(
-        f"{url}/api/session",
-        headers=cloud.admin.headers,
-        timeout=HANG_SECONDS,
-        **PLAIN,
+        f"{url}/api/session", headers=cloud.admin.headers, timeout=HANG_SECONDS, **PLAIN
     )
     assert again.json() == admin
     assert get(cloud.login("admin"), "default", "acknowledged") == b"kept"
-
-
-def test_after_kill_9_of_everything_it_starts_on_the_same_port(make_cloud: MakeCloud) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    cloud = small(make_cloud, "--control-bind", address, "--control-workers", "2").start()
-    assert cloud.url == f"http://{address}"
-    workers = children(cloud.cluster.pid("control"))
-    assert len(workers) == 2
-    cloud.cluster.kill_all()
-    cloud.cluster.ready_file.unlink()  # nobody could
-    cloud.start()
-    wait_for(lambda: not any(map(runs, workers)), "end of the old workers")
-    assert cloud.login("admin").get("/api/session").status_code == 200
-    now = [*cloud.cluster.pids(), *children(cloud.cluster.pid("control"))]
-    cloud.cluster.gfs("down")
-    wait_for(lambda: not any(map(runs, now)), "end of all processes")
 
 
 def test_nothing_outlives_a_killed_supervisor(make_cloud: MakeCloud) -> None:

@@ -51,7 +51,7 @@ OVERWRITES = ["", "overwrite=true"]
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A cloud whose processes may be killed, and that gives up soon what is nobody's."""
-    made = Cloud(
+    with Cloud(
         tmp_path_factory.mktemp("mortal"),
         environment={
             "GFS_MASTER_GARBAGE_GRACE_SECONDS": "2",
@@ -59,11 +59,8 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
             "GFS_MASTER_CLIENT_SILENCE_SECONDS": "40",
             "GFS_MASTER_DEAD_SECONDS": "5",
         },
-    )
-    try:
+    ) as made:
         yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +176,6 @@ def download(user: httpx.Client, space: str) -> str:
     return digest.hexdigest()
 
 
-# --- chunkservers ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", SERVERS)
 def test_an_upload_outlives_a_chunkserver(mortal: Cloud, user: httpx.Client, name: str) -> None:
     """Each of the three dies once in an upload of each kind, so the primary does, too."""
@@ -285,9 +279,6 @@ def test_the_master_may_restart_in_the_middle(
     assert download(user, space) == digest_of()
 
 
-# --- the control plane -------------------------------------------------------------------
-
-
 def test_nothing_is_left_of_uploads_whose_server_was_killed(
     mortal: Cloud, account: tuple[str, str], user: httpx.Client
 ) -> None:
@@ -364,9 +355,6 @@ def test_a_request_that_is_under_way_ends_when_the_server_stops(mortal: Cloud) -
     mortal.cluster.wait_restarted("control", old)
     with with_token(mortal.url, "x") as client:
         ok(client.get("/healthz"))
-
-
-# --- clients -----------------------------------------------------------------------------
 
 
 def active(cloud: Cloud) -> float:

@@ -21,11 +21,10 @@ pytestmark = pytest.mark.extra("etcd")
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
     etcd = EtcdServer(tmp_path / "etcd")
-    made = Cloud(tmp_path, "--masters", "3", "--elect", etcd.elect, chunkservers=1)
     try:
-        yield made.start()
+        with Cloud(tmp_path, "--masters", "3", "--elect", etcd.elect, chunkservers=1) as made:
+            yield made.start()
     finally:
-        made.stop()
         etcd.stop()
 
 

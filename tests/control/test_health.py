@@ -269,9 +269,6 @@ async def test_a_worker_that_is_gone_is_not_shown_any_more(
     assert [pod.name for pod in house.health._workers()] == [f"control-{os.getpid()}"]
 
 
-# --- figures ----------------------------------------------------------------------------
-
-
 def test_loads_are_the_means_since_the_last_reading(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nHugePages_Total: 0\nMemAvailable: 2 kB\n")
@@ -327,9 +324,6 @@ def test_which_machine_is_this_one() -> None:
     found = nodes_of(status(server(1, "[::1]:9", (2, 1))), Load(), is_fresh=True)
     assert [node.name for node in found] == ["::1"]
     assert nodes_of(None, Load(), is_fresh=False) == []
-
-
-# --- containers, and the whole ----------------------------------------------------------
 
 
 async def test_the_containers_of_a_user(tmp_path: Path) -> None:

@@ -72,11 +72,8 @@ class Witness:
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """One that nobody else changes: all that it has is looked at afterwards."""
-    made = Cloud(tmp_path_factory.mktemp("hostile"), chunkservers=1)
-    try:
+    with Cloud(tmp_path_factory.mktemp("hostile"), chunkservers=1) as made:
         yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +131,6 @@ def ask(
     with Connection(cloud.url) as connection:
         return connection.exchange(method, target, headers, body)
 
-
-# --- names that are paths ----------------------------------------------------------------
 
 #: As they stand in a URL. A name that decodes to one of these is none.
 BAD_PATHS = [
@@ -241,8 +236,6 @@ def test_the_id_of_a_transfer_is_no_path(
         refused(answer, 400)
 
 
-# --- JSON --------------------------------------------------------------------------------
-
 # Within the largest body that is taken.
 DEEP = b"[" * 60_000 + b"]" * 60_000
 DEEP_OBJECTS = b'{"name":' * 13_000 + b"1" + b"}" * 13_000
@@ -256,34 +249,18 @@ DEEP_OBJECTS = b'{"name":' * 13_000 + b"1" + b"}" * 13_000
         b"[" * 100_000,
         b'{"name": ' + DEEP + b"}",
         b'{"name": "' + b"." * 65 + b'", "other": ' + DEEP + b"}",
-        b"",
-        b"{",
-        b"nonsense",
-        b"null",
-        b'"text"',
-        b"[1]",
-        b"3",
-        b"\xff\xfe{}",
-        b"{}{}",
-        b"name=a&password=b",
-        b'{"name": "x", "visibility": NaN}',
-        b'{"name": "x", "visibility": Infinity}',
-        b'{"name": "x", "visibility": -Infinity}',
-        b'{"name": "x", "visibility": 1e400}',
-        b'{"name": "x", "visibility": ' + b"9" * 50_000 + b"}",
-        b'{"name": "\xff"}',
-        b'{"name": "\xed\xa0\x80"}',
-        b'{"name": "\\ud800"}',
-        b'{"name": "\\u0000"}',
-        b'{"name": "a\nb"}',
-        b'{"name": "x",}',
-        b"{'name': 'x'}",
-        b'{"name": "x"} trailing',
-        b"\xef\xbb\xbf{",
-        b'{"name": ["x"]}',
-        b'{"name": {"name": "x"}}',
-        b'{"name": true}',
-        b"\x00" * 1000,
+        *(b"", b"{", b"nonsense", b"null", b'"text"', b"[1]", b"3", b"\xff\xfe{}", b"{}{}"),
+        *(b"name=a&password=b", b"\xef\xbb\xbf{", b"\x00" * 1000),
+        *(
+            b'{"name": "x", "visibility": %s}' % number
+            for number in (b"NaN", b"Infinity", b"-Infinity", b"1e400", b"9" * 50_000)
+        ),
+        *(
+            b'{"name": "%s"}' % text
+            for text in (b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"a\nb")
+        ),
+        *(b'{"name": %s}' % other for other in (b'["x"]', b'{"name": "x"}', b"true")),
+        *(b'{"name": "x",}', b"{'name': 'x'}", b'{"name": "x"} trailing'),
         '{"name": "x"}'.encode("utf-16"),
     ],
     ids=lambda body: repr(body[:30]),
@@ -318,9 +295,6 @@ def test_very_many_scopes(user: httpx.Client) -> None:
     assert made["scopes"] == {f"storage.{user_id}.files": ["read"]}
 
 
-# --- forms -------------------------------------------------------------------------------
-
-
 def form(client: httpx.Client, space: str, body: bytes, kind: str = FORM_TYPE) -> httpx.Response:
     return client.post(
         "/storage/upload", params={"namespace": space}, content=body, headers={"Content-Type": kind}
@@ -333,9 +307,6 @@ GOOD_PART = form_part("file", b"hostile", "hostile.bin")
 def test_a_form_field_without_a_file_name(user: httpx.Client, space: str) -> None:
     """``file`` as a text field: there is no name to store it under."""
     refused(form(user, space, form_part("file", b"hostile") + FORM_END), 400)
-
-
-# --- targets and headers ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -377,9 +348,6 @@ def test_odd_header_values(
         refused(answer, status)
 
 
-# --- lengths that lie --------------------------------------------------------------------
-
-
 def test_a_length_beyond_all_disks(
     cloud: Cloud, authorization: dict[str, str], user: httpx.Client, space: str
 ) -> None:
@@ -393,8 +361,6 @@ def test_a_length_beyond_all_disks(
     assert paths(user, space) == []
 
 
-# --- slow clients ------------------------------------------------------------------------
-
 #: Heads, readers and idle connections that stop are in test_http_server.
 #: The others, who are served meanwhile, are slow on a busy machine, too.
 STALLS = {"GFS_CONTROL_BODY_STALL_SECONDS": "5"}
@@ -403,11 +369,8 @@ STALLS = {"GFS_CONTROL_BODY_STALL_SECONDS": "5"}
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A cloud that waits for nobody for long."""
-    made = Cloud(tmp_path_factory.mktemp("impatient"), chunkservers=1, environment=STALLS)
-    try:
+    with Cloud(tmp_path_factory.mktemp("impatient"), chunkservers=1, environment=STALLS) as made:
         yield made.start()
-    finally:
-        made.stop()
 
 
 def test_bodies_that_stop(impatient: Cloud) -> None:
@@ -429,9 +392,6 @@ def test_bodies_that_stop(impatient: Cloud) -> None:
             refused(connection.answer(), 408)
             assert connection.is_closed()
     assert paths(user, space) == []
-
-
-# --- afterwards --------------------------------------------------------------------------
 
 
 def test_at_last_nothing_odd_is_stored(

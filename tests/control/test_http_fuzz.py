@@ -30,7 +30,6 @@ UNREAD = "/unread"
 
 Seen = list[tuple[str, str, bytes]]
 
-# -- what is sent ------------------------------------------------------------------------
 
 bodies = st.binary(max_size=40)
 
@@ -80,9 +79,6 @@ def streams(draw: st.DrawFn) -> bytes:
         if not data:
             data += b"\r"
     return bytes(data)
-
-
-# -- what h11 says -----------------------------------------------------------------------
 
 
 @dataclass
@@ -174,9 +170,6 @@ def _requests(connection: h11.Connection, data: bytes) -> Iterator[tuple[h11.Req
         connection.send(h11.Response(status_code=204, headers=[]))
         connection.send(h11.EndOfMessage())
         connection.start_next_cycle()
-
-
-# -- what the server does ----------------------------------------------------------------
 
 
 async def converse(pieces: list[bytes], verdict: Verdict) -> tuple[Seen, bytes]:

@@ -85,8 +85,6 @@ async def client(port: int) -> AsyncIterator[Client]:
         yield made
 
 
-# -- what is sent, and what comes back -----------------------------------------------------
-
 END = object()
 CLOSES, TEN = {"connection": "close"}, {"content-length": "10"}
 CHUNKED, EXPECT = "Transfer-Encoding: chunked", "Expect: 100-continue"
@@ -244,19 +242,22 @@ async def test_conversations_over_tls(name: str, certificate: Path) -> None:
 
 #: None of these is a request.
 MALFORMED: list[tuple[bytes, int]] = [
-    (b"nonsense\r\n\r\n", 400),
-    (b"HELO mail.example\r\nMAIL FROM:<x>\r\n\r\n", 400),
-    (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", 400),
-    (b"\x00" * 1000, 400),
-    (b"\xff" * 1000, 400),
-    (bytes(range(256)) * 40, 400),
-    (b"GET\r\n\r\n", 400),
-    (b"GET /hello\r\n\r\n", 400),
-    (b"GET  /hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    (b"GET /hello HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
-    (b"GET /hel lo HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    (b"G(T /hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    *(
+        (line + b"\r\n\r\n", 400)
+        for line in (
+            *(b"nonsense", b"HELO mail.example\r\nMAIL FROM:<x>", b"SSH-2.0-OpenSSH_9.6"),
+            *(b"GET", b"GET /hello", b"GET /hello HTTP/1.1"),  # no Host
+            *(b"\x00" * 1000, b"\xff" * 1000, bytes(range(256)) * 40),
+        )
+    ),
+    *(
+        (line + b"\r\nHost: a\r\n\r\n", 400)
+        for line in (
+            *(b"GET  /hello HTTP/1.1", b"GET /hello HTTP/1.1 ", b"GET /hel lo HTTP/1.1"),
+            *(b"GET /\x00 HTTP/1.1", b"G(T /hello HTTP/1.1", b"GET hello HTTP/1.1"),
+            *(b"GET /caf\xe9 HTTP/1.1", b"GET /hello HTTP/1.1\r\nHost: b"),
+        )
+    ),
     *(
         (f"GET /hello {version}\r\nHost: a\r\n\r\n".encode(), status)
         for status, versions in (
@@ -265,16 +266,9 @@ MALFORMED: list[tuple[bytes, int]] = [
         )
         for version in versions.split()
     ),
-    (b"GET /hello HTTP/1.1\r\n\r\n", 400),  # no Host
-    (b"GET /hello HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
-    (b"GET hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    (b"GET /caf\xe9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    (get("/path/%c0%af"), 400),
-    (get("/path/%zz"), 400),
-    (get("/path/%"), 400),
-    (get("/path/%ed%a0%80"), 400),  # half of a surrogate pair
-    (get("/path/a?q=%ff"), 400),
-    (get("/path/a?q=%2"), 400),
+    # Among them half of a surrogate pair.
+    *((get(f"/path/{path}"), 400) for path in ("%c0%af", "%zz", "%", "%ed%a0%80")),
+    *((get(f"/path/a?q={query}"), 400) for query in ("%ff", "%2")),
     *(
         (post("/count", f"Content-Length: {length}"), 400)
         for length in ("-1", "x", "1.5", "0x10", "+3", "5 5", "3, 4", "", "9" * 100, "9" * 5000)
@@ -282,28 +276,28 @@ MALFORMED: list[tuple[bytes, int]] = [
     (post("/count", "Content-Length: 1", "Content-Length: 2"), 400),
     (post("/count", "Content-Length: 3", "Transfer-Encoding: chunked"), 400),
     (post("/count", "Transfer-Encoding: chunked", "Content-Length: 3"), 400),
-    (post("/count", "Content-Length : 3"), 400),
-    (post("/count", "Content-Length\t: 3"), 400),
-    (post("/count", "Transfer-Encoding: gzip"), 501),
-    (post("/count", "Transfer-Encoding: xchunked"), 501),
-    (post("/count", "Transfer-Encoding: chunked, identity"), 501),
+    *(
+        (post("/count", line), 400)
+        for line in (
+            *("Content-Length : 3", "Content-Length\t: 3"),
+            *("Transfer-Encoding : chunked", "Transfer-Encoding:\x0bchunked"),
+        )
+    ),
+    *(
+        (post("/count", f"Transfer-Encoding: {coding}"), 501)
+        for coding in ("gzip", "xchunked", "chunked, identity", "identity, chunked")
+    ),
     (b"POST /count HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     (post("/count", "Transfer-Encoding: chunked", "Transfer-Encoding: identity"), 501),
-    (post("/count", "Transfer-Encoding: identity, chunked"), 501),
-    (post("/count", "Transfer-Encoding : chunked"), 400),
-    (post("/count", "Transfer-Encoding:\x0bchunked"), 400),
-    (get("/hello", "X: a\n b"), 400),  # a bare line feed, and a folded line
-    (get("/hello", "X: a", " b"), 400),
-    (get("/hello", "X: a\nY: b"), 400),
     (b"GET /hello HTTP/1.1\nHost: a\n\n", 400),
-    (get("/hello", "X: a\rY: b"), 400),
-    (get("/hello", "X: a\rb"), 400),
-    (get("/hello", "X: a\0b"), 400),
-    (get("/hello", "X\0Y: a"), 400),
-    (get("/hello", "X(Y): a"), 400),
-    (get("/hello", "no colon here"), 400),
-    (get("/hello", ": no name"), 400),
-    (get("/hello", "Bad Name: a"), 400),
+    *(
+        (get("/hello", line), 400)
+        for line in (
+            *("X: a\n b", "X: a\r\n b", "X: a\nY: b"),  # bare line feeds, folded lines
+            *("X: a\rY: b", "X: a\rb", "X: a\0b", "X\0Y: a", "X(Y): a"),
+            *("no colon here", ": no name", "Bad Name: a"),
+        )
+    ),
     (b"head /hello HTTP/1.1\r\nHost: a\r\n\r\n", 501),
     (b"CONNECT other:80 HTTP/1.1\r\nHost: other\r\n\r\n", 501),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
@@ -347,9 +341,6 @@ async def test_what_is_no_request_is_refused_in_json(
     await talk(client, [(sent, status, {}), END])
 
 
-# -- limits in time ------------------------------------------------------------------------
-
-
 async def test_a_slow_head_ends_while_others_are_served() -> None:
     async with running() as (port, _), connected(port) as slow, connected(port) as other:
         await slow.send(b"GET /hello HTTP/1.1\r\n")
@@ -378,9 +369,6 @@ async def test_an_idle_connection_ends() -> None:
     async with running() as (port, _), connected(port) as client:
         assert await client.rest() == b"", "it has never asked for anything"
     assert seconds() == LIMITS.keep_alive_seconds + LIMITS.header_seconds
-
-
-# -- bodies of requests ----------------------------------------------------------------
 
 
 async def test_tiny_chunks_neither_multiply_nor_hold_up_the_loop() -> None:
@@ -521,9 +509,6 @@ async def test_a_head_in_pieces_after_a_long_idle_time_is_taken(client: Client) 
     assert (await client.ask(get("/hello")[10:])).status == 200
 
 
-# -- answers -----------------------------------------------------------------------------
-
-
 async def test_a_client_that_takes_nothing_is_dropped(notes: Notes, client: Client) -> None:
     await client.send(get("/endless"))
     await notes.cancelled.wait()
@@ -586,9 +571,6 @@ async def test_a_header_with_a_line_break_is_not_sent() -> None:
         answer = await client.ask(get("/"))
         assert answer.status == 500
         assert "set-cookie" not in answer.headers
-
-
-# -- connections and life ------------------------------------------------------------------
 
 
 async def test_the_longest_idle_connection_makes_room() -> None:
@@ -811,9 +793,6 @@ async def test_listen_names_what_is_wrong() -> None:
             listen(malformed)
 
 
-# -- TLS -----------------------------------------------------------------------------------
-
-
 async def test_tls_notices_a_client_that_leaves_and_one_that_stalls(certificate: Path) -> None:
     async with running_tls(certificate, LIMITS) as (_, notes, secured):
         async with secured() as client:
@@ -891,9 +870,6 @@ async def test_a_tls_handshake_must_end_in_time(certificate: Path) -> None:
     async with running_tls(certificate, LIMITS) as (port, _, _), connected(port) as client:
         assert await client.rest() == b""
         assert seconds() == LIMITS.header_seconds
-
-
-# -- WebSocket -------------------------------------------------------------------------------
 
 
 class WebSocketClient:

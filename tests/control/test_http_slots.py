@@ -171,9 +171,6 @@ async def test_behind_a_proxy_the_slots_are_the_clients() -> None:
         assert (await pool[5].ask(of("192.0.2.1"))).status == 200
 
 
-# -- the decision ------------------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class Held:
     """A connection, and what a simple model knows of it."""

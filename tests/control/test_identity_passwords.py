@@ -59,8 +59,7 @@ def test_production_takes_what_rfc_9106_recommends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("memory_mib", 7), ("memory_mib", 4097), ("passes", 0), ("passes", 101)],
+    ("name", "value"), [("memory_mib", 7), ("memory_mib", 4097), ("passes", 0), ("passes", 101)]
 )
 def test_neither_too_little_nor_too_much_is_asked_of_a_hash(name: str, value: int) -> None:
     with pytest.raises(SettingsError, match=f"password_{name}"):

@@ -70,13 +70,10 @@ def counted_500(cloud: ComputeCloud) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
     """One that stores files, too: a chunk needs two servers."""
-    made = ComputeCloud(tmp_path_factory.mktemp("whole"), chunkservers=2)
-    try:
+    with ComputeCloud(tmp_path_factory.mktemp("whole"), chunkservers=2) as made:
         made.start()
         (made.world.directory / "logs").write_text("a line\n")
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")

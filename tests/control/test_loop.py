@@ -131,9 +131,6 @@ async def test_a_step_that_is_too_long_is_named_and_counted(
     assert waited == pytest.approx(3.5 * STEP_SECONDS), "it reports waiting, too"
 
 
-# -- long lists ----------------------------------------------------------------------------
-
-
 async def test_a_long_list_is_read_sorted_and_sent_in_pieces(tmp_path: Path) -> None:
     """Every user with a session; in one go these would take 200 ms and more."""
     async with running(tmp_path) as server:
@@ -166,9 +163,6 @@ async def test_a_list_is_json_whatever_its_length(count: int, kept: bool) -> Non
     found = json.loads(await answer.get_data())
     expected = [row for row in reversed(range(count)) if kept or row % 400 == 0]
     assert found == [{"number": row} for row in expected]
-
-
-# -- requests ----------------------------------------------------------------------------
 
 
 @pytest.fixture

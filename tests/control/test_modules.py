@@ -7,7 +7,6 @@ named in this project; it is found because it is installed.
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import subprocess
@@ -23,7 +22,8 @@ import httpx
 import noticeboard
 import pytest
 import trio
-from checks import PLAIN, ok, refused, wait_for
+from alone import Alone
+from checks import ok, refused, wait_for
 from cloud import PASSWORD
 from harness import environment
 from limits import HANG_SECONDS
@@ -76,64 +76,33 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-class Served:
-    """``gfs control`` with some modules; its clients."""
+class Served(Alone):
+    """With some modules."""
 
     def __init__(self, directory: Path, installed: Path, modules: str) -> None:
-        read, write = os.pipe()
-        try:
-            self.process = forks.Command(
-                [
-                    *("control", "--state", str(directory / "state")),
-                    *("--modules", modules, "--bind", "127.0.0.1:0", "--ready-fd", str(write)),
-                ],
-                stdout=1,
-                stderr=2,
-                env=environment(PYTHONPATH=str(installed), GFS_ADMIN_PASSWORD=PASSWORD),
-                pass_fds=[write],
-            )
-        finally:
-            os.close(write)
-        with open(read, "rb") as pipe:
-            report = json.loads(pipe.readline() or b"{}")  # when it serves, or cannot
-        if "auth" not in report:
-            self.stop()
-            pytest.fail(f"gfs control does not serve: {report}")
-        self.url = report["auth"]
+        super().__init__(directory, environment={"PYTHONPATH": str(installed)})
+        self.modules = modules
 
-    def client(self, token: str = "") -> httpx.Client:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=HANG_SECONDS, **PLAIN)
-
-    def login(self, username: str) -> dict[str, Any]:
+    def session(self, username: str) -> dict[str, Any]:
         with self.client() as client:
             answer = client.post("/api/login", json={"username": username, "password": PASSWORD})
         session: dict[str, Any] = ok(answer)
         return session
 
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(HANG_SECONDS)
-        finally:
-            self.process.kill()
-            self.process.wait()
-
 
 @pytest.fixture(scope="module")
 def server(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = Served(tmp_path_factory.mktemp("served"), installed, "auth,greetings")
-    yield made
-    made.stop()
+    with Served(tmp_path_factory.mktemp("served"), installed, "auth,greetings") as made:
+        yield made.start()
 
 
 @pytest.fixture
 def session(server: Served) -> dict[str, Any]:
-    return server.login("admin")
+    return server.session("admin")
 
 
 def post(server: Served, token: str, text: str = "Hello") -> httpx.Response:
-    with server.client(token) as client:
+    with server.client(token or None) as client:
         return client.post("/greetings", json={"text": text})
 
 
@@ -194,7 +163,7 @@ def test_only_its_own_scopes_can_be_granted(server: Served, session: dict[str, A
 def test_what_is_a_users_goes_with_him(server: Served, session: dict[str, Any]) -> None:
     with server.client(session["token"]) as client:
         user = ok(client.post("/admin/users", json={"username": "ada", "password": PASSWORD}))
-        his = server.login("ada")["token"]
+        his = server.session("ada")["token"]
         card = ok(post(server, his))
         refused(get(server, session["token"], card["id"]), 403)
         ok(client.delete("/admin/users", params={"id": user["id"]}))
@@ -215,13 +184,10 @@ def test_where_it_is_not_chosen_it_serves_nothing_and_its_scopes_are_known(
     installed: Path, tmp_path: Path
 ) -> None:
     """Hosts may share the records and serve different modules of them."""
-    server = Served(tmp_path, installed, "auth")
-    try:
-        session = server.login("admin")
+    with Served(tmp_path, installed, "auth") as server:
+        session = server.start().session("admin")
         refused(post(server, session["token"]), 404)
         ok(make_token(server, session, {f"greetings.{session['user_id']}.cards": ["read"]}))
-    finally:
-        server.stop()
 
 
 @pytest.mark.real
@@ -234,9 +200,6 @@ def test_without_being_installed_it_is_not_found(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "greetings" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
-# --- for its author -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [EXAMPLE, BOARD.read_text()], ids=["greetings", "noticeboard"])
@@ -337,9 +300,6 @@ def test_mypy_finds_an_authors_mistakes(tmp_path: Path) -> None:
         messages = found[path.name]
         assert bool(messages) == bool(said), (path.name, messages)
         assert any(said in message for message in messages) or not said, (path.name, messages)
-
-
-# --- clashes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [["--modules", "auth"], ["quota", "admin"]])
@@ -513,9 +473,6 @@ def test_records_before_the_process_serves_are_an_error_that_says_so(tmp_path: P
         _ = app.control.records
     with pytest.raises(AttributeError, match="recods"):
         _ = app.control.recods  # type: ignore[attr-defined]
-
-
-# --- while it serves ----------------------------------------------------------------
 
 
 async def test_the_test_on_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

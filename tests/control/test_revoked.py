@@ -54,15 +54,12 @@ LOCKED_SECONDS = 3.0
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
-    made = ComputeCloud(
+    with ComputeCloud(
         tmp_path_factory.mktemp("pair"), chunkservers=3, environment={"GFS_CONTROL_WORKERS": "2"}
-    )
-    try:
+    ) as made:
         made.start()
         (made.world.directory / "logs").write_text("a line\n")
         yield made
-    finally:
-        made.stop()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from checks import PLAIN, get, ok, paths, unique
 from cloud import Cloud
 from limits import HANG_SECONDS
 from s3_client import XMLNS, S3Client, begin, client_of, complete, done, failed, new_key, xml
+from storage_people import Who, used
 
 pytestmark = pytest.mark.real
 
@@ -31,20 +32,17 @@ ETAG = f'"{hashlib.md5(DATA).hexdigest()}"'
 @pytest.fixture(scope="module")
 def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A cloud whose chunkservers count."""
-    made = Cloud(tmp_path_factory.mktemp("metered"), "--metrics")
-    try:
+    with Cloud(tmp_path_factory.mktemp("metered"), "--metrics") as made:
         yield made.start()
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")
-def writer(metered: Cloud) -> tuple[httpx.Client, str]:
+def writer(metered: Cloud) -> Who:
     return metered.make_user()
 
 
 @pytest.fixture(scope="module")
-def here(metered: Cloud, writer: tuple[httpx.Client, str]) -> Iterator[S3Client]:
+def here(metered: Cloud, writer: Who) -> Iterator[S3Client]:
     key = new_key(*writer, ["create", "read", "delete"])
     with client_of(metered, key) as made:
         yield made
@@ -77,14 +75,7 @@ def copy(s3: S3Client, source: str, target: str, **headers: str) -> httpx.Respon
     return s3.call("PUT", target, headers={"x-amz-copy-source": f"/{source}", **named})
 
 
-def used(user: httpx.Client) -> tuple[int, int]:
-    quota = ok(user.get("/api/quota"))
-    return quota["files"]["used"], quota["bytes"]["used"]
-
-
-def test_no_byte_moves(
-    metered: Cloud, here: S3Client, writer: tuple[httpx.Client, str], place: str
-) -> None:
+def test_no_byte_moves(metered: Cloud, here: S3Client, writer: Who, place: str) -> None:
     user, _ = writer
     done(here.call("PUT", f"{place}/a/one", body=DATA, headers={
         "x-amz-meta-colour": "blue", "x-amz-tagging": "k=v", "content-type": "a/b",
@@ -132,9 +123,7 @@ def test_a_copy_is_as_new_as_it_is(here: S3Client, place: str) -> None:
     assert here.get(f"{place}/old").headers["last-modified"] != before
 
 
-def test_an_object_that_is_there_is_replaced(
-    here: S3Client, writer: tuple[httpx.Client, str], place: str
-) -> None:
+def test_an_object_that_is_there_is_replaced(here: S3Client, writer: Who, place: str) -> None:
     before = used(writer[0])
     here.put(f"{place}/source", DATA)
     here.put(f"{place}/target", b"x")
@@ -219,7 +208,7 @@ def test_what_was_known_of_bytes_that_were_written_in_place_is_not_said(
     upload = begin(here, path, x_amz_checksum_algorithm="CRC32")
     data = b"old bytes"
     query = {"uploadId": upload, "partNumber": "1"}
-    headers = {"x-amz-checksum-crc32": checksum(data)}
+    headers = {"x-amz-checksum-crc32": text(zlib.crc32(data).to_bytes(4, "big"))}
     etag = done(here.call("PUT", path, query, data, headers)).headers["etag"]
     done(complete(here, path, upload, [(1, etag)]))
     asked = {"x-amz-checksum-mode": "ENABLED"}
@@ -237,10 +226,6 @@ def test_what_was_known_of_bytes_that_were_written_in_place_is_not_said(
         part = here.get(path, range="bytes=0-2", if_range=answer.headers["etag"])
         assert (part.status_code, part.content) == (200, content)
         assert here.get(path, range="bytes=0-2").content == content[:3]
-
-
-def checksum(data: bytes) -> str:
-    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
 def write_in_place(cloud: Cloud, path: str, data: bytes) -> None:

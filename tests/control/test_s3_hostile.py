@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from checks import ok, paths, unique, wait_for
 from cloud import Cloud
@@ -24,36 +23,34 @@ from s3_client import (
     put_part,
     xml,
 )
+from storage_people import Who, used
 
 MIB = 1024 * 1024
 Frames = list[bytes]
 
 
 @pytest.fixture(scope="module")
-def account(cloud: Cloud) -> tuple[httpx.Client, str]:
+def account(cloud: Cloud) -> Who:
     return cloud.make_user()
 
 
 @pytest.fixture(scope="module")
-def rogue(cloud: Cloud, account: tuple[httpx.Client, str]) -> Iterator[S3Client]:
+def rogue(cloud: Cloud, account: Who) -> Iterator[S3Client]:
     with client_of(cloud, new_key(*account)) as made:
         yield made
 
 
 @pytest.fixture
-def place(rogue: S3Client, account: tuple[httpx.Client, str]) -> Iterator[str]:
+def place(rogue: S3Client, account: Who) -> Iterator[str]:
     """A bucket in which nothing may stay."""
     name = unique("bucket")
     rogue.put(name)
     yield name
     assert rogue.keys(name) == []
     assert paths(account[0], name) == []
-    used = ok(account[0].get("/api/quota"))
-    assert (used["files"]["used"], used["bytes"]["used"]) == (0, 0)
+    assert used(account[0]) == (0, 0)
     done(rogue.call("DELETE", name))
 
-
-# --- chunks that are signed ----------------------------------------------------------------
 
 PIECES = [b"a" * 9000, b"b" * 9000, b"c"]
 
@@ -62,25 +59,16 @@ def changed(at: int, old: bytes, new: bytes) -> Callable[[Frames], Frames]:
     return lambda frames: [*frames[:at], frames[at].replace(old, new, 1), *frames[at + 1 :]]
 
 
+#: tests/unit/test_s3_signature.py has more of them.
 CHUNKS: dict[str, tuple[Callable[[Frames], Frames], str]] = {
     "other data": (changed(1, b"bbb", b"bab"), "SignatureDoesNotMatch"),
-    "no signature is right": (changed(0, b"signature=", b"signature=0"), "IncompleteBody"),
-    "no signature": (changed(0, b";chunk-signature=", b";other="), "IncompleteBody"),
     "the first twice": (lambda f: [f[0], *f], "SignatureDoesNotMatch"),
-    "another order": (lambda f: [f[1], f[0], *f[2:]], "SignatureDoesNotMatch"),
-    "one is missing": (lambda f: [f[0], *f[2:]], "SignatureDoesNotMatch"),
-    "the end is missing": (lambda f: f[:-1], "IncompleteBody"),
-    "the end alone": (lambda f: f[-1:], "SignatureDoesNotMatch"),
     "nothing": (lambda f: [], "IncompleteBody"),
     "cut": (lambda f: [b"".join(f)[:-3]], "IncompleteBody"),
-    "more after the end": (lambda f: [*f, f[0]], "IncompleteBody"),
     "two ends": (lambda f: [*f, f[-1]], "IncompleteBody"),
-    "a size that is too large": (changed(2, b"1;", b"2;"), "IncompleteBody"),
-    "a size without an end": (changed(2, b"1;", b"fffffffffff;"), "IncompleteBody"),
     "a size of thirteen digits": (changed(2, b"1;", b"1000000000001;"), "IncompleteBody"),
     "a negative size": (changed(2, b"1;", b"-1;"), "IncompleteBody"),
     "lines without CR": (lambda f: [b"".join(f).replace(b"\r\n", b"\n")], "IncompleteBody"),
-    "a line without an end": (lambda f: [b"1" * 100_000], "IncompleteBody"),
 }
 
 
@@ -108,9 +96,6 @@ def test_chunks_of_another_request(rogue: S3Client, place: str) -> None:
         failed(answer, "EntityTooLarge" if length == 10**15 else "IncompleteBody")
 
 
-# --- bodies --------------------------------------------------------------------------------
-
-
 def test_a_client_that_stops_in_the_middle(cloud: Cloud, rogue: S3Client, place: str) -> None:
     path = f"{place}/f"
     upload = begin(rogue, path)
@@ -119,7 +104,8 @@ def test_a_client_that_stops_in_the_middle(cloud: Cloud, rogue: S3Client, place:
     before = len(list(control.iterdir()))
     for target in ({}, query):
         for sent in (0, 1, 100_000):
-            send_some(rogue, path, target, sent)
+            with Connection(rogue.url) as connection:
+                connection.send(rogue.head("PUT", path, target, MIB) + b"x" * sent)
 
     def is_over() -> bool:
         return len(list(control.iterdir())) <= before
@@ -127,16 +113,6 @@ def test_a_client_that_stops_in_the_middle(cloud: Cloud, rogue: S3Client, place:
     wait_for(is_over, "end of the broken uploads")
     assert list(xml(done(rogue.call("GET", path, {"uploadId": upload}))).iter(f"{XMLNS}Part")) == []
     done(rogue.call("DELETE", path, {"uploadId": upload}))
-
-
-def send_some(s3: S3Client, path: str, query: dict[str, str], count: int) -> None:
-    """The head of a PUT of 1 MiB and ``count`` bytes, and hang up."""
-    head = s3.head("PUT", path, query, MIB)
-    connection = Connection(s3.url)
-    try:
-        connection.socket.sendall(head + b"x" * count)
-    finally:
-        connection.socket.close()
 
 
 DEEP = b"<Delete>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</Delete>"
@@ -191,11 +167,9 @@ def test_parts_with_holes(rogue: S3Client, place: str) -> None:
         ("x-amz-copy-source", "/", "InvalidArgument"),
         ("x-amz-copy-source", "%ff/%ff", "NoSuchBucket"),
         ("x-amz-copy-source", "a/b?versionId=1", "InvalidArgument"),
-        ("content-md5", "=", "InvalidDigest"),
+        ("x-amz-meta-x", "y" * 2000, "MetadataTooLarge"),
         ("x-amz-decoded-content-length", "-1", "InvalidArgument"),
-        ("x-amz-checksum-crc32", "AAAA", "BadDigest"),
         ("x-amz-checksum-algorithm", "MD5", "InvalidRequest"),
-        ("x-amz-trailer", "x-amz-checksum-crc32", "InvalidRequest"),
         ("x-amz-tagging", "a=b&a=c", "InvalidTag"),
         ("x-amz-tagging", "a=" + "b" * 300, "InvalidTag"),
         ("if-match", '"x"', "NoSuchKey"),
@@ -205,30 +179,6 @@ def test_headers(rogue: S3Client, place: str, header: str, value: str, code: str
     payload = "STREAMING-UNSIGNED-PAYLOAD-TRAILER" if "decoded" in header else ""
     answer = rogue.call("PUT", f"{place}/f", body=b"x", headers={header: value}, payload=payload)
     failed(answer, code)
-
-
-# --- keys ----------------------------------------------------------------------------------
-
-EDGES = [0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF, 0x10000, 0x10FFFF]
-
-
-def test_a_key_of_any_character_is_kept_as_it_is(
-    rogue: S3Client, account: tuple[httpx.Client, str]
-) -> None:
-    bucket = unique("bucket")
-    rogue.put(bucket)
-    kept = [f"a{chr(number)}b" for number in [*range(0x80), *EDGES]]
-    for key in kept:
-        rogue.put(f"{bucket}/{key}", key.encode())
-        assert rogue.get(f"{bucket}/{key}").content == key.encode()
-    query = {"list-type": "2", "encoding-type": "url"}
-    root = xml(done(rogue.call("GET", bucket, query)))
-    listed = [httpx.URL("?x=" + str(e.text)).params["x"] for e in root.iter(f"{XMLNS}Key")]
-    assert listed == sorted(kept, key=str.encode)
-    for key in kept:
-        done(rogue.call("DELETE", f"{bucket}/{key}"))
-    assert paths(account[0], bucket) == []
-    done(rogue.call("DELETE", bucket))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +220,7 @@ def test_what_is_no_request_has_an_error_of_s3(
 
 
 def test_nobody_puts_a_file_among_the_parts_of_an_upload(
-    cloud: Cloud, rogue: S3Client, account: tuple[httpx.Client, str]
+    cloud: Cloud, rogue: S3Client, account: Who
 ) -> None:
     """The ids of uploads in the bucket that all users share are in its list over REST."""
     key = unique("key")
@@ -290,7 +240,7 @@ def test_nobody_puts_a_file_among_the_parts_of_an_upload(
 
 
 def test_files_among_the_uploads_that_are_none(
-    cloud: Cloud, rogue: S3Client, account: tuple[httpx.Client, str], place: str
+    cloud: Cloud, rogue: S3Client, account: Who, place: str
 ) -> None:
     """One who uses the file system without the control plane may put them there."""
     upload = begin(rogue, f"{place}/f")

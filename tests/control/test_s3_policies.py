@@ -13,28 +13,32 @@ from cloud import Cloud
 from s3_client import (
     XMLNS,
     S3Client,
+    access_list,
     begin,
     client_of,
     complete,
+    deletion,
     done,
     failed,
     new_key,
     put_part,
     switch,
+    tagging,
     xml,
 )
+from storage_people import Who
 
 ARN = "arn:aws:s3:::"
 Policy = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def guest(cloud: Cloud) -> tuple[httpx.Client, str]:
+def guest(cloud: Cloud) -> Who:
     return cloud.make_user()
 
 
 @pytest.fixture(scope="module")
-def other(cloud: Cloud, guest: tuple[httpx.Client, str]) -> Iterator[S3Client]:
+def other(cloud: Cloud, guest: Who) -> Iterator[S3Client]:
     with client_of(cloud, new_key(*guest)) as made:
         yield made
 
@@ -103,9 +107,8 @@ def test_a_policy_is_stored_sent_back_and_removed(
 
 
 def test_what_a_policy_allows_others_and_nothing_else(
-    s3: S3Client, other: S3Client, nobody: S3Client, bucket: str,
-    guest: tuple[httpx.Client, str],
-) -> None:  # fmt: skip
+    s3: S3Client, other: S3Client, nobody: S3Client, bucket: str, guest: Who
+) -> None:
     for client in (other, nobody):
         failed(client.call("GET", f"{bucket}/public/a"), "AccessDenied")
     set_policy(s3, bucket, statement(bucket, below="/public/*"))
@@ -126,9 +129,8 @@ def test_what_a_policy_allows_others_and_nothing_else(
 
 
 def test_what_others_write_is_the_owners(
-    s3: S3Client, other: S3Client, nobody: S3Client, bucket: str,
-    owner: tuple[httpx.Client, str], guest: tuple[httpx.Client, str],
-) -> None:  # fmt: skip
+    s3: S3Client, other: S3Client, nobody: S3Client, bucket: str, owner: Who, guest: Who
+) -> None:
     actions = ["s3:PutObject", "s3:DeleteObject", "s3:ListMultipartUploadParts"]
     set_policy(s3, bucket, statement(bucket, actions, below="/up/*"))
     before = ok(owner[0].get("/api/quota"))["bytes"]["used"]
@@ -145,13 +147,10 @@ def test_what_others_write_is_the_owners(
         assert s3.get(f"{path}.parts").content == b"part"
     assert ok(owner[0].get("/api/quota"))["bytes"]["used"] == before + 18
     assert ok(guest[0].get("/api/quota"))["bytes"]["used"] == 0
-    body = "".join(
-        f"<Object><Key>{key}</Key></Object>" for key in ("up/0", "up/0.parts", "public/a")
-    )
+    keys = ["up/0", "up/0.parts", "public/a"]
     for client in (nobody, other):
-        answer = client.call("POST", bucket, {"delete": ""}, f"<Delete>{body}</Delete>".encode())
-        root = xml(done(answer))
-        assert [e.text for e in root.iter(f"{XMLNS}Key")] == ["up/0", "up/0.parts", "public/a"]
+        root = xml(done(client.call("POST", bucket, {"delete": ""}, deletion(*keys))))
+        assert [e.text for e in root.iter(f"{XMLNS}Key")] == keys
         assert [e.text for e in root.iter(f"{XMLNS}Code")] == ["AccessDenied"]
     assert s3.keys(bucket) == ["private/a", "public/a", "up/1", "up/1.parts"]
 
@@ -182,11 +181,6 @@ def test_a_denial_wins_and_the_owner_can_always_change_the_policy(
     assert s3.keys(bucket) == ["private/a", "public/a"]
 
 
-def deletion(*keys: str) -> bytes:
-    objects = "".join(f"<Object><Key>{key}</Key></Object>" for key in keys)
-    return f"<Delete>{objects}</Delete>".encode()
-
-
 def test_conditions(s3: S3Client, other: S3Client, nobody: S3Client, bucket: str) -> None:
     tagged = {"StringEquals": {"s3:ExistingObjectTag/kind": "public"}}
     listed = {"StringLike": {"s3:prefix": "public/*"}}
@@ -211,8 +205,7 @@ def test_conditions(s3: S3Client, other: S3Client, nobody: S3Client, bucket: str
         client.put(f"{bucket}/new/a", b"", x_amz_tagging="kind=public")
         failed(client.call("PUT", f"{bucket}/new/b"), "AccessDenied")
         for kind, code in (("public", ""), ("private", "AccessDenied")):
-            tags = f"<Tagging><TagSet><Tag><Key>kind</Key><Value>{kind}</Value></Tag></TagSet>"
-            body = f"{tags}</Tagging>".encode()
+            body = tagging("kind", kind)
             answer = client.call("PUT", f"{bucket}/new/a", {"tagging": ""}, body)
             assert failed(answer, code) if code else done(answer)
         for source, code in (("public/a", ""), ("%70ublic/a", ""), ("private/a", "AccessDenied")):
@@ -223,7 +216,7 @@ def test_conditions(s3: S3Client, other: S3Client, nobody: S3Client, bucket: str
 
 
 def test_a_key_can_do_no_more_than_its_user_has_let_it(
-    cloud: Cloud, s3: S3Client, bucket: str, guest: tuple[httpx.Client, str]
+    cloud: Cloud, s3: S3Client, bucket: str, guest: Who
 ) -> None:
     set_policy(s3, bucket, statement(bucket, ["s3:GetObject", "s3:PutObject"]))
     with client_of(cloud, new_key(*guest, ["read"])) as reader:
@@ -238,9 +231,8 @@ def block(s3: S3Client, bucket: str, *names: str) -> httpx.Response:
 
 
 def test_blocks_of_public_access(
-    s3: S3Client, other: S3Client, nobody: S3Client, bucket: str,
-    guest: tuple[httpx.Client, str],
-) -> None:  # fmt: skip
+    s3: S3Client, other: S3Client, nobody: S3Client, bucket: str, guest: Who
+) -> None:
     query = {"publicAccessBlock": ""}
     failed(s3.call("GET", bucket, query), "NoSuchPublicAccessBlockConfiguration")
     failed(block(s3, bucket, "BlockAll"), "MalformedXML")
@@ -284,20 +276,13 @@ USERS = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
 @pytest.mark.parametrize("is_document", [False, True])
 def test_lists_that_let_others_write_or_users_read(
     s3: S3Client, other: S3Client, nobody: S3Client, bucket: str,
-    owner: tuple[httpx.Client, str], guest: tuple[httpx.Client, str], is_document: bool,
+    owner: Who, guest: Who, is_document: bool,
 ) -> None:  # fmt: skip
     def give(name: str, *grants: tuple[str, str]) -> None:
         if not is_document:
             done(s3.call("PUT", bucket, {"acl": ""}, headers={"x-amz-acl": name}))
         else:
-            who = [(f"<ID>{owner[1]}</ID>", "FULL_CONTROL")]
-            who += [(f"<URI>{uri}</URI>", permission) for uri, permission in grants]
-            text = "".join(
-                f"<Grant><Grantee>{each}</Grantee><Permission>{permission}</Permission></Grant>"
-                for each, permission in who
-            )
-            text = f"<AccessControlList>{text}</AccessControlList>"
-            body = f"<AccessControlPolicy>{text}</AccessControlPolicy>".encode()
+            body = access_list((owner[1], "FULL_CONTROL"), *grants)
             done(s3.call("PUT", bucket, {"acl": ""}, body))
         root = xml(done(s3.call("GET", bucket, {"acl": ""})))
         found = [
@@ -381,16 +366,11 @@ def test_a_bucket_whose_owner_has_no_lists(s3: S3Client, bucket: str) -> None:
 )
 def test_grants_of_a_bucket_to_users(
     s3: S3Client, other: S3Client, nobody: S3Client, bucket: str,
-    owner: tuple[httpx.Client, str], guest: tuple[httpx.Client, str], permission: str,
+    owner: Who, guest: Who, permission: str,
     allowed: set[str],
 ) -> None:  # fmt: skip
     def listed(*grants: tuple[str, str]) -> bytes:
-        text = "".join(
-            f"<Grant><Grantee><ID>{who}</ID></Grantee><Permission>{what}</Permission></Grant>"
-            for who, what in ((owner[1], "FULL_CONTROL"), *grants)
-        )
-        text = f"<AccessControlList>{text}</AccessControlList>"
-        return f"<AccessControlPolicy>{text}</AccessControlPolicy>".encode()
+        return access_list((owner[1], "FULL_CONTROL"), *grants)
 
     query = {"acl": ""}
     failed(s3.call("PUT", bucket, query, listed(("nobody", permission))), "InvalidArgument")
@@ -494,7 +474,7 @@ def test_who_may_store_may_give_tags_if_a_policy_says_so(
 
 
 def test_a_list_that_ended_does_not_come_back(
-    s3: S3Client, nobody: S3Client, bucket: str, owner: tuple[httpx.Client, str]
+    s3: S3Client, nobody: S3Client, bucket: str, owner: Who
 ) -> None:
     done(s3.call("PUT", bucket, {"acl": ""}, headers={"x-amz-acl": "public-read-write"}))
     nobody.put(f"{bucket}/f", b"x")
@@ -521,9 +501,8 @@ def test_a_policy_for_all_addresses_is_public(
 
 
 def test_to_create_a_bucket_again_changes_nothing_of_it(
-    cloud: Cloud, s3: S3Client, other: S3Client, nobody: S3Client,
-    owner: tuple[httpx.Client, str], guest: tuple[httpx.Client, str],
-) -> None:  # fmt: skip
+    cloud: Cloud, s3: S3Client, other: S3Client, nobody: S3Client, owner: Who, guest: Who
+) -> None:
     """Programs do so when they start; and a key that may create may not share."""
     with client_of(cloud, new_key(*owner, ["create"])) as creator:
         bucket = unique("bucket")

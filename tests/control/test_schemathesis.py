@@ -77,17 +77,10 @@ PAGES = sorted(each.stem for each in BUILT.glob("main-*.gz")) or NOT_BUILT
 def own_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """Not the shared one: an administrator who sends anything deletes other tests' users.
     Its containers are a script's, so that each can be made at once."""
-    made = Cloud(
-        tmp_path_factory.mktemp("schemathesis"),
-        environment={
-            "GFS_COMPUTE_BACKEND": "scripted:make",
-            "PYTHONPATH": str(Path(__file__).parent),
-        },
-    )
-    try:
+    here = str(Path(__file__).parent)
+    variables = {"GFS_COMPUTE_BACKEND": "scripted:make", "PYTHONPATH": here}
+    with Cloud(tmp_path_factory.mktemp("schemathesis"), environment=variables) as made:
         yield made.start()
-    finally:
-        made.stop()
 
 
 #: No server is dead, no shadow master away, and nothing elects a master.
@@ -122,13 +115,8 @@ def run(
             *("--url", cloud.url, "-H", f"Authorization: Bearer {token}"),
             *("--checks", ",".join(CHECKS), "--seed", f"{seed}", "--max-examples", f"{examples}"),
             *("--phases", "examples,coverage,fuzzing,stateful", "--continue-on-failure"),
-            *(
-                "--request-timeout",
-                f"{HANG_SECONDS}",
-                "--generation-database",
-                "none",
-                "--no-color",
-            ),
+            *("--request-timeout", f"{HANG_SECONDS}", "--generation-database", "none"),
+            "--no-color",
             *("--no-shrink", "--output-truncate", "false", "--warnings", "off", *arguments),
         ],
         cwd=directory,
@@ -344,11 +332,8 @@ def narrow_uploads(document: dict[str, Any], admin: httpx.Client) -> None:
         for name in ("parts", "doomed")
     )
     for method, operation in document["paths"][f"{base}/{{id}}"].items():
-        wanted = {
-            "namespace": "default",
-            "id": doomed if method == "delete" else kept,
-            "offset": 0,
-        }
+        chosen = doomed if method == "delete" else kept
+        wanted = {"namespace": "default", "id": chosen, "offset": 0}
         for parameter in operation["parameters"]:
             if parameter["name"] in wanted:
                 parameter["schema"] = {"enum": [wanted[parameter["name"]]]}

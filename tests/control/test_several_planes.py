@@ -23,13 +23,11 @@ def server() -> Iterator[PostgreSQL]:
 
 @pytest.fixture(scope="module")
 def cloud(server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpreadCloud]:
-    made = SpreadCloud(tmp_path_factory.mktemp("spread"), server)
-    try:
-        with a_connection_for_each_request():
-            made.start()
-            yield made
-    finally:
-        made.stop()
+    with (
+        SpreadCloud(tmp_path_factory.mktemp("spread"), server) as made,
+        a_connection_for_each_request(),
+    ):
+        yield made.start()
 
 
 from test_contract_auth import *  # noqa: E402, F403

@@ -17,31 +17,24 @@ import pytest
 from checks import PLAIN, unique, wait_for
 from cloud import PASSWORD
 from limits import HANG_SECONDS
-from postgresql import PostgreSQL, running
+from postgresql import PostgreSQL
 from s3_client import S3Client, begin, complete, done, new_key, put_part, switch
 from spread import Plane, Proxy, SpreadCloud, a_connection_for_each_request
+from test_several_planes import server as server
 
 pytestmark = pytest.mark.extra
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with running() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def cloud(server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpreadCloud]:
     directory: Path = tmp_path_factory.mktemp("spread")
-    made = SpreadCloud(
-        directory, server, chunkservers=1, environment={"GFS_CONTROL_LOGIN_FAILURES": "3"}
-    )
-    try:
-        with a_connection_for_each_request():
-            made.start()
-            yield made
-    finally:
-        made.stop()
+    with (
+        SpreadCloud(
+            directory, server, chunkservers=1, environment={"GFS_CONTROL_LOGIN_FAILURES": "3"}
+        ) as made,
+        a_connection_for_each_request(),
+    ):
+        yield made.start()
 
 
 def at(url: str, token: str | None = None, **options: Any) -> httpx.Client:

@@ -28,13 +28,11 @@ CUT_OFF_SECONDS = 11.0
 def cloud(
     server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SpreadComputeCloud]:
-    made = SpreadComputeCloud(tmp_path_factory.mktemp("spread"), server, chunkservers=3)
-    try:
-        with a_connection_for_each_request():
-            made.start()
-            yield made
-    finally:
-        made.stop()
+    with (
+        SpreadComputeCloud(tmp_path_factory.mktemp("spread"), server, chunkservers=3) as made,
+        a_connection_for_each_request(),
+    ):
+        yield made.start()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from limits import HANG_SECONDS
 from postgresql import PostgreSQL
 from postgresql import running as running_server
 from psycopg import sql
+from s3_client import make_ada
 from spread import Proxy
 from test_records import PEOPLE, SCHEMA, Person, check_indexes
 
@@ -31,7 +32,6 @@ from control.cli import moving
 from control.cli.access_keys import make_key
 from control.compute import Compute
 from control.compute.rows import Fact, facts
-from control.identity.users import create as make_user
 from control.records import Records, RecordsBusy, Txn
 from control.records import postgres as postgres_module
 from control.records import shared as shared_module
@@ -383,11 +383,7 @@ async def test_a_key_of_s3_that_one_machine_makes_is_known_to_all(
     settings = ControlSettings(records=server.url)
     one, other = (Control(settings, tmp_path / name, [Storage, S3]) for name in ("one", "other"))
     with one.opened():
-        one.records.write_at_start(
-            lambda txn: make_user(
-                txn, username="ada", display_name="Ada", password="x", is_admin=True, now=1
-            )
-        )
+        make_ada(one)
     made = [await make_key(control, "ada", "laptop") for control in (one, other)]
     for control in (one, other):
         with control.opened():
@@ -403,11 +399,7 @@ async def test_records_move_to_postgresql_and_back(server: PostgreSQL, tmp_path:
 
     first = control("first")
     with first.opened():
-        first.records.write_at_start(
-            lambda txn: make_user(
-                txn, username="ada", display_name="Ada", password="x", is_admin=True, now=1
-            )
-        )
+        make_ada(first)
         key = first.keys.current
     made = await make_key(first, "ada", "laptop")
     with first.opened():

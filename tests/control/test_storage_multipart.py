@@ -171,6 +171,7 @@ def test_other_bodies_are_refused_as_forms(body: bytes) -> None:
         (b'form-data; name="file"; filename="a\\"; name=\\"x.bin"', 'a"; name="x.bin'),
         (b'form-data; name="file; filename=x"', None),
         (b"form-data; name=file; filename=plain.bin", "plain.bin"),
+        (b'form-data; name="file"; filename="a%22b.bin"', 'a"b.bin'),  # as browsers write a quote
         (b'form-data; name="fi\\le"; filename="x.bin"', None),
         (b'FORM-DATA; NAME="file"; FILENAME="upper.bin"', "upper.bin"),
         *(

@@ -97,9 +97,6 @@ def test_a_namespace_is_taken_by_the_rule(name: str) -> None:
             check_space_name(name)
 
 
-# --- Content-Disposition ------------------------------------------------------------------
-
-
 def parse_disposition(header: str) -> tuple[str, str, str]:
     """kind, filename, filename*; by the grammar of RFC 6266 and RFC 8187."""
     kind, first, second = header.split("; ", 2)

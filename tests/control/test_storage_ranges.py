@@ -81,8 +81,6 @@ def test_a_range_beyond_all_numbers_is_cut_to_the_file() -> None:
     assert Span(3, 10).content_range(10) == "bytes 3-9/10"
 
 
-# --- conditions ---------------------------------------------------------------------------
-
 NOON = datetime(2026, 2, 3, 12, 0, 0, tzinfo=UTC)
 STRONG = Validators('"abc"', int(NOON.timestamp()))
 #: Of a file that was written in place.

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,29 +43,16 @@ class Killed(BaseException):
     """The process is dead: nothing that it asks for is done any more."""
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        yield made.start()
-    finally:
-        made.stop()
-
-
-@contextlib.asynccontextmanager
-async def serving(cluster: Cluster) -> AsyncIterator[tuple[Server, Storage, Client]]:
-    async with running(cluster.state, modules=(CheapAuth, Storage)) as server:
-        storage = server.app.modules[1]
-        assert isinstance(storage, Storage)
-        async with gfs.connect(state=cluster.state) as fs:
-            yield server, storage, fs
-
-
 class Place:
-    """A storage namespace with versions, and what was acknowledged of its key ``f``."""
+    """A storage namespace with versions, and what was acknowledged of its key ``f``. ``other`` is
+    another client of the file system."""
 
-    def __init__(self, server: Server, storage: Storage, who: Login, space: Space) -> None:
-        self._server = server
+    def __init__(
+        self, server: Server, storage: Storage, other: Client, who: Login, space: Space
+    ) -> None:
+        self.server = server
+        self.storage = storage
+        self.other = other
         self.fs = storage.cluster.fs
         self.space = space
         self.who = who
@@ -74,13 +62,20 @@ class Place:
         self.kept: dict[str, bytes] = {}
 
     async def store(self, data: bytes) -> None:
-        headers = {"Authorization": f"Bearer {self.who['token']}"}
-        path = f"/storage/{self.space.name}/f?overwrite=true"
-        answer = await self._server.http.put(path, content=data, headers=headers)
+        answer = await self.put("f?overwrite=true", data)
         assert answer.status_code == 200, answer.text
         current = await self.versions.current(self.space, "f")
         assert current is not None
         self.kept[id_of(current)] = data
+
+    async def put(self, query: str, data: bytes) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.who['token']}"}
+        path = f"/storage/{self.space.name}/{query}"
+        return await self.server.http.put(path, content=data, headers=headers)
+
+    async def switch(self, versioning: str) -> None:
+        self.space = replace(self.space, versioning=versioning)
+        await self.storage.control.records.write(lambda txn: spaces.put(txn, self.space))
 
     async def delete(self) -> None:
         await self.versions.delete(self.space, "f", self.who["user_id"], lambda _: None)
@@ -108,14 +103,21 @@ class Place:
             assert await self.fs.get(found.path) == data
 
 
-async def place_of(server: Server, storage: Storage) -> Place:
-    who = await server.new_user(f"user-{secrets.token_hex(6)}")
+@pytest.fixture
+async def place(cluster: Cluster) -> AsyncIterator[Place]:
     name = f"space-{secrets.token_hex(6)}"
-    answer = await server.call("POST", "/storage/namespaces", who, name=name, visibility=0)
-    assert answer.status_code == 200
-    space = replace(storage.spaces.get(name), versioning="on")
-    await storage.control.records.write(lambda txn: spaces.put(txn, space))
-    return Place(server, storage, who, space)
+    async with (
+        running(cluster.state, modules=(CheapAuth, Storage)) as server,
+        gfs.connect(state=cluster.state) as other,
+    ):
+        storage = server.app.modules[1]
+        assert isinstance(storage, Storage)
+        who = await server.new_user(f"user-{secrets.token_hex(6)}")
+        answer = await server.call("POST", "/storage/namespaces", who, name=name, visibility=0)
+        assert answer.status_code == 200
+        made = Place(server, storage, other, who, storage.spaces.get(name))
+        await made.switch("on")
+        yield made
 
 
 @contextlib.contextmanager
@@ -150,61 +152,57 @@ CHANGES = ("store", "delete", "drop the latest", "drop the marker", "copy", "und
 @pytest.mark.parametrize("status", ["on", "suspended"])
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_that_is_broken_off_loses_no_version(
-    cluster: Cluster, change: str, status: str
+    place: Place, change: str, status: str
 ) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        source = f"{place.space.directory}/source"
-        await fs.put(b"copied", source)
-        step = -1
-        is_whole = False
-        while not is_whole:
-            step += 1
-            place.kept.clear()
-            await place.store(b"one")
-            await place.store(b"two")
-            if change in ("drop the marker", "undelete"):
-                await place.delete()
-            place.space = replace(place.space, versioning=status)
-            await storage.control.records.write(lambda txn: spaces.put(txn, place.space))
-            latest = (await place.listed())[0]
-            with killed_at(step) as done:
-                try:
-                    if change == "store":
-                        await upload(place)
-                    elif change == "delete":
-                        await place.delete()
-                    elif change == "copy":
-                        await copy(storage, place)
-                    elif change == "undelete":
-                        await place.versions.undelete(place.space, "f")
-                    else:
-                        await place.drop(id_of(latest))
-                    is_whole = done[0] <= step // 2
-                except* Killed:
-                    pass
-            if change == "drop the latest":
-                place.kept.pop(id_of(latest), None)
-            await place.check()
-            place.space = replace(place.space, versioning="on")
-            await storage.control.records.write(lambda txn: spaces.put(txn, place.space))
-            # The next who asks, and the next change, find all in order.
-            await place.versions.latest(place.space, "f")
-            await place.check()
-            current = await place.versions.current(place.space, "f")
-            first = (await place.listed())[0]
-            assert is_marker(first) if current is None else first.inode == current.inode
-            await place.store(b"three")
-            await place.check()
-            for each in await place.listed():
-                await place.drop(id_of(each))
-            assert await place.listed() == []
-        assert step > 3
-        await fs.delete(source)
-        control = storage.control
-        assert await Recounts(control.records, control.ledger).count(fs, [place.space.id])
-        with control.ledger.read() as txn:
-            assert count(txn, "s", place.space.id).files == 0
+    source = f"{place.space.directory}/source"
+    await place.other.put(b"copied", source)
+    step = -1
+    is_whole = False
+    while not is_whole:
+        step += 1
+        place.kept.clear()
+        await place.store(b"one")
+        await place.store(b"two")
+        if change in ("drop the marker", "undelete"):
+            await place.delete()
+        await place.switch(status)
+        latest = (await place.listed())[0]
+        with killed_at(step) as done:
+            try:
+                if change == "store":
+                    await upload(place)
+                elif change == "delete":
+                    await place.delete()
+                elif change == "copy":
+                    await copy(place)
+                elif change == "undelete":
+                    await place.versions.undelete(place.space, "f")
+                else:
+                    await place.drop(id_of(latest))
+                is_whole = done[0] <= step // 2
+            except* Killed:
+                pass
+        if change == "drop the latest":
+            place.kept.pop(id_of(latest), None)
+        await place.check()
+        await place.switch("on")
+        # The next who asks, and the next change, find all in order.
+        await place.versions.latest(place.space, "f")
+        await place.check()
+        current = await place.versions.current(place.space, "f")
+        first = (await place.listed())[0]
+        assert is_marker(first) if current is None else first.inode == current.inode
+        await place.store(b"three")
+        await place.check()
+        for each in await place.listed():
+            await place.drop(id_of(each))
+        assert await place.listed() == []
+    assert step > 3
+    await place.other.delete(source)
+    control = place.storage.control
+    assert await Recounts(control.records, control.ledger).count(place.other, [place.space.id])
+    with control.ledger.read() as txn:
+        assert count(txn, "s", place.space.id).files == 0
 
 
 async def upload(place: Place) -> None:
@@ -219,9 +217,9 @@ async def upload(place: Place) -> None:
         await file.close()
 
 
-async def copy(storage: Storage, place: Place) -> None:
+async def copy(place: Place) -> None:
     """Over REST, onto a file that is there."""
-    space = place.space
+    space, storage = place.space, place.storage
     source = await place.fs.stat(f"{space.directory}/source")
     there = await place.versions.current(space, "f")
     call: Any = SimpleNamespace(user=SimpleNamespace(user_id=place.user_id))
@@ -229,248 +227,224 @@ async def copy(storage: Storage, place: Place) -> None:
     await trees.copy_to(call, source, space, f"{space.directory}/f", "f", instead_of=there)
 
 
-async def move(server: Server, place: Place) -> httpx.Response:
+async def move(place: Place) -> httpx.Response:
     """From ``f`` to ``g``."""
     path = f"/storage/namespaces/{place.space.name}/move"
-    return await server.call("POST", path, place.who, source="f", target="g")
+    return await place.server.call("POST", path, place.who, source="f", target="g")
 
 
-async def test_a_move_without_room_for_its_marker_changes_nothing(cluster: Cluster) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await place.store(b"one")
-        for limit, status, there in ((2, 507, ["f"]), (3, 507, ["f"]), (4, 200, ["g"])):
-            query = f"/admin/quotas?id={place.user_id}"
-            answer = await server.call("PUT", query, server.admin, files=limit)
-            assert answer.status_code == 200, answer.text
-            answer = await move(server, place)
-            assert answer.status_code == status, answer.text
-            found = [each.path.rpartition("/")[2] async for each in fs.scan(place.space.directory)]
-            assert [name for name in found if name != VERSIONS] == there
-        await place.check()
+async def test_a_move_without_room_for_its_marker_changes_nothing(place: Place) -> None:
+    await place.store(b"one")
+    for limit, status, there in ((2, 507, ["f"]), (3, 507, ["f"]), (4, 200, ["g"])):
+        query = f"/admin/quotas?id={place.user_id}"
+        answer = await place.server.call("PUT", query, place.server.admin, files=limit)
+        assert answer.status_code == 200, answer.text
+        answer = await move(place)
+        assert answer.status_code == status, answer.text
+        found = [Path(each.path).name async for each in place.other.scan(place.space.directory)]
+        assert [name for name in found if name != VERSIONS] == there
+    await place.check()
 
 
 async def test_a_move_takes_nothing_but_what_it_deletes(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await place.store(b"one")
-        snapshot = Client.snapshot
+    await place.store(b"one")
+    snapshot = Client.snapshot
 
-        async def after_another(self: Client, source: str, *rest: Any, **options: Any) -> Any:
-            monkeypatch.setattr(Client, "snapshot", snapshot)
-            await place.store(b"another")
-            return await snapshot(self, source, *rest, **options)
+    async def after_another(self: Client, source: str, *rest: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Client, "snapshot", snapshot)
+        await place.store(b"another")
+        return await snapshot(self, source, *rest, **options)
 
-        monkeypatch.setattr(Client, "snapshot", after_another)
-        assert (await move(server, place)).status_code == 409
-        assert not await fs.exists(f"{place.space.directory}/g")
-        await place.check()
-        assert (await move(server, place)).status_code == 200
-        await place.check()
+    monkeypatch.setattr(Client, "snapshot", after_another)
+    assert (await move(place)).status_code == 409
+    assert not await place.other.exists(f"{place.space.directory}/g")
+    await place.check()
+    assert (await move(place)).status_code == 200
+    await place.check()
 
 
 async def test_what_made_way_for_a_version_that_did_not_come_is_back(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await fs.put(b"copied", f"{place.space.directory}/source")
-        await place.store(b"one")
-        rename = Client.rename
-        refused = []
+    await place.other.put(b"copied", f"{place.space.directory}/source")
+    await place.store(b"one")
+    rename = Client.rename
+    refused = []
 
-        async def refuse(self: Client, source: str, target: str, **options: Any) -> None:
-            if target == f"{place.space.directory}/f" and not refused:
-                refused.append(source)
-                raise DiskFull(target)
-            await rename(self, source, target, **options)
+    async def refuse(self: Client, source: str, target: str, **options: Any) -> None:
+        if target == f"{place.space.directory}/f" and not refused:
+            refused.append(source)
+            raise DiskFull(target)
+        await rename(self, source, target, **options)
 
-        monkeypatch.setattr(Client, "rename", refuse)
-        with pytest.raises(DiskFull):
-            await copy(storage, place)
-        assert await place.versions.current(place.space, "f") is not None
-        await place.check()
-        # Nor is it lost to REST if the process is killed then.
-        for step in range(0, 40, 2):
-            if await place.versions.current(place.space, "f") is None:
-                break
-            with killed_at(step), contextlib.suppress(Killed, BaseExceptionGroup):
-                await copy(storage, place)
-        answer = await server.http.post(
-            f"/storage/namespaces/{place.space.name}/undelete",
-            json={"path": "f"},
-            headers={"Authorization": f"Bearer {place.who['token']}"},
-        )
-        assert answer.status_code == 200, answer.text
-        assert await fs.get(f"{place.space.directory}/f") == b"one"
-        await place.check()
+    monkeypatch.setattr(Client, "rename", refuse)
+    with pytest.raises(DiskFull):
+        await copy(place)
+    assert await place.versions.current(place.space, "f") is not None
+    await place.check()
+    # Nor is it lost to REST if the process is killed then.
+    for step in range(0, 40, 2):
+        if await place.versions.current(place.space, "f") is None:
+            break
+        with killed_at(step), contextlib.suppress(Killed, BaseExceptionGroup):
+            await copy(place)
+    answer = await place.server.http.post(
+        f"/storage/namespaces/{place.space.name}/undelete",
+        json={"path": "f"},
+        headers={"Authorization": f"Bearer {place.who['token']}"},
+    )
+    assert answer.status_code == 200, answer.text
+    assert await place.other.get(f"{place.space.directory}/f") == b"one"
+    await place.check()
 
 
-async def test_who_changes_a_key_holds_up_no_other_key(cluster: Cluster) -> None:
-    async with serving(cluster) as (server, storage, _):
-        place = await place_of(server, storage)
-        locked = place.versions.locked
-        async with locked(place.space, "f"):
-            with trio.fail_after(HANG_SECONDS):
-                for number in range(500):
-                    async with locked(place.space, f"f{number}"):
-                        pass
-            with trio.move_on_after(0.2) as waited:
-                async with locked(place.space, "f"):
+async def test_who_changes_a_key_holds_up_no_other_key(place: Place) -> None:
+    locked = place.versions.locked
+    async with locked(place.space, "f"):
+        with trio.fail_after(HANG_SECONDS):
+            for number in range(500):
+                async with locked(place.space, f"f{number}"):
                     pass
-            assert waited.cancelled_caught
+        with trio.move_on_after(0.2) as waited:
+            async with locked(place.space, "f"):
+                pass
+        assert waited.cancelled_caught
 
 
 async def test_markers_that_do_not_count_are_removed_together(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await place.store(b"one")
-        for _ in range(20):
-            await place.delete()
-        monkeypatch.setattr("control.storage.versions.REMOVED_AT_ONCE", 8)
-        monkeypatch.setattr(place.versions, "drop", None)
-        back = await place.versions.undelete(place.space, "f")
-        assert back is not None
-        assert await place.listed() == [back]
-        assert not await fs.exists(f"{place.space.directory}/{VERSIONS}")
-        with storage.control.ledger.read() as txn:
-            assert count(txn, "s", place.space.id).files == 1
+    await place.store(b"one")
+    for _ in range(20):
+        await place.delete()
+    monkeypatch.setattr("control.storage.versions.REMOVED_AT_ONCE", 8)
+    monkeypatch.setattr(place.versions, "drop", None)
+    back = await place.versions.undelete(place.space, "f")
+    assert back is not None
+    assert await place.listed() == [back]
+    assert not await place.other.exists(f"{place.space.directory}/{VERSIONS}")
+    with place.storage.control.ledger.read() as txn:
+        assert count(txn, "s", place.space.id).files == 1
 
 
-async def test_a_copy_that_is_broken_off_loses_no_version_without_an_id(cluster: Cluster) -> None:
+async def test_a_copy_that_is_broken_off_loses_no_version_without_an_id(place: Place) -> None:
     """The trash is off."""
-    async with serving(cluster) as (server, storage, fs):
-        storage.cluster.trash_seconds = 0.0
-        place = await place_of(server, storage)
-        place.space = replace(place.space, versioning="suspended")
-        await storage.control.records.write(lambda txn: spaces.put(txn, place.space))
-        await fs.put(b"copied", f"{place.space.directory}/source")
-        step = -1
-        is_whole = False
-        while not is_whole:
-            step += 1
-            await place.store(b"old")
-            with killed_at(step) as done:
-                with contextlib.suppress(Killed):
-                    await copy(storage, place)
-                is_whole = done[0] <= step // 2
-            latest = await place.versions.latest(place.space, "f")
-            assert latest is not None
-            assert await fs.get(latest.path) in (b"old", b"copied")
-        assert await fs.get(latest.path) == b"copied"
-        assert len(await place.listed()) == 1
+    place.storage.cluster.trash_seconds = 0.0
+    await place.switch("suspended")
+    await place.other.put(b"copied", f"{place.space.directory}/source")
+    step = -1
+    is_whole = False
+    while not is_whole:
+        step += 1
+        await place.store(b"old")
+        with killed_at(step) as done:
+            with contextlib.suppress(Killed):
+                await copy(place)
+            is_whole = done[0] <= step // 2
+        latest = await place.versions.latest(place.space, "f")
+        assert latest is not None
+        assert await place.other.get(latest.path) in (b"old", b"copied")
+    assert await place.other.get(latest.path) == b"copied"
+    assert len(await place.listed()) == 1
 
 
-async def test_a_snapshot_is_no_version(cluster: Cluster) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await place.store(b"one")
-        path = f"/storage/namespaces/{place.space.name}/snapshots"
-        made = await server.call("POST", path, place.who, name="before")
-        entry = await fs.stat(f"{place.space.snapshots}/{made.json()['id']}")
-        assert entry.attributes.keys() == {"name", "folder", "files", "size"}
+async def test_a_snapshot_is_no_version(place: Place) -> None:
+    await place.store(b"one")
+    path = f"/storage/namespaces/{place.space.name}/snapshots"
+    made = await place.server.call("POST", path, place.who, name="before")
+    entry = await place.other.stat(f"{place.space.snapshots}/{made.json()['id']}")
+    assert entry.attributes.keys() == {"name", "folder", "files", "size"}
 
 
-async def test_a_rule_about_old_versions_spares_one_that_is_the_latest_again(
-    cluster: Cluster,
-) -> None:
-    async with serving(cluster) as (server, storage, _):
-        place = await place_of(server, storage)
-        await place.store(b"one")
-        await place.store(b"two")
-        latest, old = await place.listed()
-        rules = Lifecycle(storage.control, storage.cluster, storage.spaces, 1)
-        await place.drop(id_of(latest))
-        del place.kept[id_of(latest)]
-        await rules._end(place.space, Version("f", old, False, 1))
-        await place.check()
-        assert len(await place.listed()) == 1
-        await place.store(b"three")
-        _, old = await place.listed()
-        await rules._end(place.space, Version("f", old, False, 1))
-        assert len(await place.listed()) == 1
+async def test_a_rule_about_old_versions_spares_one_that_is_the_latest_again(place: Place) -> None:
+    await place.store(b"one")
+    await place.store(b"two")
+    latest, old = await place.listed()
+    rules = Lifecycle(place.storage.control, place.storage.cluster, place.storage.spaces, 1)
+    await place.drop(id_of(latest))
+    del place.kept[id_of(latest)]
+    await rules._end(place.space, Version("f", old, False, 1))
+    await place.check()
+    assert len(await place.listed()) == 1
+    await place.store(b"three")
+    _, old = await place.listed()
+    await rules._end(place.space, Version("f", old, False, 1))
+    assert len(await place.listed()) == 1
 
 
 @pytest.mark.parametrize("change", ["store", "copy", "share"])
 async def test_what_is_stored_by_a_clock_that_lags_hides_no_version(
-    cluster: Cluster, change: str, monkeypatch: pytest.MonkeyPatch
+    place: Place, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await fs.put(b"copied" * MIB, f"{place.space.directory}/source")
-        with monkeypatch.context() as patch:
-            ahead = SimpleNamespace(time_ns=lambda: time.time_ns() + 60 * 10**9)
-            patch.setattr("control.storage.versions.time", ahead)
-            await place.store(b"one")
-            if change == "share":
-                await place.delete()
-        place.space = replace(place.space, versioning="suspended")
-        await storage.control.records.write(lambda txn: spaces.put(txn, place.space))
-        for _ in range(2):  # what counts no longer would go with the second
-            if change == "store":
-                await place.store(b"two")
-            elif change == "copy":
-                await copy(storage, place)
-            else:
-                await share_source(storage, place)
-                change = "store"
-            latest = (await place.listed())[0]
-            assert id_of(latest) == "null"
-            await place.check()
+    await place.other.put(b"copied" * MIB, f"{place.space.directory}/source")
+    with monkeypatch.context() as patch:
+        ahead = SimpleNamespace(time_ns=lambda: time.time_ns() + 60 * 10**9)
+        patch.setattr("control.storage.versions.time", ahead)
+        await place.store(b"one")
+        if change == "share":
+            await place.delete()
+    await place.switch("suspended")
+    for _ in range(2):  # what counts no longer would go with the second
+        if change == "store":
+            await place.store(b"two")
+        elif change == "copy":
+            await copy(place)
+        else:
+            await share_source(place)
+            change = "store"
+        latest = (await place.listed())[0]
+        assert id_of(latest) == "null"
+        await place.check()
 
 
 @pytest.mark.parametrize("after", ["store", "delete", "sweep", "drop", "nothing"])
 @pytest.mark.parametrize("other", ["stored", "moved"])
 async def test_no_version_is_lost_to_a_file_of_an_earlier_time(
-    cluster: Cluster, other: str, after: str
+    place: Place, other: str, after: str
 ) -> None:
     """Which another client has put at the path: it stays the latest."""
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        path = f"{place.space.directory}/f"
-        await place.store(b"zero")
-        if other == "moved":  # with its id
-            await fs.snapshot(path, f"{path}.old")
-        await place.store(b"one")
+    path = f"{place.space.directory}/f"
+    await place.store(b"zero")
+    if other == "moved":  # with its id
+        await place.other.snapshot(path, f"{path}.old")
+    await place.store(b"one")
+    await place.delete()
+    await place.store(b"two")
+    await place.store(b"three")
+    place.kept.popitem()
+    if other == "moved":
+        place.kept.pop(next(iter(place.kept)))
+        await place.other.delete((await place.listed())[-1].path)
+        await place.other.rename(f"{path}.old", path, replace=True)
+    else:
+        await place.other.put(b"zero", path, overwrite=True, modified_ns=1)
+    for version_id, data in place.kept.items():
+        found = await place.versions.find(place.space, "f", version_id)
+        assert found is not None
+        assert await place.other.get(found.path) == data
+    foreign = await place.versions.current(place.space, "f")
+    assert foreign is not None
+    if after == "nothing":
+        return
+    count_before = len(place.kept) + 1
+    if after == "store":
+        await place.store(b"four")
+    elif after == "delete":
         await place.delete()
-        await place.store(b"two")
-        await place.store(b"three")
-        place.kept.popitem()
-        if other == "moved":
-            place.kept.pop(next(iter(place.kept)))
-            await fs.delete((await place.listed())[-1].path)
-            await fs.rename(f"{path}.old", path, replace=True)
-        else:
-            await fs.put(b"zero", path, overwrite=True, modified_ns=1)
-        for version_id, data in place.kept.items():
-            found = await place.versions.find(place.space, "f", version_id)
-            assert found is not None
-            assert await fs.get(found.path) == data
-        foreign = await place.versions.current(place.space, "f")
-        assert foreign is not None
-        if after == "nothing":
-            return
-        count_before = len(place.kept) + 1
-        if after == "store":
-            await place.store(b"four")
-        elif after == "delete":
-            await place.delete()
-        elif after == "sweep":
-            await place.versions.repair(place.space)
-        else:
-            await place.drop(id_of(foreign))
-        await place.check()
-        there = [each for each in await place.listed() if not is_marker(each)]
-        contents = [await fs.get(each.path) for each in there]
-        if after == "drop":
-            assert contents[0] == b"two"
-            return
-        assert len(there) == count_before + (after == "store")
-        assert contents[after == "store"] == b"zero"
+    elif after == "sweep":
+        await place.versions.repair(place.space)
+    else:
+        await place.drop(id_of(foreign))
+    await place.check()
+    there = [each for each in await place.listed() if not is_marker(each)]
+    contents = [await place.other.get(each.path) for each in there]
+    if after == "drop":
+        assert contents[0] == b"two"
+        return
+    assert len(there) == count_before + (after == "store")
+    assert contents[after == "store"] == b"zero"
 
 
 async def recounted(
@@ -504,94 +478,84 @@ async def recounted(
             await trio.sleep(0.05)  # it is counted again
 
 
-async def test_a_version_that_moves_to_its_path_meanwhile_is_counted(cluster: Cluster) -> None:
-    async with serving(cluster) as (server, storage, _):
-        place = await place_of(server, storage)
-        for data in (b"one", b"two", b"three"):
-            await place.store(data)
-        latest = (await place.listed())[0]
-        assert await recounted(storage, place.space, lambda: place.drop(id_of(latest))) == 2
+async def test_a_version_that_moves_to_its_path_meanwhile_is_counted(place: Place) -> None:
+    for data in (b"one", b"two", b"three"):
+        await place.store(data)
+    latest = (await place.listed())[0]
+    assert await recounted(place.storage, place.space, lambda: place.drop(id_of(latest))) == 2
 
 
 @pytest.mark.parametrize("reason", ["description", "turn", "copy", "another"])
 async def test_an_upload_that_is_refused_at_its_end_leaves_nothing_to_be_counted(
-    cluster: Cluster, reason: str, monkeypatch: pytest.MonkeyPatch
+    place: Place, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        await place.store(b"one")
-        lost: list[str] = []
-        monkeypatch.setattr(
-            usage, "mark_lost", lambda _, reservation_id: lost.append(reservation_id)
-        )
-        headers = {"Authorization": f"Bearer {place.who['token']}"}
-        path = f"/storage/{place.space.name}"
+    await place.store(b"one")
+    lost: list[str] = []
+    monkeypatch.setattr(usage, "mark_lost", lambda _, reservation_id: lost.append(reservation_id))
 
-        def refuse() -> dict[str, str]:
-            raise BadRequest("it is too long")
+    def refuse() -> dict[str, str]:
+        raise BadRequest("it is too long")
 
-        async def fail(*_: Any, **__: Any) -> None:
-            raise DiskFull("full")
+    async def fail(*_: Any, **__: Any) -> None:
+        raise DiskFull("full")
 
-        if reason == "description":
-            described = partial(UploadRequest, describe=refuse)
-            monkeypatch.setattr("control.storage.module.UploadRequest", described)
-        elif reason == "turn":
-            monkeypatch.setattr("control.storage.versions.LOCK_SECONDS", 0.1)
-        elif reason == "copy":
-            monkeypatch.setattr(Client, "snapshot", fail)
+    if reason == "description":
+        described = partial(UploadRequest, describe=refuse)
+        monkeypatch.setattr("control.storage.module.UploadRequest", described)
+    elif reason == "turn":
+        monkeypatch.setattr("control.storage.versions.LOCK_SECONDS", 0.1)
+    elif reason == "copy":
+        monkeypatch.setattr(Client, "snapshot", fail)
 
-        async def put(query: str) -> int:
-            answer = await server.http.put(f"{path}/{query}", content=b"two", headers=headers)
-            return answer.status_code
+    async def put(query: str) -> int:
+        return (await place.put(query, b"two")).status_code
 
-        if reason == "turn":
-            async with place.versions.locked(place.space, "f"):
-                assert await put("f?overwrite=true") == 503
-        elif reason == "another":
-            turn = Versions.turn
+    if reason == "turn":
+        async with place.versions.locked(place.space, "f"):
+            assert await put("f?overwrite=true") == 503
+    elif reason == "another":
+        turn = Versions.turn
 
-            @contextlib.asynccontextmanager
-            async def late(self: Versions, *where: Any) -> AsyncIterator[Any]:
-                await fs.put(b"another", f"{place.space.directory}/g")
-                async with turn(self, *where) as found:
-                    yield found
+        @contextlib.asynccontextmanager
+        async def late(self: Versions, *where: Any) -> AsyncIterator[Any]:
+            await place.other.put(b"another", f"{place.space.directory}/g")
+            async with turn(self, *where) as found:
+                yield found
 
-            monkeypatch.setattr(Versions, "turn", late)
-            assert await put("g") == 409
-        else:
-            assert await put("f?overwrite=true") == {"description": 400, "copy": 507}[reason]
-        assert lost == []
-        with storage.control.ledger.read() as txn:
-            assert count(txn, "r", place.user_id).files == 0
-        await place.check()
+        monkeypatch.setattr(Versions, "turn", late)
+        assert await put("g") == 409
+    else:
+        assert await put("f?overwrite=true") == {"description": 400, "copy": 507}[reason]
+    assert lost == []
+    with place.storage.control.ledger.read() as txn:
+        assert count(txn, "r", place.user_id).files == 0
+    await place.check()
 
 
 @pytest.mark.parametrize("versioning", ["", "on"])
 async def test_what_was_renewed_since_it_was_listed_does_not_expire(
-    cluster: Cluster, versioning: str, monkeypatch: pytest.MonkeyPatch
+    place: Place, versioning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of an object to itself gives the same file another time."""
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        space = replace(place.space, versioning=versioning)
-        path = f"{space.directory}/f"
-        old = await fs.put(b"x", path, modified_ns=1)
+    space = replace(place.space, versioning=versioning)
+    path = f"{space.directory}/f"
+    old = await place.other.put(b"x", path, modified_ns=1)
 
-        async def listed(*_: Any, **__: Any) -> AsyncIterator[tuple[str, Entry]]:
-            yield "f", old
+    async def listed(*_: Any, **__: Any) -> AsyncIterator[tuple[str, Entry]]:
+        yield "f", old
 
-        monkeypatch.setattr("control.s3.lifecycle.listing", SimpleNamespace(files=listed))
-        lifecycle = Lifecycle(storage.control, storage.cluster, storage.spaces, 1)
-        rules = [Rule("rule", "", {}, -1, None, 1, 0, 0)]
-        for modified_ns, is_there in ((time.time_ns() + 60 * 10**9, True), (1, False)):
-            await fs.set_attributes(path, modified_ns=modified_ns)
-            await lifecycle._expire(space, rules)
-            assert await fs.exists(path) == is_there
+    monkeypatch.setattr("control.s3.lifecycle.listing", SimpleNamespace(files=listed))
+    lifecycle = Lifecycle(place.storage.control, place.storage.cluster, place.storage.spaces, 1)
+    rules = [Rule("rule", "", {}, -1, None, 1, 0, 0)]
+    for modified_ns, is_there in ((time.time_ns() + 60 * 10**9, True), (1, False)):
+        await place.other.set_attributes(path, modified_ns=modified_ns)
+        await lifecycle._expire(space, rules)
+        assert await place.other.exists(path) == is_there
 
 
-async def share_source(storage: Storage, place: Place) -> None:
+async def share_source(place: Place) -> None:
     """Over S3, to where nothing is."""
+    storage = place.storage
     source = await place.fs.stat(f"{place.space.directory}/source")
     user = SimpleNamespace(user_id=place.user_id)
     call: Any = SimpleNamespace(user=user, allow=lambda _: None)

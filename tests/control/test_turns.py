@@ -94,11 +94,9 @@ async def test_a_turn_is_not_waited_for_without_an_end(
     one, upload = _turns(tmp_path), secrets.token_hex(16)
     beside = tmp_path / "beside"
     beside.mkdir()
-    other = {
-        "a task": one,
-        "a process": _turns(tmp_path),
-        "a machine": _turns(beside, _Taken()),
-    }[of]
+    other = {"a task": one, "a process": _turns(tmp_path), "a machine": _turns(beside, _Taken())}[
+        of
+    ]
     with trio.fail_after(3600):
         async with one.turn(upload):
             with pytest.raises(Unavailable, match="try again later"):
