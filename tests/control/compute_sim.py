@@ -40,7 +40,6 @@ from control.compute.rows import (
     events,
     forget_user,
     keys,
-    last_event,
 )
 from control.errors import ApiError
 from control.identity import ANYBODY
@@ -299,7 +298,7 @@ class Sim:
         driver = Driver(
             self.records,
             self.changes,
-            cast(Any, self.world),
+            world,
             IMAGE,
             reconcile_seconds=self.reconcile_seconds,
         )
@@ -394,10 +393,6 @@ class Sim:
     def spec(self, row: Container) -> Spec:
         return machine.spec(row, IMAGE)
 
-    def last_event(self) -> int:
-        with self.records.read() as txn:
-            return last_event(txn)
-
     # --- time ---------------------------------------------------------------------------
 
     async def blink(self) -> None:
@@ -439,6 +434,7 @@ class Stepped:
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+        self(self.sim.blink)
 
     def __call__(self, command: Callable[[], Awaitable[Any]]) -> Any:
         """Run ``command`` and stand still again."""

@@ -24,6 +24,8 @@ from auth_server import running as serving
 from checks import anonymous, unique
 from cloud import HELD, Cloud
 from compute_cloud import ComputeCloud
+from computing import Computing
+from computing import computing as in_process
 from harness import Cluster
 from http_served import make_certificate
 from postgresql import PostgreSQL, running
@@ -132,6 +134,13 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 async def ada(server: Server) -> dict[str, Any]:
     """A user and her session."""
     return await server.new_user("ada")
+
+
+@pytest.fixture
+async def c(tmp_path: Path) -> AsyncIterator[Computing]:
+    """The module ``compute`` as well, with a world that does what the test says."""
+    async with in_process(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

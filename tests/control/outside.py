@@ -78,6 +78,10 @@ class World:
             return None
         return msgspec.json.decode(data, type=Thing)
 
+    def phase(self, container_id: str) -> str:
+        thing = self.thing(container_id)
+        return thing.phase if thing is not None else "gone"
+
     def put(self, thing: Thing) -> None:
         path = self.things_directory / f"{thing.spec.id}.json"
         part = path.with_suffix(f".{os.getpid()}")
@@ -134,11 +138,10 @@ class World:
             file.write(f"{call} {container_id} {os.getpid()}\n")
 
     def raise_if_failing(self, call: str) -> None:
-        try:
-            how = (self.directory / f"fail-{call}").read_text()
-        except FileNotFoundError:
-            return
-        match how:
+        file = self.directory / f"fail-{call}"
+        match file.read_text() if file.exists() else "":
+            case "":
+                return
             case "unavailable":
                 raise BackendUnavailable("the world is down")
             case "impossible":
@@ -152,9 +155,7 @@ class World:
             part = held.with_suffix(f".{os.getpid()}")
             part.write_text(str(os.getpid()))
             part.replace(held)
-            while True:
-                if not (self.directory / f"hold-{place}").exists():
-                    return
+            while (self.directory / f"hold-{place}").exists():  # noqa: ASYNC110
                 await trio.sleep(LOOK_SECONDS)
 
 

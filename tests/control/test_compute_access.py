@@ -57,26 +57,21 @@ delete-key      200    404    404     401    200    403     403       404
 
 #: What an API token needs: the resource, and one of the actions.
 NEEDED = {
-    "list": ("containers", {"read"}),
     "create": ("containers", {"create"}),
-    "get": ("containers", {"read"}),
     "start": ("containers", {"start", "update"}),
     "stop": ("containers", {"stop", "update"}),
     "delete": ("containers", {"delete"}),
-    "get-ssh": ("containers", {"read"}),
-    "put-ssh": ("containers", {"update"}),
-    "list-rules": ("containers", {"read"}),
-    "add-rule": ("containers", {"update"}),
-    "remove-rule": ("containers", {"update"}),
-    "get-mounts": ("containers", {"read"}),
-    "put-mounts": ("containers", {"update"}),
-    "logs": ("containers", {"read"}),
-    "follow-logs": ("containers", {"read"}),
-    "terminal": ("containers", {"update"}),
-    "ws": ("containers", {"read"}),
     "list-keys": ("keys", {"read"}),
     "add-key": ("keys", {"create"}),
     "delete-key": ("keys", {"delete"}),
+    **dict.fromkeys(
+        ("list", "get", "get-ssh", "list-rules", "get-mounts", "logs", "follow-logs", "ws"),
+        ("containers", {"read"}),
+    ),
+    **dict.fromkeys(
+        ("put-ssh", "add-rule", "remove-rule", "put-mounts", "terminal"),
+        ("containers", {"update"}),
+    ),
 }
 
 
@@ -276,7 +271,7 @@ def test_a_token_may_be_in_the_query(computing: ComputeCloud, kept: Mine) -> Non
             for wrong in ("", "?token=", "?token=nonsense", f"?token={token[:-4]}"):
                 answer = upgrade(client, f"{path}{wrong}")
                 refused(answer, 401)
-                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.headers["www-authenticate"].startswith("Bearer")
         # Not where something is changed.
         refused(client.post(f"{mine.path}/stop", params={"token": token}), 401)
         refused(client.delete(mine.path, params={"token": token}), 401)

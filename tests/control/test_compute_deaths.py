@@ -16,8 +16,9 @@ import pytest
 import trio
 from alone import Alone
 from checks import PLAIN, bearer, ok, refused, wait_for, with_token
-from compute_cloud import ComputeCloud
+from compute_cloud import ED25519, ComputeCloud
 from limits import HANG_SECONDS
+from msgspec.structs import replace
 from outside import PLACES
 from signals import send
 
@@ -105,10 +106,10 @@ def test_killed_while_a_container_is_changed(
             mortal.until_gone(made["id"])
             assert ok(client.get("/compute/containers"))["containers"] == []
         elif step == "stop":
-            wait_for(lambda: phase(mortal, made["id"]) == "stopped", "stop")
+            wait_for(lambda: mortal.world.phase(made["id"]) == "stopped", "stop")
             assert ok(client.get(f"/compute/containers/{made['id']}"))["status"] == "stopped"
         else:
-            wait_for(lambda: phase(mortal, made["id"]) == "running", "start")
+            wait_for(lambda: mortal.world.phase(made["id"]) == "running", "start")
             mortal.until(client, made["id"], "running")
             thing = wait_for(
                 lambda: exposed(mortal, made["id"], ssh_enabled=step == "expose"), "SSH"
@@ -124,11 +125,6 @@ def exposed(cloud: ComputeCloud, container_id: str, *, ssh_enabled: bool = True)
     return thing if found is not None and found.ssh_enabled == ssh_enabled else None
 
 
-def phase(cloud: ComputeCloud, container_id: str) -> str:
-    thing = cloud.world.thing(container_id)
-    return thing.phase if thing is not None else "gone"
-
-
 def test_what_happened_while_nobody_was_there(mortal: Mortal, token: str) -> None:
     """Containers that are gone, that failed, that stopped; and one that is nobody's."""
     with with_token(mortal.url, token) as client:
@@ -139,10 +135,7 @@ def test_what_happened_while_nobody_was_there(mortal: Mortal, token: str) -> Non
     mortal.world.remove(lost)
     mortal.world.move(failed, "failed", "it would not stay up")
     mortal.world.move(ended, "stopped")
-    orphan.spec = type(orphan.spec)(
-        **{name: getattr(orphan.spec, name) for name in orphan.spec.__struct_fields__}
-        | {"id": "0badbeef"}
-    )
+    orphan.spec = replace(orphan.spec, id="0badbeef")
     mortal.world.put(orphan)
     mortal.start()
     with with_token(mortal.url, token) as client:
@@ -182,70 +175,57 @@ def test_another_worker_takes_over_from_the_one_that_leads(several: ComputeCloud
     assert several.world.wait_held("stop-half") == leader
     send(leader, signal.SIGKILL)
     several.world.let_go("stop-half")
-    wait_for(lambda: phase(several, first["id"]) == "stopped", "stop by another")
+    wait_for(lambda: several.world.phase(first["id"]) == "stopped", "stop by another")
     calls = several.world.calls()
     assert calls[-1][2] != leader
     assert len({pid for _, _, pid in calls}) == 2
 
 
-@pytest.mark.parametrize("kind", ["containers", "keys"])
-async def test_limits_hold_for_requests_at_once(several: ComputeCloud, kind: str) -> None:
-    """Over connections of their own, so that all workers get some."""
-    client, user_id = several.make_user()
-    key = several.key(client)
-    limit = Limits().containers if kind == "containers" else KEYS_MAX
-    path = "/compute/containers" if kind == "containers" else "/compute/ssh-keys"
-    body: dict[str, Any] = (
-        {"name": "box", "ssh_key_ids": [key]}
-        if kind == "containers"
-        else {"name": "key", "public_key": ok(client.get(path))["ssh_keys"][0]["public_key"]}
-    )
-    statuses: list[int] = []
+async def ask_all(
+    cloud: ComputeCloud, client: httpx.Client, paths: list[str], body: dict[str, Any]
+) -> list[httpx.Response]:
+    """At once, over connections of their own, so that all workers get some."""
+    answers: list[httpx.Response] = []
     headers = {"Authorization": f"Bearer {bearer(client)}"}
 
-    async def ask() -> None:
-        async with httpx.AsyncClient(base_url=several.url, timeout=HANG_SECONDS, **PLAIN) as own:
-            statuses.append((await own.post(path, json=body, headers=headers)).status_code)
+    async def ask(path: str) -> None:
+        async with httpx.AsyncClient(base_url=cloud.url, timeout=HANG_SECONDS, **PLAIN) as own:
+            answers.append(await own.post(path, json=body, headers=headers))
 
     async with trio.open_nursery() as nursery:
-        for _ in range(30):
-            nursery.start_soon(ask)
-    there = 0 if kind == "containers" else 1
-    assert sorted(statuses) == [200] * (limit - there) + [400] * (30 - limit + there)
-    found = ok(client.get(path))
-    assert len(found["containers" if kind == "containers" else "ssh_keys"]) == limit
+        for path in paths:
+            nursery.start_soon(ask, path)
+    return sorted(answers, key=lambda answer: answer.status_code)
+
+
+async def test_limits_hold_for_requests_at_once(several: ComputeCloud) -> None:
+    client, user_id = several.make_user()
+    body = {"name": "key", "public_key": ED25519}
+    answers = await ask_all(several, client, ["/compute/ssh-keys"] * 30, body)
+    assert [each.status_code for each in answers] == [200] * KEYS_MAX + [400] * (30 - KEYS_MAX)
+    assert len(ok(client.get("/compute/ssh-keys"))["ssh_keys"]) == KEYS_MAX
+    body = {"name": "box", "ssh_key_ids": [several.first_key(client)]}
+    answers = await ask_all(several, client, ["/compute/containers"] * 30, body)
+    most = Limits().containers
+    assert [each.status_code for each in answers] == [200] * most + [400] * (30 - most)
+    assert len(ok(client.get("/compute/containers"))["containers"]) == most
     ok(several.admin.delete("/admin/users", params={"id": user_id}))
 
 
 async def test_quotas_hold_for_requests_at_once(several: ComputeCloud) -> None:
     client, user_id = several.make_user()
     key = several.key(client)
-    headers = {"Authorization": f"Bearer {bearer(client)}"}
 
     def allow(**limits: int) -> None:
         ok(several.admin.put("/admin/quotas", params={"id": user_id}, json=limits))
 
-    async def ask_all(paths: list[str], body: dict[str, Any]) -> list[httpx.Response]:
-        answers: list[httpx.Response] = []
-
-        async def ask(path: str) -> None:
-            async with httpx.AsyncClient(
-                base_url=several.url, timeout=HANG_SECONDS, **PLAIN
-            ) as own:
-                answers.append(await own.post(path, json=body, headers=headers))
-
-        async with trio.open_nursery() as nursery:
-            for path in paths:
-                nursery.start_soon(ask, path)
-        return sorted(answers, key=lambda answer: answer.status_code)
-
     box = {"name": "box", "ssh_key_ids": [key], "memory_mb": 500, "storage_gb": 10}
     allow(containers=20, memory_mb=2200, storage_gb=1000)
-    answers = await ask_all(["/compute/containers"] * 20, box)
+    answers = await ask_all(several, client, ["/compute/containers"] * 20, box)
     assert [answer.status_code for answer in answers] == [200] * 4 + [507] * 16
     assert "2200" in refused(answers[-1], 507, "memory")
     allow(storage_gb=65, memory_mb=10_000)
-    more = await ask_all(["/compute/containers"] * 10, box)
+    more = await ask_all(several, client, ["/compute/containers"] * 10, box)
     assert [answer.status_code for answer in more] == [200] * 2 + [507] * 8
     refused(more[-1], 507, "storage", "65")
     refused(client.post("/compute/containers", json={**box, "storage_gb": 66}), 413, "66", "65")
@@ -256,7 +236,9 @@ async def test_quotas_hold_for_requests_at_once(several: ComputeCloud) -> None:
         ok(client.post(f"/compute/containers/{id_}/stop"))
     allow(memory_mb=1700)
     assert ok(client.get("/api/quota"))["memory_mb"] == {"used": 0, "limit": 1700}
-    started = await ask_all([f"/compute/containers/{id_}/start" for id_ in ids] * 3, {})
+    started = await ask_all(
+        several, client, [f"/compute/containers/{id_}/start" for id_ in ids] * 3, {}
+    )
     assert {answer.status_code for answer in started} == {200, 507}
     quota = ok(client.get("/api/quota"))
     assert quota["memory_mb"]["used"] == 1500

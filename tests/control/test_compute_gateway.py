@@ -129,6 +129,28 @@ async def setting(retry_seconds: float = 600.0, **options: Any) -> AsyncIterator
                     stream.socket.close()
 
 
+Ends = tuple[trio.SocketStream, trio.SocketStream]
+
+
+@pytest.fixture
+async def here() -> AsyncIterator[Setting]:
+    async with setting() as made:
+        yield made
+
+
+@pytest.fixture
+def address(here: Setting) -> Address:
+    """It leads to the server."""
+    found = free_address()
+    here.lead("one", found)
+    return found
+
+
+@pytest.fixture
+async def ends(here: Setting, address: Address) -> Ends:
+    return await here.both(address)
+
+
 def free_address(host: str = HOST) -> Address:
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -198,71 +220,49 @@ async def test_what_goes_in_comes_out_on_the_other_side_in_both_directions(
     assert got["client"] == b"".join(answered)
 
 
-async def test_rules_from_before_it_runs_are_not_refused_and_are_opened() -> None:
-    reported: list[str] = []
-    gateway, address = Gateway(changed=reported.append), free_address()
-    gateway.set_rules("one", {address: Target(lambda: None)})
-    assert (gateway.refused("one"), reported) == ({}, [])
-    with trio.fail_after(HANG_SECONDS):
-        for _ in range(2):  # it may end, and begin anew
-            async with trio.open_nursery() as nursery:
-                await nursery.start(gateway.run)
-                assert gateway.listening("one") == {address}
-                gateway.set_rules("one", {address: Target(lambda: None)})
-                nursery.cancel_scope.cancel()
-            assert gateway.listening("one") == set()
-            gateway.set_rules("one", {address: Target(lambda: None)})
-    assert (gateway.refused("one"), reported) == ({}, [])
-
-
-async def test_the_end_of_one_direction_leaves_the_other_open() -> None:
-    async with setting() as here:
-        address = free_address()
-        here.lead("one", address)
-        client, server = await here.both(address)
-        await client.send_all(b"all I have to say")
-        await client.send_eof()
-        assert await all_of(server) == b"all I have to say"
-        await server.send_all(b"an answer after the end")
-        await server.send_eof()
-        assert await all_of(client) == b"an answer after the end"
+async def test_the_end_of_one_direction_leaves_the_other_open(ends: Ends) -> None:
+    client, server = ends
+    await client.send_all(b"all I have to say")
+    await client.send_eof()
+    assert await all_of(server) == b"all I have to say"
+    await server.send_all(b"an answer after the end")
+    await server.send_eof()
+    assert await all_of(client) == b"an answer after the end"
 
 
 @pytest.mark.parametrize("breaks", ["client", "server"])
-async def test_a_connection_that_broke_is_not_taken_for_one_that_ended(breaks: str) -> None:
-    async with setting() as here:
-        address = free_address()
-        here.lead("one", address)
-        client, server = await here.both(address)
-        broken, other = (client, server) if breaks == "client" else (server, client)
-        await broken.send_all(b"half of it")
-        assert await other.receive_some(100) == b"half of it"
-        reset(broken)
-        with pytest.raises(trio.BrokenResourceError):
-            await other.receive_some(100)
+async def test_a_connection_that_broke_is_not_taken_for_one_that_ended(
+    ends: Ends, breaks: str
+) -> None:
+    client, server = ends
+    broken, other = (client, server) if breaks == "client" else (server, client)
+    await broken.send_all(b"half of it")
+    assert await other.receive_some(100) == b"half of it"
+    reset(broken)
+    with pytest.raises(trio.BrokenResourceError):
+        await other.receive_some(100)
 
 
-async def test_a_side_that_stops_reading_does_not_cut_what_it_sent_to_a_slow_reader() -> None:
+async def test_a_side_that_stops_reading_does_not_cut_what_it_sent_to_a_slow_reader(
+    address: Address, here: Setting
+) -> None:
     """A server answers without reading the whole request, closes, and refuses the rest."""
     # More than the client's system takes, and no more than ours does.
     answer = os.urandom(20 * KIB)
-    async with setting() as here:
-        address = free_address()
-        here.lead("one", address)
-        raw = trio.socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * KIB)
-        await raw.connect(address)
-        client = trio.SocketStream(raw)
-        here.streams.append(client)
-        server = await here.accepted.receive()
-        await server.send_all(answer)
-        await server.send_eof()
-        await until(lambda: tcp_state(address[1], raw.getsockname()[1]) == FIN_WAIT_1)
-        reset(server)
-        open_now = open_descriptors()
-        await client.send_all(b"the rest of a request")
-        await until(lambda: len(open_now - open_descriptors()) >= 2)  # the gateway has left
-        assert await all_of(client) == answer
+    raw = trio.socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * KIB)
+    await raw.connect(address)
+    client = trio.SocketStream(raw)
+    here.streams.append(client)
+    server = await here.accepted.receive()
+    await server.send_all(answer)
+    await server.send_eof()
+    await until(lambda: tcp_state(address[1], raw.getsockname()[1]) == FIN_WAIT_1)
+    reset(server)
+    open_now = open_descriptors()
+    await client.send_all(b"the rest of a request")
+    await until(lambda: len(open_now - open_descriptors()) >= 2)  # the gateway has left
+    assert await all_of(client) == answer
 
 
 def tcp_state(local_port: int, remote_port: int) -> str:
@@ -274,7 +274,9 @@ def tcp_state(local_port: int, remote_port: int) -> str:
     return ""
 
 
-async def test_a_slow_reader_stops_his_sender_and_nobody_else() -> None:
+async def test_a_slow_reader_stops_his_sender_and_nobody_else(
+    address: Address, here: Setting
+) -> None:
     total, sent = 256 * MIB, 0
 
     async def pour(stream: trio.SocketStream) -> None:
@@ -297,71 +299,63 @@ async def test_a_slow_reader_stops_his_sender_and_nobody_else() -> None:
         await server.send_all(b"pong")
         assert await client.receive_some(100) == b"pong"
 
-    async with setting() as here:
-        address = free_address()
-        here.lead("one", address)
-        slow, sender = await here.both(address)
-        other = await here.both(address)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pour, sender)
-            before = -1
-            # Until nothing more of it went in while the other went back and forth.
-            while before < sent:
-                before = sent
-                for _ in range(200):
-                    await there_and_back(*other)
-            assert sent < 64 * MIB, "what nobody reads is piled up"
-            assert await count(slow) == total
+    slow, sender = await here.both(address)
+    other = await here.both(address)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pour, sender)
+        before = -1
+        # Until nothing more of it went in while the other went back and forth.
+        while before < sent:
+            before = sent
+            for _ in range(200):
+                await there_and_back(*other)
+        assert sent < 64 * MIB, "what nobody reads is piled up"
+        assert await count(slow) == total
 
 
 # --- rules ------------------------------------------------------------------------------
 
 
-async def test_a_rule_ends_with_all_that_it_let_in() -> None:
-    async with setting() as here:
-        kept, removed = free_address(), free_address("127.0.77.2")
-        here.lead("one", kept, removed)
-        kept_ends, removed_ends = await here.both(kept), await here.both(removed)
-        await removed_ends[0].send_all(b"hello")
-        assert await removed_ends[1].receive_some(100) == b"hello"
-        here.lead("one", kept)
-        for end in removed_ends:
-            with pytest.raises(trio.BrokenResourceError):
-                await end.receive_some(1)
-        await expect_refused(removed)
-        await kept_ends[0].send_all(b"still there")
-        assert await kept_ends[1].receive_some(100) == b"still there"
-        assert here.gateway.listening("one") == {kept}
+async def test_a_rule_ends_with_all_that_it_let_in(here: Setting) -> None:
+    kept, removed = free_address(), free_address("127.0.77.2")
+    here.lead("one", kept, removed)
+    kept_ends, removed_ends = await here.both(kept), await here.both(removed)
+    await removed_ends[0].send_all(b"hello")
+    assert await removed_ends[1].receive_some(100) == b"hello"
+    here.lead("one", kept)
+    for end in removed_ends:
+        with pytest.raises(trio.BrokenResourceError):
+            await end.receive_some(1)
+    await expect_refused(removed)
+    await kept_ends[0].send_all(b"still there")
+    assert await kept_ends[1].receive_some(100) == b"still there"
+    assert here.gateway.listening("one") == {kept}
 
 
-async def test_a_rule_that_is_changed_leads_elsewhere_and_cuts_nobody_off() -> None:
-    async with setting() as here:
-        (second,) = await trio.open_tcp_listeners(0, host=HOST)
-        async with second:
-            address = free_address()
-            here.lead("one", address)
-            client, server = await here.both(address)
-            here.lead("one", address, to=second.socket.getsockname()[:2])
-            moved = await here.connect(address)
-            await moved.send_all(b"to the second")
-            arrived = await second.accept()
-            here.streams.append(arrived)
-            assert await arrived.receive_some(100) == b"to the second"
-            await client.send_all(b"to the first")
-            assert await server.receive_some(100) == b"to the first"
+async def test_a_rule_that_is_changed_leads_elsewhere_and_cuts_nobody_off(here: Setting) -> None:
+    (second,) = await trio.open_tcp_listeners(0, host=HOST)
+    async with second:
+        address = free_address()
+        here.lead("one", address)
+        client, server = await here.both(address)
+        here.lead("one", address, to=second.socket.getsockname()[:2])
+        moved = await here.connect(address)
+        await moved.send_all(b"to the second")
+        arrived = await second.accept()
+        here.streams.append(arrived)
+        assert await arrived.receive_some(100) == b"to the second"
+        await client.send_all(b"to the first")
+        assert await server.receive_some(100) == b"to the first"
 
 
-async def test_where_nothing_answers_the_client_is_turned_away() -> None:
-    async with setting() as here:
-        closed, stopped = free_address(), free_address("127.0.77.2")
-        nobody = free_address("127.0.77.3")
-        here.gateway.set_rules(
-            "one", {closed: Target(lambda: nobody), stopped: Target(lambda: None)}
-        )
-        for address in (closed, stopped):
-            client = await here.connect(address)
-            with pytest.raises(trio.BrokenResourceError):
-                await client.receive_some(1)
+async def test_where_nothing_answers_the_client_is_turned_away(here: Setting) -> None:
+    closed, stopped = free_address(), free_address("127.0.77.2")
+    nobody = free_address("127.0.77.3")
+    here.gateway.set_rules("one", {closed: Target(lambda: nobody), stopped: Target(lambda: None)})
+    for address in (closed, stopped):
+        client = await here.connect(address)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some(1)
 
 
 async def test_a_port_of_another_service_is_refused_for_good_also_when_that_restarts() -> None:
@@ -403,51 +397,52 @@ async def test_what_is_refused_for_another_reason_is_tried_again(
         await here.both(address)
 
 
-async def test_of_two_who_want_a_port_the_second_gets_it_after_the_first() -> None:
-    async with setting() as here:
-        address = free_address()
-        here.lead("first", address)
-        here.lead("second", address)
-        assert here.gateway.listening("first") == {address}
-        (reason,) = here.gateway.refused("second").values()
-        assert "another container" in reason
-        assert here.reported == ["second"]
-        here.lead("first")
-        assert here.gateway.listening("second") == {address}
-        assert here.gateway.refused("second") == {}
-        assert here.reported == ["second", "second"]
-        await here.both(address)
+async def test_of_two_who_want_a_port_the_second_gets_it_after_the_first(here: Setting) -> None:
+    address = free_address()
+    here.lead("first", address)
+    here.lead("second", address)
+    assert here.gateway.listening("first") == {address}
+    (reason,) = here.gateway.refused("second").values()
+    assert "another container" in reason
+    assert here.reported == ["second"]
+    here.lead("first")
+    assert here.gateway.listening("second") == {address}
+    assert here.gateway.refused("second") == {}
+    assert here.reported == ["second", "second"]
+    await here.both(address)
 
 
-async def test_an_address_that_this_machine_does_not_have_is_reported() -> None:
-    async with setting() as here:
-        here.lead("one", ("203.0.113.1", 8080))
-        (reason,) = here.gateway.refused("one").values()
-        assert "does not have that address" in reason
+async def test_an_address_that_this_machine_does_not_have_is_reported(here: Setting) -> None:
+    here.lead("one", ("203.0.113.1", 8080))
+    (reason,) = here.gateway.refused("one").values()
+    assert "does not have that address" in reason
 
 
-async def test_rules_may_come_and_go_before_they_are_served() -> None:
-    async with setting() as here:
-        address = free_address()
-        for _ in range(50):
-            here.lead("one", address)
-            here.lead("one")
+async def test_rules_may_come_and_go_before_they_are_served(here: Setting) -> None:
+    address = free_address()
+    for _ in range(50):
         here.lead("one", address)
-        await here.both(address)
+        here.lead("one")
+    here.lead("one", address)
+    await here.both(address)
 
 
 async def test_rules_are_kept_until_the_gateway_runs_and_run_again() -> None:
-    gateway = Gateway()
-    address = free_address()
-    gateway.set_rules("one", {address: Target(lambda: None)})
+    reported: list[str] = []
+    gateway, address = Gateway(changed=reported.append), free_address()
     with trio.fail_after(HANG_SECONDS):
         for _ in range(2):
+            gateway.set_rules("one", {address: Target(lambda: None)})
+            assert gateway.listening("one") == set()
             await expect_refused(address)
             async with trio.open_nursery() as nursery:
                 await nursery.start(gateway.run)
+                assert gateway.listening("one") == {address}
+                gateway.set_rules("one", {address: Target(lambda: None)})
                 await (await trio.open_tcp_stream(*address)).aclose()
                 nursery.cancel_scope.cancel()
         await expect_refused(address)
+    assert (gateway.refused("one"), reported) == ({}, [])
 
 
 # --- bounds -----------------------------------------------------------------------------
@@ -573,23 +568,22 @@ async def test_right_after_the_strangers_have_gone_all_is_open_also_if_the_conta
 @pytest.mark.parametrize("speaks", ["client", "container", "nobody"])
 @pytest.mark.parametrize("is_login", [False, True])
 async def test_who_says_nothing_at_first_is_ended_within_seconds(
-    speaks: str, is_login: bool
+    here: Setting, speaks: str, is_login: bool
 ) -> None:
     """An SSH server speaks first, whoever comes. Whatever else does may have something to say."""
-    async with setting() as here:
-        address = free_address()
-        here.lead("one", address, is_login=is_login)
-        client, server = await here.both(address)
-        if speaks == "client":
-            await client.send_all(b"?")
-        elif speaks == "container":
-            await server.send_all(b"!")
-            await client.receive_some(1)
-        stays = speaks == "client" or (speaks == "container" and not is_login)
-        await trio.sleep(module.FIRST_BYTE_SECONDS - 0.1)
-        assert not await is_ended(client)
-        await trio.sleep(0.2)
-        assert await is_ended(client) is not stays
+    address = free_address()
+    here.lead("one", address, is_login=is_login)
+    client, server = await here.both(address)
+    if speaks == "client":
+        await client.send_all(b"?")
+    elif speaks == "container":
+        await server.send_all(b"!")
+        await client.receive_some(1)
+    stays = speaks == "client" or (speaks == "container" and not is_login)
+    await trio.sleep(module.FIRST_BYTE_SECONDS - 0.1)
+    assert not await is_ended(client)
+    await trio.sleep(0.2)
+    assert await is_ended(client) is not stays
 
 
 async def is_ended(stream: trio.SocketStream) -> bool:
@@ -598,9 +592,7 @@ async def is_ended(stream: trio.SocketStream) -> bool:
     return False
 
 
-async def test_who_is_logged_in_has_no_place_of_the_logins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_who_is_logged_in_has_no_place_of_the_logins(monkeypatch: pytest.MonkeyPatch) -> None:
     async with attacked(monkeypatch) as (here, _, login):
         sessions = []
         for network in CROWD[:3]:
@@ -703,20 +695,19 @@ async def test_without_descriptors_connections_are_not_accepted_in_a_hurry() -> 
     assert calls == 3
 
 
-async def test_a_change_of_one_owner_is_no_work_for_the_others() -> None:
-    async with setting() as here:
-        everybody = {f"{number}": free_address(f"127.0.77.{2 + number}") for number in range(50)}
-        for owner, address in everybody.items():
-            here.lead(owner, address)
-        settled: list[str] = []
-        settle = here.gateway._open_ports
-        here.gateway._open_ports = lambda nursery, owner: (  # type: ignore[method-assign]
-            settled.append(owner),
-            settle(nursery, owner),
-        )[1]
-        here.lead("7")
-        here.lead("7", everybody["7"])
-        assert settled == ["7", "7"]
+async def test_a_change_of_one_owner_is_no_work_for_the_others(here: Setting) -> None:
+    everybody = {f"{number}": free_address(f"127.0.77.{2 + number}") for number in range(50)}
+    for owner, address in everybody.items():
+        here.lead(owner, address)
+    settled: list[str] = []
+    settle = here.gateway._open_ports
+    here.gateway._open_ports = lambda nursery, owner: (  # type: ignore[method-assign]
+        settled.append(owner),
+        settle(nursery, owner),
+    )[1]
+    here.lead("7")
+    here.lead("7", everybody["7"])
+    assert settled == ["7", "7"]
 
 
 @pytest.mark.parametrize("seconds", ["IDLE_SECONDS", "IDLE_HALF_CLOSED_SECONDS"])

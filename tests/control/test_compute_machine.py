@@ -9,9 +9,11 @@ wished must be the same. A failure prints the blob that replays it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ class Anything(RuleBasedStateMachine):
         before = [id_ for id_, wish in self.wished.items() if wish != "deleted"]
         own = sum(self.owners[id_] == user for id_ in before)
         # Those that are being deleted count until they are gone, which may be now.
-        rows = self.sim.rows().values() if hasattr(self.sim, "records") else []
+        rows = self.sim.rows().values()
         held = sum(row.user_id == user for row in rows)
         made = self.run(lambda: self.sim.create(user, count))
         fewest, most = (
@@ -217,7 +219,7 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def statuses_follow_the_diagram(self) -> None:
-        for event in self.sim.events() if hasattr(self.sim, "records") else []:
+        for event in self.sim.events():
             if event.number <= self.heard:
                 continue
             self.heard = event.number
@@ -231,7 +233,7 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def what_is_said_to_run_has_run(self) -> None:
-        for row in self.sim.rows().values() if hasattr(self.sim, "records") else []:
+        for row in self.sim.rows().values():
             if row.status == "running":
                 assert (row.id, row.generation) in self.world.ran
 
@@ -241,10 +243,9 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def nobody_has_more_than_he_may(self) -> None:
-        if hasattr(self.sim, "records"):
-            rows = self.sim.rows().values()
-            for user in USERS:
-                assert sum(row.user_id == user for row in rows) <= Limits().containers
+        rows = self.sim.rows().values()
+        for user in USERS:
+            assert sum(row.user_id == user for row in rows) <= Limits().containers
 
     # --- the end ------------------------------------------------------------------------
 
@@ -318,12 +319,27 @@ class Promptly(Anything):
             super().agree_on_ports(row, exposed)
 
 
+@pytest.fixture
+def stepped(tmp_path: Path) -> Iterator[Callable[..., Stepped]]:
+    """Makes a simulation in which ada's containers run."""
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int = 1, reconcile_seconds: float = math.inf) -> Stepped:
+            run = Stepped(tmp_path, reconcile_seconds)
+            stack.callback(run.close)
+            assert run(lambda: run.sim.create("ada", count)) == count
+            run(lambda: run.sim.settle(1.0, relist=False))
+            return run
+
+        yield make
+
+
 @pytest.mark.parametrize(("is_reported", "seconds"), [(True, 1.0), (False, 2 * RECONCILE_SECONDS)])
 def test_what_lets_users_in_comes_back_by_itself(
-    tmp_path: Path, is_reported: bool, seconds: float
+    stepped: Callable[..., Stepped], is_reported: bool, seconds: float
 ) -> None:
     """At once if its loss is seen, else before long; for each of several."""
-    run = Stepped(tmp_path, RECONCILE_SECONDS)
+    run = stepped(3, RECONCILE_SECONDS)
     sim, world = run.sim, run.sim.world
 
     async def lose() -> None:
@@ -333,20 +349,15 @@ def test_what_lets_users_in_comes_back_by_itself(
             world.news.clear()
         world.deliver()
 
-    try:
-        assert run(lambda: sim.create("ada", 3)) == 3
-        run(lambda: sim.settle(1.0, relist=False))
-        for _ in range(2):
-            assert all(thing.exposed for thing in world.things.values())
-            run(lose)
-            run(lambda: sim.wait(seconds))
+    for _ in range(2):
         assert all(thing.exposed for thing in world.things.values())
-    finally:
-        run.close()
+        run(lose)
+        run(lambda: sim.wait(seconds))
+    assert all(thing.exposed for thing in world.things.values())
 
 
-def test_what_is_lost_while_it_is_made_is_made_again(tmp_path: Path) -> None:
-    run = Stepped(tmp_path, math.inf)
+def test_what_is_lost_while_it_is_made_is_made_again(stepped: Callable[..., Stepped]) -> None:
+    run = stepped()
     sim, world = run.sim, run.sim.world
 
     async def lose_late() -> bool:
@@ -360,58 +371,47 @@ def test_what_is_lost_while_it_is_made_is_made_again(tmp_path: Path) -> None:
         world.deliver()
         return was_exposed
 
-    try:
-        run(lambda: sim.create("ada", 1))
-        run(lambda: sim.settle(1.0, relist=False))
-        assert run(lose_late)
-        run(lambda: sim.wait(5.0))
-        assert all(thing.exposed for thing in world.things.values())
-    finally:
-        run.close()
+    assert run(lose_late)
+    run(lambda: sim.wait(5.0))
+    assert all(thing.exposed for thing in world.things.values())
 
 
-def test_a_stop_that_is_refused_is_tried_until_it_stops(tmp_path: Path) -> None:
-    run = Stepped(tmp_path, math.inf)
+def test_a_stop_that_is_refused_is_tried_until_it_stops(stepped: Callable[..., Stepped]) -> None:
+    run = stepped()
     sim, world = run.sim, run.sim.world
-    try:
-        run(lambda: sim.create("ada", 1))
-        run(lambda: sim.settle(1.0, relist=False))
-        (id_,) = sim.ids
-        world.faults = ["impossible"] * 3
-        assert run(lambda: sim.ask("stop", id_))
-        run(lambda: sim.wait(LONG_SECONDS))
-        assert (sim.rows()[id_].status, world.things[id_].phase) == ("stopped", "stopped")
-    finally:
-        run.close()
+    (id_,) = sim.ids
+    world.faults = ["impossible"] * 3
+    assert run(lambda: sim.ask("stop", id_))
+    run(lambda: sim.wait(LONG_SECONDS))
+    assert (sim.rows()[id_].status, world.things[id_].phase) == ("stopped", "stopped")
 
 
-def test_what_stops_again_and_again_by_itself_is_not_run_forever(tmp_path: Path) -> None:
-    run = Stepped(tmp_path, math.inf)
+def test_what_stops_again_and_again_by_itself_is_not_run_forever(
+    stepped: Callable[..., Stepped],
+) -> None:
+    run = stepped()
     sim, world = run.sim, run.sim.world
+    (id_,) = sim.ids
 
     async def stop_by_itself() -> str:
-        (id_,) = sim.ids
         world.move(id_, "stopped")
         world.deliver()
         await sim.go_on()
         return sim.rows()[id_].status
 
-    try:
-        run(lambda: sim.create("ada", 1))
-        run(lambda: sim.settle(1.0, relist=False))
-        ends = [run(stop_by_itself) for _ in range(RERUNS_MAX + 1)]
-        assert ends == ["running"] * RERUNS_MAX + ["failed"]
-        assert sim.rows()[sim.ids[0]].reason == STOPS_BY_ITSELF
-    finally:
-        run.close()
+    ends = [run(stop_by_itself) for _ in range(RERUNS_MAX + 1)]
+    assert ends == ["running"] * RERUNS_MAX + ["failed"]
+    assert sim.rows()[id_].reason == STOPS_BY_ITSELF
 
 
-def test_what_goes_for_a_moment_is_not_lost_and_what_stays_away_is(tmp_path: Path) -> None:
-    run = Stepped(tmp_path, math.inf)
+def test_what_goes_for_a_moment_is_not_lost_and_what_stays_away_is(
+    stepped: Callable[..., Stepped],
+) -> None:
+    run = stepped()
     sim, world = run.sim, run.sim.world
+    (id_,) = sim.ids
 
     async def go(seconds: float) -> None:
-        (id_,) = sim.ids
         thing = world.things.pop(id_)
         world.changed(id_)
         world.deliver()
@@ -420,33 +420,21 @@ def test_what_goes_for_a_moment_is_not_lost_and_what_stays_away_is(tmp_path: Pat
         world.changed(id_)
         world.deliver()
 
-    try:
-        run(lambda: sim.create("ada", 1))
-        run(lambda: sim.settle(1.0, relist=False))
-        for seconds, after in (
-            (1.0, ("running", "")),
-            (1.0, ("running", "")),
-            (6.0, ("failed", LOST)),
-        ):
-            run(partial(go, seconds))
-            [row] = sim.rows().values()
-            assert (row.status, row.reason) == after
-            run(lambda: sim.wait(2 * LOST_SECONDS))
-    finally:
-        run.close()
+    for seconds, after in (*[(1.0, ("running", ""))] * 2, (6.0, ("failed", LOST))):
+        run(partial(go, seconds))
+        [row] = sim.rows().values()
+        assert (row.status, row.reason) == after
+        run(lambda: sim.wait(2 * LOST_SECONDS))
 
 
-def test_a_call_that_meets_a_bug_each_time_is_given_up(tmp_path: Path) -> None:
-    run = Stepped(tmp_path, math.inf)
+def test_a_call_that_meets_a_bug_each_time_is_given_up(stepped: Callable[..., Stepped]) -> None:
+    run = stepped(0)
     sim, world = run.sim, run.sim.world
-    try:
-        world.faults = ["bug"] * 2 * BUGS_MAX
-        run(lambda: sim.create("ada", 1))
-        run(lambda: sim.wait(LONG_SECONDS))
-        assert [row.status for row in sim.rows().values()] == ["failed"]
-        assert world.bugs == dict.fromkeys(sim.ids, BUGS_MAX)
-    finally:
-        run.close()
+    world.faults = ["bug"] * 2 * BUGS_MAX
+    run(lambda: sim.create("ada", 1))
+    run(lambda: sim.wait(LONG_SECONDS))
+    assert [row.status for row in sim.rows().values()] == ["failed"]
+    assert world.bugs == dict.fromkeys(sim.ids, BUGS_MAX)
 
 
 Anything.TestCase.settings = Promptly.TestCase.settings = settings(

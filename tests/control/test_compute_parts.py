@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import ok, refused, unique, wait_for
+from checks import ok, refused, wait_for
 from compute_cloud import ED25519, ComputeCloud
-from compute_inputs import BAD_MOUNTS, GOOD_MOUNTS, TYPES, blob, new_key
+from compute_inputs import TYPES, blob, new_key
 from outside import Thing
 
 from control.compute.backend import Port
@@ -282,11 +282,9 @@ def test_a_stopped_container_opens_its_ports_when_it_is_started(
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        *(({"port": port}, "port") for port in (0, -80, 22, 79, 444, 7999, 9000, 65536, 10**30)),
-        *(({"port": port}, "port") for port in ("80", 80.5, None, True, [80])),
+        *(({"port": port}, "port") for port in (22, 10**30, "80", 80.5, None, True, [80])),
         ({}, "port"),
-        *(({"port": 80, "target_port": target}, "target_port") for target in (0, -1, 65536)),
-        *(({"port": 80, "target_port": target}, "target_port") for target in ("80", 1.5, True)),
+        *(({"port": 80, "target_port": target}, "target_port") for target in (0, "80", 1.5, True)),
     ],
 )
 def test_rules_that_cannot_be(
@@ -354,25 +352,11 @@ def test_new_mount_paths_wait_for_the_start_of_what_does_not_run(
     assert restarted.spec.mount_paths == ("/srv",)
 
 
-@pytest.mark.parametrize("paths", GOOD_MOUNTS, ids=lambda paths: paths[0])
-def test_mount_paths_that_can_be(
-    owner: tuple[httpx.Client, dict[str, Any]], paths: list[str]
-) -> None:
-    user, made = owner
-    target = f"/compute/containers/{made['id']}/mounts"
-    assert ok(user.put(target, json={"mount_paths": paths}))["mount_paths"] == paths
-    assert ok(user.get(target)) == {"mount_paths": paths}
-
-
-@pytest.mark.parametrize("paths", BAD_MOUNTS, ids=lambda paths: ascii(paths)[:40])
+@pytest.mark.parametrize("paths", [[], None, "/root", [1], {"0": "/a"}, ["/etc"]], ids=ascii)
 def test_mount_paths_that_cannot_be(owner: tuple[httpx.Client, dict[str, Any]], paths: Any) -> None:
+    """All others that cannot are in test_compute_names."""
     user, made = owner
     target = f"/compute/containers/{made['id']}/mounts"
     before = ok(user.get(target))
     refused(user.put(target, json={"mount_paths": paths}), 400, "mount_paths")
     assert ok(user.get(target)) == before
-    if paths in ([], None):
-        return  # On creation these are the default: see test_compute_contract.py.
-    body = {"name": unique("box"), "ssh_key_ids": [keys(user)[0]["id"]], "mount_paths": paths}
-    refused(user.post("/compute/containers", json=body), 400, "mount_paths")
-    assert len(ok(user.get("/compute/containers"))["containers"]) == 1

@@ -18,9 +18,10 @@ from unittest import mock
 import pytest
 import trio
 import trio.testing
+from backend_seen import spec
 from limits import HANG_SECONDS
 
-from control.compute.backend import BackendUnavailable, Port, Spec
+from control.compute.backend import BackendUnavailable, Port
 from control.compute.podman import terminal as terminal_module
 from control.compute.podman.engine import LABEL_GENERATION, Inspected, Refused, State
 from control.compute.podman.engine import http as module
@@ -40,21 +41,7 @@ from control.compute.podman.store import Disk
 from control.compute.podman.store.images import REASON_LENGTH, _cannot
 from control.compute.podman.terminal import Leashes, PodmanTerminal
 
-SPEC = Spec(
-    id="1f2e3d4c",
-    user_id="abcdef",
-    name="box",
-    image="an-image",
-    architecture="amd64",
-    cpus=0.5,
-    memory_mb=512,
-    storage_gb=1,
-    ssh_keys=(),
-    ssh_enabled=True,
-    mount_paths=("/root", "/srv"),
-    ports=(Port(80, 8080),),
-    generation=3,
-)
+SPEC = spec(id="1f2e3d4c", memory_mb=512, mount_paths=("/root", "/srv"), ports=(Port(80, 8080),))
 
 
 # --- what is asked for, and what it means ------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,19 +11,12 @@ import pytest
 import trio
 from checks import ok, refused
 from computing import Computing, Who
-from computing import computing as in_process
 
 from control.compute.backend import BackendUnavailable, Room, Spec, Usage
 from control.compute.backend.answers import for_users
 from control.compute.podman.background import Background
 from control.compute.reconcile.machine import one_line
 from control.compute.requests import containers
-
-
-@pytest.fixture
-async def c(tmp_path: Path) -> AsyncIterator[Computing]:
-    async with in_process(tmp_path) as made:
-        yield made
 
 
 class Asked:

@@ -26,7 +26,7 @@ from typing import Any
 
 import binaries
 import httpx
-from authority import Authority, write_private
+from certificates import Authority
 from lifeline import Lifeline
 from limits import HANG_SECONDS, wait_for
 
@@ -51,6 +51,22 @@ LEFT_OUT = (
 )
 
 
+def place_of(manifest: dict[str, Any]) -> str:
+    """The path of an object."""
+    about, group = manifest["metadata"], manifest["apiVersion"]
+    inside = f"/namespaces/{about['namespace']}" if "namespace" in about else ""
+    kind = str(manifest["kind"]).lower()
+    plural = {"networkpolicy": "networkpolicies", "ingress": "ingresses"}.get(kind, f"{kind}s")
+    return f"/{'apis' if '/' in group else 'api'}/{group}{inside}/{plural}/{about['name']}"
+
+
+def write_private(path: Path, text: str) -> Path:
+    """A kubeconfig that others can read makes some clients complain."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
 class Unavailable(Exception):
     """The cluster did not start; the message names the log."""
 
@@ -64,7 +80,7 @@ class Identity:
         self.server = server
         self.certificate = certificate
         #: A file as ``kubectl`` and the clients read it.
-        self.kubeconfig = write_private(path, json.dumps(self._config(), indent=1).encode())
+        self.kubeconfig = write_private(path, json.dumps(self._config(), indent=1))
 
     def tls(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.certificate)
@@ -99,17 +115,14 @@ class Server:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._bin = binaries.directory()
-        authority = Authority(directory)
-        self.certificate = authority.certificate
-        self.kubelet_certificate, self.kubelet_key = authority.issue("kubelet")
-        self.policies_certificate, self.policies_key = authority.issue("policies")
-        authority.issue("apiserver", organization="system:masters")
-        authority.make_key("accounts")
+        #: The authority that all here trust, and what everybody shows.
+        self.tls = Authority().write(directory / "tls", "127.0.0.1")
+        self.certificate = self.tls / "ca.pem"
         self._tokens = {name: secrets.token_urlsafe(24) for name in ("admin", "parts")}
         table = "".join(
             f'{token},{name},{name},"system:masters"\n' for name, token in self._tokens.items()
         )
-        write_private(directory / "tokens.csv", table.encode())
+        write_private(directory / "tokens.csv", table)
         self._etcd: Lifeline | None = None
         self._api: Lifeline | None = None
         self._others: list[Lifeline] = []
@@ -247,16 +260,9 @@ class Server:
 
     def apply(self, manifest: dict[str, Any]) -> None:
         """As ``kubectl apply --server-side`` does it."""
-        about = manifest["metadata"]
-        group = manifest["apiVersion"]
-        inside = f"namespaces/{about['namespace']}/" if "namespace" in about else ""
-        path = (
-            f"/{'apis' if '/' in group else 'api'}/{group}/{inside}"
-            f"{manifest['kind'].lower()}s/{about['name']}"
-        )
         with self.admin.client() as client:
             client.patch(
-                path,
+                place_of(manifest),
                 params={"fieldManager": "tests", "force": "true"},
                 headers={"Content-Type": "application/apply-patch+yaml"},
                 content=json.dumps(manifest),
@@ -279,7 +285,7 @@ class Server:
         )
 
     def _start_api(self) -> None:
-        here = self.directory
+        here, tls = self.directory, self.tls
         self._api = self._run(
             "kube-apiserver",
             str(self._bin / "kube-apiserver"),
@@ -290,20 +296,20 @@ class Server:
             "--advertise-address=127.0.0.1",
             f"--secure-port={self._port}",
             "--insecure-port=0",
-            f"--tls-cert-file={here}/apiserver.crt",
-            f"--tls-private-key-file={here}/apiserver.key",
+            f"--tls-cert-file={tls}/cert.pem",
+            f"--tls-private-key-file={tls}/key.pem",
             "--endpoint-reconciler-type=none",
             "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-signing-key-file={here}/accounts.key",
-            f"--service-account-key-file={here}/accounts.key",
+            f"--service-account-signing-key-file={tls}/key.pem",
+            f"--service-account-key-file={tls}/cert.pem",
             f"--token-auth-file={here}/tokens.csv",
             "--anonymous-auth=false",
             "--authorization-mode=RBAC",
             "--allow-privileged=true",
             f"--kubelet-certificate-authority={self.certificate}",
-            f"--kubelet-client-certificate={here}/apiserver.crt",
-            f"--kubelet-client-key={here}/apiserver.key",
+            f"--kubelet-client-certificate={tls}/cert.pem",
+            f"--kubelet-client-key={tls}/key.pem",
             "--kubelet-preferred-address-types=InternalIP",
             "--profiling=false",
             # Nobody here asks for them, and each costs time at every start.
@@ -325,7 +331,7 @@ class Server:
                 f"--controllers={CONTROLLERS}",
                 # What keeps a node's heart beating may have to wait for a processor.
                 "--node-monitor-grace-period=1h",
-                f"--service-account-private-key-file={self.directory}/accounts.key",
+                f"--service-account-private-key-file={self.tls}/key.pem",
                 f"--root-ca-file={self.certificate}",
                 *common,
                 *quick,

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+sys.path.extend(str(Path(__file__).parents[1] / each) for each in ("cluster", "control", "unit"))
 
 import binaries
 import kube_here
 import pytest
 from apiserver import Identity
-from kube_api import Api, insist
+from kube_api import Api
+from kube_backend import OPENED, Running, running, spec
 from kube_here import Kubernetes
-from kube_pods import pod_body, pods_in
 from needs import need
+
+from control.compute.backend import Spec
+from control.compute.kubernetes import watching
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +59,26 @@ async def kube(kubernetes: Kubernetes) -> AsyncIterator[Api]:
         yield api
 
 
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 @pytest.fixture
-async def namespace(kube: Api) -> str:
-    """The name of a fresh namespace, in which pods can be made."""
-    made = await kube.create("/api/v1/namespaces", {"metadata": {"generateName": "test-"}})
-    name = str(made["metadata"]["name"])
-    # A pod needs its account's token, which a controller makes.
-    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-    await kube.wait_one(account, lambda found: found.get("secrets"))
-    # Which the API server takes note of a little later.
-    await insist(lambda: kube.create(f"{pods_in(name)}?dryRun=All", pod_body()))
-    return name
+def looks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a start that gets nowhere waits for is looked into at once."""
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.1)
+
+
+@pytest.fixture
+async def here(kubernetes: Kubernetes) -> AsyncIterator[Running]:
+    """The backend under test, as an administrator, with its watch."""
+    async with running(kubernetes.admin) as made:
+        yield made
+
+
+@pytest.fixture
+def one() -> Spec:
+    return spec()

@@ -14,11 +14,6 @@ from kube_api import Object
 
 
 @dataclass(frozen=True)
-class Runs:
-    """It starts and stays up: what a pod does unless a test says otherwise."""
-
-
-@dataclass(frozen=True)
 class Held:
     """It stays in ContainerCreating, and starts when the act is over."""
 
@@ -30,19 +25,7 @@ class PullFails:
     message: str = "manifest unknown"
 
 
-@dataclass(frozen=True)
-class CrashLoops:
-    """It ends at once, is started again some times, and then waits in CrashLoopBackOff.
-
-    ``reason="OOMKilled", exit_code=137`` is what too little memory looks like.
-    """
-
-    exit_code: int = 1
-    reason: str = "Error"
-    restarts: int = 3
-
-
-Act = Runs | Held | PullFails | CrashLoops
+Act = Held | PullFails
 
 
 @dataclass
@@ -53,11 +36,10 @@ class Run:
     address: str
     started_at: str
     restarts: int = 0
-    #: What the containers do now: "waiting", "running" or "ended".
+    #: What the containers do now: "waiting" or "running".
     stage: str = "waiting"
     reason: str = "ContainerCreating"
     message: str = ""
-    exit_code: int = 0
     running_since: str = ""
     initialized: bool = False
     ready: bool = False
@@ -70,15 +52,8 @@ class Run:
 
     @property
     def phase(self) -> str:
-        if self.stage == "ended":
-            return "Failed" if self.exit_code else "Succeeded"
         came_up = self.initialized and (self.running_since or self.restarts)
         return "Running" if came_up else "Pending"
-
-    @property
-    def restarts_after_end(self) -> bool:
-        policy = self.pod["spec"].get("restartPolicy", "Always")
-        return policy == "Always" or (policy == "OnFailure" and self.exit_code != 0)
 
     def waits(self, reason: str, message: str = "") -> None:
         self.stage, self.reason, self.message, self.ready = "waiting", reason, message, False
@@ -87,14 +62,16 @@ class Run:
         self.stage, self.initialized, self.ready = "running", True, True
         self.running_since = now()
 
-    def ends(self, exit_code: int, reason: str) -> None:
-        """The containers' processes are over."""
-        self.stage, self.ready = "ended", False
-        self.exit_code, self.reason = exit_code, reason
-        self.last = self._terminated()
-
-    def restarted(self) -> None:
-        """The kubelet starts them again, or will after a pause."""
+    def crashes(self, exit_code: int) -> None:
+        """The containers' processes are over. The kubelet starts them again, after a pause."""
+        self.last = {
+            "exitCode": exit_code,
+            "reason": "Error",
+            "startedAt": self.running_since,
+            "finishedAt": now(),
+            "containerID": f"standin://{self.uid}-{self.restarts}",
+        }
+        self.waits("CrashLoopBackOff")
         self.restarts += 1
         self.running_since = ""
 
@@ -131,14 +108,12 @@ class Run:
             "started": self.stage == "running",
             "restartCount": self.restarts,
             "state": self._state(),
-            "lastState": {"terminated": self.last} if self.restarts and self.last else {},
+            "lastState": {"terminated": self.last} if self.last else {},
         }
 
     def _state(self) -> Object:
         if self.stage == "running":
             return {"running": {"startedAt": self.running_since}}
-        if self.stage == "ended":
-            return {"terminated": self.last}
         return self._waiting()
 
     def _waiting(self) -> Object:
@@ -151,15 +126,6 @@ class Run:
             return found | {"state": self._waiting()}
         over = {"exitCode": 0, "reason": "Completed", "finishedAt": now()}
         return found | {"state": {"terminated": over | {"startedAt": self.started_at}}}
-
-    def _terminated(self) -> Object:
-        return {
-            "exitCode": self.exit_code,
-            "reason": self.reason,
-            "startedAt": self.running_since or self.started_at,
-            "finishedAt": now(),
-            "containerID": f"standin://{self.uid}-{self.restarts}",
-        }
 
 
 def node(name: str, architecture: str) -> Object:
@@ -199,13 +165,6 @@ def node_status(name: str, architecture: str, port: int) -> Object:
             "architecture": architecture,
             "operatingSystem": "linux",
             "kubeletVersion": "v1.20.2",
-            "kubeProxyVersion": "v1.20.2",
-            "containerRuntimeVersion": "standin://1",
-            "kernelVersion": "6",
-            "osImage": "Debian",
-            "machineID": "",
-            "systemUUID": "",
-            "bootID": "",
         },
     }
 

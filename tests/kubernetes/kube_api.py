@@ -169,28 +169,15 @@ class Api:
             return last
         raise TimeoutError(f"{path} is still {json.dumps([_brief(item) for item in last])}")
 
-    async def wait_one(
-        self, path: str, condition: Callable[[Object], object], *, seconds: float = HANG_SECONDS
-    ) -> Object:
+    async def wait_one(self, path: str, condition: Callable[[Object], object]) -> Object:
         """The object at ``path`` as soon as it exists and ``condition`` is true of it."""
         collection, _, name = path.rpartition("/")
         found = await self.wait(
             collection,
             lambda items: items and condition(items[0]),
-            seconds=seconds,
             fieldSelector=f"metadata.name={name}",
         )
         return found[0]
-
-    async def wait_gone(self, path: str, *, seconds: float = HANG_SECONDS) -> None:
-        """Until there is no object at ``path``."""
-        collection, _, name = path.rpartition("/")
-        await self.wait(
-            collection,
-            lambda items: not items,
-            seconds=seconds,
-            fieldSelector=f"metadata.name={name}",
-        )
 
 
 async def insist(call: Callable[[], Awaitable[object]]) -> None:

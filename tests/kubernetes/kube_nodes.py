@@ -218,9 +218,7 @@ class PodKeeper:
                 await self._container.wait()
                 nursery.cancel_scope.cancel()
             self._fault("ended")
-            self._run.ends(1, "Error")
-            self._run.restarted()
-            self._run.waits("CrashLoopBackOff")
+            self._run.crashes(1)
             await self._nodes.write_status(self._uid, self._run)
             await trio.sleep(RESTART_SECONDS)
 

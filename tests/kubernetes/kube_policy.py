@@ -44,7 +44,7 @@ def in_force(server: Server) -> Iterator[None]:
     manifests.write_text(json.dumps(documents()))
     log.write_text("")
     command = [str(policies.program()), str(server.parts.kubeconfig), str(manifests)]
-    command += [str(server.policies_certificate), str(server.policies_key)]
+    command += [str(server.tls / "cert.pem"), str(server.tls / "key.pem")]
     engine = Lifeline(command, log=log, directory=here)
     try:
         port = _port(engine, log)

@@ -40,16 +40,6 @@ from limits import HANG_SECONDS
 NODES = {"amd64": "node-amd64", "arm64": "node-arm64"}
 HEARTBEAT_SECONDS = 10.0
 
-Where = Callable[[Object], bool]
-
-
-def everywhere(pod: Object) -> bool:
-    return True
-
-
-def in_namespace(name: str) -> Where:
-    return lambda pod: bool(pod["metadata"]["namespace"] == name)
-
 
 class Kubelet:
     """See the module."""
@@ -57,7 +47,7 @@ class Kubelet:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._directory = server.directory / "nodes"
-        self._acts: list[tuple[Act, Where]] = []
+        self._acts: dict[str, Act] = {}
         self._changed = trio.Event()  # An act was added or taken back.
         self._pods: dict[str, Pod] = {}
         self._addresses = (f"10.244.{i // 250 % 250}.{i % 250 + 1}" for i in itertools.count())
@@ -86,22 +76,18 @@ class Kubelet:
             raise RuntimeError("the stand-in kubelet failed") from self._failure
 
     @contextlib.contextmanager
-    def acting(self, act: Act, where: Where = everywhere) -> Iterator[None]:
-        """Within the block, pods for which ``where`` is true do as ``act`` says. The
-        innermost block counts. A pod that runs already goes on."""
-        entry = (act, where)
-        self._do(lambda: self._acts.append(entry))
+    def acting(self, act: Act, namespace: str) -> Iterator[None]:
+        """Within the block, pods of this namespace do as ``act`` says. One that runs already
+        goes on."""
+        self._do(lambda: self._acts.update({namespace: act}))
         try:
             yield
         finally:
-            self._do(lambda: self._acts.remove(entry))
+            self._do(lambda: self._acts.pop(namespace))
 
-    def crash(self, namespace: str, pod: str, *, exit_code: int = 1, reason: str = "Error") -> None:
-        """A running pod's containers end; they run again if the pod says so.
-
-        ``reason="OOMKilled", exit_code=137`` is what too little memory looks like.
-        """
-        self._order(namespace, pod, lambda found: found.run.ends(exit_code, reason))
+    def crash(self, namespace: str, name: str) -> None:
+        """A running pod's containers end; they run again."""
+        self._do(lambda: self.find(namespace, name).crashed.set())
 
     def write_log(self, namespace: str, pod: str, line: str) -> None:
         """One more line of what its container prints."""
@@ -133,13 +119,6 @@ class Kubelet:
             if pod.key == (namespace, name) and not pod.deleted.is_set():
                 return pod
         raise LookupError(f"no pod {name} in {namespace} on any node")
-
-    def _order(self, namespace: str, name: str, order: Callable[[Pod], None]) -> None:
-        def give() -> None:
-            pod = self.find(namespace, name)
-            pod.order_in.send_nowait(lambda: order(pod))
-
-        self._do(give)
 
     def _do(self, change: Callable[[], None]) -> None:
         """Run ``change`` on the loop, then let everybody look again. Its errors are the
@@ -180,10 +159,7 @@ class Kubelet:
             self._api = api
             self._nursery = nursery
             self._serving = KubeletServer(self.find)
-            certificate, key = self._server.kubelet_certificate, self._server.kubelet_key
-            port = await nursery.start(
-                self._serving.serve, self._server.certificate, certificate, key
-            )
+            port = await nursery.start(self._serving.serve, self._server.tls)
             self._cloud = Cloud(api, self._directory / "volumes")
             await self._cloud.prepare()
             nursery.start_soon(self._cloud.run)
@@ -224,32 +200,24 @@ class Kubelet:
     async def _keep(self, pod: Pod) -> None:
         """All of a pod's time on its node."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._until_gone, pod, nursery.cancel_scope)
+            nursery.start_soon(self._until, pod.gone, nursery.cancel_scope)
             async with trio.open_nursery() as living:
-                living.start_soon(self._until_deleted, pod, living.cancel_scope)
+                living.start_soon(self._until, pod.deleted, living.cancel_scope)
                 await self._live(pod)
             pod.end_run()
             await self._remove(pod)
             await trio.sleep_forever()
         pod.end_run()
         pod.deleted.set()
-        pod.order_in.close()
         del self._pods[pod.run.uid]
         await trio.to_thread.run_sync(shutil.rmtree, pod.directory, True)
 
-    async def _until_gone(self, pod: Pod, scope: trio.CancelScope) -> None:
-        await pod.gone.wait()
+    async def _until(self, event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
         scope.cancel()
 
-    async def _until_deleted(self, pod: Pod, scope: trio.CancelScope) -> None:
-        await pod.deleted.wait()
-        scope.cancel()
-
-    def _act(self, pod: Pod) -> Act:
-        for act, where in reversed(self._acts):
-            if where(pod.run.pod):
-                return act
-        return acts.Runs()
+    def _act(self, pod: Pod) -> Act | None:
+        return self._acts.get(pod.key[0])
 
     async def _live(self, pod: Pod) -> None:
         run = pod.run
@@ -264,9 +232,6 @@ class Kubelet:
             await self._write(pod)
             run.initialized = True
             await self._write(pod)
-        act = self._act(pod)
-        if isinstance(act, acts.CrashLoops):
-            await self._crash_loop(pod, act)
         await self._run(pod)
 
     async def _pull(self, pod: Pod, act: acts.PullFails) -> None:
@@ -276,40 +241,18 @@ class Kubelet:
         while self._act(pod) == act:
             await self._changed.wait()
 
-    async def _crash_loop(self, pod: Pod, act: acts.CrashLoops) -> None:
-        run = pod.run
-        for _ in range(act.restarts):
-            run.runs()
-            await self._write(pod)
-            run.ends(act.exit_code, act.reason)
-            if not run.restarts_after_end:
-                await self._write(pod)
-                await trio.sleep_forever()
-            run.restarted()
-            run.waits("CrashLoopBackOff", "back-off restarting failed container")
-            await self._write(pod)
-        while self._act(pod) == act:
-            await self._changed.wait()
-
     async def _run(self, pod: Pod) -> None:
-        """Containers run; orders of the test are carried out."""
+        """Containers run, until they crash."""
         run = pod.run
         while True:
-            pod.over = trio.Event()
+            pod.over, pod.crashed = trio.Event(), trio.Event()
             await self._make_directory(pod)
             run.runs()
             pod.write(f"{acts.precise_now()} started {run.restarts}")
             await self._write(pod)
-            async for order in pod.orders:
-                order()
-                if run.stage == "ended":
-                    break
-                await self._write(pod)
+            await pod.crashed.wait()
+            run.crashes(4)
             pod.end_run()
-            if not run.restarts_after_end:
-                await self._write(pod)
-                await trio.sleep_forever()
-            run.restarted()
 
     async def _make_directory(self, pod: Pod) -> None:
         """A fresh file system, with what outlives it in its place."""

@@ -1,14 +1,14 @@
 """A command that a stand-in kubelet runs, and the WebSocket it talks through.
 
 The subprotocol is ``v4.channel.k8s.io``. The first byte of a message names its
-channel: 0 input, 1 output, 2 errors, 3 how it ended (a Status as JSON), 4 the size of
-the terminal (JSON). ``v5.channel.k8s.io`` adds 255: the end of the stream that the
-second byte names. An empty message of output comes first, so that a client knows the
+channel: 0 input, 1 output, 3 how it ended (a Status as JSON), 4 the size of the terminal
+(JSON). ``v5.channel.k8s.io`` says no more of terminals, and who asks for none is given one
+all the same. An empty message of output comes first, so that a client knows the
 connection stands.
 
-Commands run on this machine, with a true PTY if one is asked for, in the pod's scratch
-directory, which is also ``$ROOT``. A message is bounded, and so is what is read ahead:
-a client that does not read stops the command by the pipes between.
+Commands run on this machine, with a true PTY, in the pod's scratch directory, which is also
+``$ROOT``. What is read ahead is bounded: a client that does not read stops the command by the
+terminal between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
 import termios
 from pathlib import Path
 
@@ -33,19 +32,15 @@ from wsproto.events import (
     BytesMessage,
     CloseConnection,
     Ping,
-    RejectConnection,
-    RejectData,
     Request,
-    TextMessage,
 )
 from wsproto.utilities import LocalProtocolError
 
-STDIN, STDOUT, STDERR, STATUS, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
+STDIN, STDOUT, STATUS, RESIZE = 0, 1, 3, 4
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 
 KIB = 1024
 READ_BYTES = 32 * KIB
-MESSAGE_BYTES_MAX = 1024 * KIB
 
 
 class Socket:
@@ -57,25 +52,17 @@ class Socket:
         self._ws = WSConnection(ConnectionType.SERVER)
         self._sending = trio.Lock()
         self._partial = bytearray()
-        self.protocol = ""
 
-    async def accept(self, request: h11.Request, protocols: tuple[str, ...]) -> bool:
-        """Whether the client speaks one of ``protocols``; it is named."""
+    async def accept(self, request: h11.Request, protocols: tuple[str, ...]) -> None:
+        """In the first of ``protocols`` that the client speaks."""
         self._ws.initiate_upgrade_connection(list(request.headers), request.target.decode())
-        for event in self._ws.events():
-            if isinstance(event, Request):
-                common = [each for each in protocols if each in event.subprotocols]
-                if not common:
-                    body = b"no common subprotocol\n"
-                    await self._send(RejectConnection(status_code=403, has_body=True))
-                    await self._send(RejectData(data=body))
-                    return False
-                self.protocol = common[0]
-                await self._send(AcceptConnection(subprotocol=self.protocol))
+        (event,) = self._ws.events()
+        assert isinstance(event, Request)
+        protocol = next(each for each in protocols if each in event.subprotocols)
+        await self._send(AcceptConnection(subprotocol=protocol))
         if self._received:
             self._ws.receive_data(self._received)
         await self.send(STDOUT, b"")
-        return True
 
     async def send(self, channel: int, data: bytes) -> None:
         await self._send(BytesMessage(data=bytes([channel]) + data))
@@ -91,12 +78,8 @@ class Socket:
                     with contextlib.suppress(trio.BrokenResourceError):
                         await self._send(event.response())
                     return None
-                elif isinstance(event, BytesMessage | TextMessage):
-                    data = event.data
-                    self._partial += data.encode() if isinstance(data, str) else data
-                    if len(self._partial) > MESSAGE_BYTES_MAX:
-                        await self._send(CloseConnection(code=1009))
-                        return None
+                elif isinstance(event, BytesMessage):
+                    self._partial += event.data
                     if event.message_finished:
                         messages.append(bytes(self._partial))
                         self._partial.clear()
@@ -121,36 +104,28 @@ class Socket:
 
 
 class Command:
-    """One command, between its pipes (or terminal) and a socket."""
+    """One command, between its terminal and a socket."""
 
-    def __init__(
-        self, socket: Socket, directory: Path, command: list[str], *, terminal: bool
-    ) -> None:
+    def __init__(self, socket: Socket, directory: Path, command: list[str]) -> None:
         self._socket = socket
         self._directory = directory
         self._command = command
-        self._terminal = terminal
         self._master = -1
 
     async def run(self) -> None:
         """Returns when it has ended and the client knows, or the client has gone."""
         async with contextlib.AsyncExitStack() as stack:
-            try:
-                process, stdin, outputs = await self._start(stack)
-            except OSError as error:
-                await self._end(_failure(126, str(error)))
-                return
+            process, terminal = await self._start(stack)
             stack.push_async_callback(_end, process)
             async with trio.open_nursery() as nursery:
 
                 async def listen() -> None:
-                    await self._listen(stdin)
+                    await self._listen(terminal)
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(listen)
                 async with trio.open_nursery() as pumps:
-                    for channel, output in outputs.items():
-                        pumps.start_soon(self._pump, channel, output)
+                    pumps.start_soon(self._pump, terminal)
                     await process.wait()
                     # What its children still print; and the client may read slowly.
                     pumps.cancel_scope.deadline = trio.current_time() + HANG_SECONDS
@@ -160,23 +135,7 @@ class Command:
 
     async def _start(
         self, stack: contextlib.AsyncExitStack
-    ) -> tuple[trio.Process, trio.abc.SendStream, dict[int, trio.abc.ReceiveStream]]:
-        options = {"cwd": self._directory, "env": self._environment()}
-        if not self._terminal:
-            process = await trio.lowlevel.open_process(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                **options,
-            )
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                stack.push_async_callback(trio.aclose_forcefully, pipe)
-            return process, process.stdin, {STDOUT: process.stdout, STDERR: process.stderr}
+    ) -> tuple[trio.Process, trio.lowlevel.FdStream]:
         self._master, slave = os.openpty()
         stream = trio.lowlevel.FdStream(self._master)
         stack.push_async_callback(trio.aclose_forcefully, stream)
@@ -188,26 +147,27 @@ class Command:
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,
-                **options,
+                cwd=self._directory,
+                env=self._environment(),
             )
         finally:
             os.close(slave)
-        return process, stream, {STDOUT: stream}
+        return process, stream
 
     def _environment(self) -> dict[str, str]:
         home = self._directory / "root"
-        found = {
+        return {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(home if home.exists() else self._directory),
             "ROOT": str(self._directory),
+            "TERM": "xterm-256color",
         }
-        return found | ({"TERM": "xterm-256color"} if self._terminal else {})
 
-    async def _pump(self, channel: int, output: trio.abc.ReceiveStream) -> None:
+    async def _pump(self, output: trio.abc.ReceiveStream) -> None:
         # A terminal whose other end is closed fails instead of ending.
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await output.receive_some(READ_BYTES):
-                await self._socket.send(channel, data)
+                await self._socket.send(STDOUT, data)
 
     async def _listen(self, stdin: trio.abc.SendStream) -> None:
         """Returns when the client has gone."""
@@ -218,9 +178,7 @@ class Command:
                     # Nobody reads any more: the command is ending.
                     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                         await stdin.send_all(data)
-                elif channel == CLOSE and data[:1] == bytes([STDIN]) and not self._terminal:
-                    await stdin.aclose()
-                elif channel == RESIZE and self._terminal:
+                elif channel == RESIZE:
                     size = json.loads(data)
                     packed = struct.pack("HHHH", size["Height"], size["Width"], 0, 0)
                     fcntl.ioctl(self._master, termios.TIOCSWINSZ, packed)
@@ -241,12 +199,11 @@ async def _end(process: trio.Process) -> None:
         await process.wait()
 
 
-def _failure(code: int, message: str = "") -> Object:
-    said = message or f"command terminated with non-zero exit code: exit status {code}"
+def _failure(code: int) -> Object:
     return {
         "metadata": {},
         "status": "Failure",
-        "message": said,
+        "message": f"command terminated with non-zero exit code: exit status {code}",
         "reason": "NonZeroExitCode",
         "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
     }

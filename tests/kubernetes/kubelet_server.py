@@ -2,7 +2,7 @@
 
 ``/exec/NAMESPACE/POD/CONTAINER`` upgrades to a WebSocket, which the API server passes
 through byte by byte (see :mod:`kubelet_exec`). ``/containerLogs/…`` answers with the
-lines that the pod has written, each with its time in front if that is asked for.
+lines that the pod has written, each with its time in front.
 
 A command ends with its connection, with its pod's containers, and with this server.
 """
@@ -27,11 +27,8 @@ from kubelet_exec import PROTOCOLS, READ_BYTES, Command, Socket
 from limits import HANG_SECONDS
 from wsproto.utilities import RemoteProtocolError
 
-CONNECTIONS_MAX = 256
 #: Lines kept of each pod's log.
 LOG_LINES_MAX = 10_000
-#: Orders of a test that a pod has not carried out yet.
-ORDERS_MAX = 16
 
 GONE = (
     trio.BrokenResourceError,
@@ -59,7 +56,8 @@ class Pod:
         self.gone = trio.Event()
         #: Ends what runs in its containers; a new one for each run of theirs.
         self.over = trio.Event()
-        self.order_in, self.orders = trio.open_memory_channel[Callable[[], None]](ORDERS_MAX)
+        #: That they end; a new one as well.
+        self.crashed = trio.Event()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -89,6 +87,14 @@ class Pod:
         return list(self.log)[max(0, len(self.log) - (self.log_count - reported)) :]
 
 
+def served_with(tls: Path) -> ssl.SSLContext:
+    """For a server that wants a certificate of its clients: see :class:`certificates.Authority`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(tls / "cert.pem", tls / "key.pem")
+    return context
+
+
 class KubeletServer:
     def __init__(self, find: Find) -> None:
         """``find`` gives the pod of a namespace and name, or raises LookupError."""
@@ -103,17 +109,11 @@ class KubeletServer:
         self.idle.set()
 
     async def serve(
-        self,
-        authority: Path,
-        certificate: Path,
-        key: Path,
-        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+        self, tls: Path, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve on a free port of loopback, which is given to ``task_status``. Who comes
-        without a certificate of ``authority`` is not let in."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(certificate, key)
+        without a certificate of our authority is not let in."""
+        context = served_with(tls)
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(
                 functools.partial(
@@ -133,9 +133,6 @@ class KubeletServer:
             scope.cancel()
 
     async def _connection(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
-        if len(self._scopes) >= CONNECTIONS_MAX:
-            await trio.aclose_forcefully(stream)
-            return
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
@@ -163,12 +160,10 @@ class KubeletServer:
             return
         if verb == "containerLogs":
             await _send_logs(stream, connection, pod, query)
-        elif verb == "exec" and pod.run.stage == "running":
+        elif pod.run.stage == "running":
             await self._exec(stream, connection, request, pod, query)
-        elif verb == "exec":
-            await _answer(stream, connection, 500, b"container not found\n")
         else:
-            await _answer(stream, connection, 404, b"not found\n")
+            await _answer(stream, connection, 500, b"container not found\n")
 
     async def _exec(
         self,
@@ -179,8 +174,7 @@ class KubeletServer:
         query: dict[str, list[str]],
     ) -> None:
         socket = Socket(stream, connection.trailing_data[0])
-        if not await socket.accept(request, self.protocols):
-            return
+        await socket.accept(request, self.protocols)
         self.executing += 1
         self.idle.clear()
         try:
@@ -191,9 +185,7 @@ class KubeletServer:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(end_with_the_pod)
-                command = query.get("command") or ["true"]
-                terminal = _is_true(query, "tty")
-                await Command(socket, pod.directory, command, terminal=terminal).run()
+                await Command(socket, pod.directory, query["command"]).run()
                 nursery.cancel_scope.cancel()
         finally:
             self.executing -= 1
@@ -230,8 +222,7 @@ async def _send(stream: trio.abc.SendStream, connection: h11.Connection, event: 
 async def _send_logs(
     stream: trio.abc.Stream, connection: h11.Connection, pod: Pod, query: dict[str, list[str]]
 ) -> None:
-    follow = _is_true(query, "follow")
-    stamped = _is_true(query, "timestamps")
+    follow = query.get("follow", [""])[0] in ("1", "true")
     tail = int(query["tailLines"][0]) if "tailLines" in query else LOG_LINES_MAX
     headers = [
         ("Content-Type", "text/plain"),
@@ -243,8 +234,7 @@ async def _send_logs(
         nursery.start_soon(_until_closed, stream, nursery.cancel_scope)
         async with aclosing(_follow(pod, tail, follow=follow)) as pieces:
             async for lines in pieces:
-                reported = [line if stamped else line.partition(" ")[2] for line in lines]
-                text = "".join(f"{line}\n" for line in reported)
+                text = "".join(f"{line}\n" for line in lines)
                 await _send(stream, connection, h11.Data(data=text.encode()))
         await _send(stream, connection, h11.EndOfMessage())
         nursery.cancel_scope.cancel()
@@ -268,7 +258,3 @@ async def _until_closed(stream: trio.abc.ReceiveStream, scope: trio.CancelScope)
     while await stream.receive_some(READ_BYTES):
         pass
     scope.cancel()
-
-
-def _is_true(query: dict[str, list[str]], name: str) -> bool:
-    return query.get(name, [""])[0] in ("1", "true")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import ssl
 import subprocess
 import sys
 from functools import partial
@@ -14,31 +13,27 @@ from typing import Any
 
 import pytest
 import trio
-import yaml
-from authority import Authority
-from kube_backend import spec
+from certificates import Authority
+from kube_backend import made_with, spec
 from kube_here import Kubernetes
+from kubelet_server import served_with
 from limits import HANG_SECONDS
 
-from control.compute.backend import BackendUnavailable, Installation
+from control.compute.backend import BackendUnavailable
 from control.compute.kubernetes import Kubernetes as Backend
-from control.compute.kubernetes import make
 from control.compute.kubernetes.client import api, credentials
-from control.compute.kubernetes.client.api import Api
 from control.compute.kubernetes.client.credentials import Source, find
 from control.compute.kubernetes.client.streams import open_stream
-from control.compute.settings import ComputeSettings
-
-HERE = Installation(id="c0ffee", domain="compute.example.org", image="unused", directory="unused")
 
 
-def backend(**settings: Any) -> Backend:
-    return make(HERE, ComputeSettings(**settings))
-
-
-def kubeconfig(kubernetes: Kubernetes, path: Path, **user: Any) -> Path:
-    config = yaml.safe_load(kubernetes.admin.kubeconfig.read_text())
-    config["users"][0]["user"] = user
+def kubeconfig(
+    kubernetes: Kubernetes, path: Path, cluster: dict[str, str] | None = None, **user: Any
+) -> Path:
+    """The administrator's, with something else about the cluster or the user."""
+    config = json.loads(kubernetes.admin.kubeconfig.read_text())
+    config["clusters"][0]["cluster"] |= cluster or {}
+    if user:
+        config["users"][0]["user"] = user
     path.write_text(json.dumps(config))
     return path
 
@@ -113,7 +108,7 @@ async def test_a_file_that_is_not_a_kubeconfig_is_reported(tmp_path: Path, text:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(BackendUnavailable, match=str(path)):
-        await backend(kubeconfig=str(path)).check()
+        await made_with(kubeconfig=str(path)).check()
 
 
 async def test_a_context_can_be_chosen(kubernetes: Kubernetes, tmp_path: Path) -> None:
@@ -124,10 +119,9 @@ async def test_a_context_can_be_chosen(kubernetes: Kubernetes, tmp_path: Path) -
     config["contexts"].append({"name": "other", "context": context})
     path.write_text(json.dumps(config))
     with pytest.raises(BackendUnavailable, match="none-such"):
-        await backend(kubeconfig=str(path), context="none-such").check()
-    one = backend(kubeconfig=str(path), context="other")
+        await made_with(kubeconfig=str(path), context="none-such").check()
+    one = made_with(kubeconfig=str(path), context="other")
     await is_accepted(one)
-    one._api.close()
 
 
 async def test_a_token_that_is_not_accepted_is_read_again(
@@ -135,7 +129,7 @@ async def test_a_token_that_is_not_accepted_is_read_again(
 ) -> None:
     monkeypatch.setattr(api, "RELOAD_SECONDS", 0.0)
     path = kubeconfig(kubernetes, tmp_path / "config", token="wrong")
-    one = backend(kubeconfig=str(path))
+    one = made_with(kubeconfig=str(path))
     with pytest.raises(BackendUnavailable, match="does not accept our credentials"):
         await one.check()
     with pytest.raises(BackendUnavailable, match="does not accept our credentials"):
@@ -143,7 +137,6 @@ async def test_a_token_that_is_not_accepted_is_read_again(
             pass
     kubeconfig(kubernetes, path, token=kubernetes.admin.token)
     await is_accepted(one)
-    one._api.close()
 
 
 async def test_a_token_file_is_read_again_when_it_changes(
@@ -153,12 +146,11 @@ async def test_a_token_file_is_read_again_when_it_changes(
     token = tmp_path / "token"
     token.write_text("expired")
     path = kubeconfig(kubernetes, tmp_path / "config", tokenFile=str(token))
-    one = backend(kubeconfig=str(path))
+    one = made_with(kubeconfig=str(path))
     with pytest.raises(BackendUnavailable, match="does not accept our credentials"):
         await one.check()
     token.write_text(kubernetes.admin.token)
     await is_accepted(one)
-    one._api.close()
 
 
 async def test_credentials_that_stay_wrong_are_not_read_for_each_call(
@@ -173,12 +165,11 @@ async def test_credentials_that_stay_wrong_are_not_read_for_each_call(
         return load(source)
 
     monkeypatch.setattr(api, "load", counted)
-    one = backend(kubeconfig=str(kubeconfig(kubernetes, tmp_path / "config", token="wrong")))
+    one = made_with(kubeconfig=str(kubeconfig(kubernetes, tmp_path / "config", token="wrong")))
     for _ in range(5):
         with pytest.raises(BackendUnavailable):
             await one.check()
     assert reads == 1
-    one._api.close()
 
 
 async def test_a_plugin_is_asked(kubernetes: Kubernetes, tmp_path: Path) -> None:
@@ -189,9 +180,8 @@ async def test_a_plugin_is_asked(kubernetes: Kubernetes, tmp_path: Path) -> None
     plugin.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(answer)}\nEND\n")
     plugin.chmod(0o700)
     how = {"apiVersion": version, "command": str(plugin), "interactiveMode": "Never"}
-    one = backend(kubeconfig=str(kubeconfig(kubernetes, tmp_path / "config", exec=how)))
+    one = made_with(kubeconfig=str(kubeconfig(kubernetes, tmp_path / "config", exec=how)))
     await is_accepted(one)
-    one._api.close()
 
 
 async def test_a_pod_has_its_own(
@@ -211,38 +201,29 @@ async def test_a_pod_has_its_own(
     monkeypatch.setattr(
         incluster_config, "SERVICE_CERT_FILENAME", str(kubernetes.admin.certificate)
     )
-    one = backend()
+    one = made_with()
     await is_accepted(one)
-    one._api.close()
 
 
 async def test_a_server_of_another_authority_is_not_trusted(
     kubernetes: Kubernetes, tmp_path: Path
 ) -> None:
     """Neither by calls nor by streams: a token would be shown to anybody."""
-    other = Authority(tmp_path)
-    config = yaml.safe_load(kubernetes.admin.kubeconfig.read_text())
-    config["clusters"][0]["cluster"]["certificate-authority"] = str(other.certificate)
-    path = tmp_path / "config"
-    path.write_text(json.dumps(config))
-    one = backend(kubeconfig=str(path))
+    other = Authority().write(tmp_path / "other", "127.0.0.1")
+    cluster = {"certificate-authority": str(other / "ca.pem")}
+    path = kubeconfig(kubernetes, tmp_path / "config", cluster)
+    one = made_with(kubeconfig=str(path))
     with pytest.raises(BackendUnavailable, match="certificate verify failed"):
         await one.check()
     with pytest.raises(BackendUnavailable, match="certificate verify failed"):
         async with one.exec(spec(), ["true"]):
             pass
-    one._api.close()
 
 
 async def test_streams_show_the_clients_certificate(kubernetes: Kubernetes, tmp_path: Path) -> None:
     """To a server that wants one, since the API server of the tests does not; and that says
     nothing after that."""
-    authority = Authority(tmp_path)
-    certificate, key = authority.issue("client")
-    served, served_key = authority.issue("server")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(served, served_key)
+    tls = Authority().write(tmp_path / "tls", "127.0.0.1", name="client")
     shown: list[Any] = []
 
     async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
@@ -252,22 +233,19 @@ async def test_streams_show_the_clients_certificate(kubernetes: Kubernetes, tmp_
         await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as nursery:
-        serve_tls = partial(trio.serve_ssl_over_tcp, serve, 0, context, host="127.0.0.1")
+        serve_tls = partial(trio.serve_ssl_over_tcp, serve, 0, served_with(tls), host="127.0.0.1")
         (listener,) = await nursery.start(serve_tls)
         port = listener.transport_listener.socket.getsockname()[1]
-        user = {"client-certificate": str(certificate), "client-key": str(key)}
-        path = kubeconfig(kubernetes, tmp_path / "config", **user)
-        config = json.loads(path.read_text())
-        config["clusters"][0]["cluster"] = {
+        user = {"client-certificate": f"{tls}/cert.pem", "client-key": f"{tls}/key.pem"}
+        cluster = {
             "server": f"https://127.0.0.1:{port}",
-            "certificate-authority": str(authority.certificate),
+            "certificate-authority": f"{tls}/ca.pem",
         }
-        path.write_text(json.dumps(config))
-        one = Api(lambda: Source(str(path)))
+        path = kubeconfig(kubernetes, tmp_path / "config", cluster, **user)
+        one = made_with(kubeconfig=str(path))._api
         with pytest.raises(BackendUnavailable, match="hung up without an answer"):
             async with open_stream(one, "/", [], message_bytes_max=1):
                 pass
-        one.close()
         nursery.cancel_scope.cancel()
     assert [dict(x[0] for x in each["subject"])["commonName"] for each in shown] == ["client"]
 
@@ -311,15 +289,13 @@ async def test_calls_and_streams_go_through_the_proxy_of_the_file(
     kubernetes: Kubernetes, tmp_path: Path, password: str
 ) -> None:
     proxy = Proxy()
-    config = yaml.safe_load(kubernetes.admin.kubeconfig.read_text())
-    path = tmp_path / "config"
     async with trio.open_nursery() as nursery:
         serve_tcp = partial(trio.serve_tcp, proxy.serve, 0, host="127.0.0.1")
         (listener,) = await nursery.start(serve_tcp)
         port = listener.socket.getsockname()[1]
-        config["clusters"][0]["cluster"]["proxy-url"] = f"http://me:{password}@127.0.0.1:{port}"
-        path.write_text(json.dumps(config))
-        one = Api(lambda: Source(str(path)))
+        cluster = {"proxy-url": f"http://me:{password}@127.0.0.1:{port}"}
+        path = kubeconfig(kubernetes, tmp_path / "config", cluster)
+        one = made_with(kubeconfig=str(path))._api
         stream = open_stream(
             one, "/api/v1/namespaces", [("watch", "true")], message_bytes_max=2**20
         )
@@ -337,5 +313,4 @@ async def test_calls_and_streams_go_through_the_proxy_of_the_file(
             assert proxy.connected == 1
             assert await one.namespace("default") is not None
             assert proxy.connected == 2
-        one.close()
         nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 import trio
-from kube_backend import SHELL, made, name_of, running, spec
+from kube_backend import SHELL, Running, made, name_of, running, spec
 from kube_here import Kubernetes
 from limits import HANG_SECONDS
 
@@ -40,12 +40,6 @@ def one(running_kubernetes: Kubernetes) -> Spec:
 def backend(kubernetes: Kubernetes) -> Backend:
     """Without its watch, as in a process that does not drive."""
     return made(kubernetes.admin, "terminals")
-
-
-@pytest.fixture(autouse=True)
-def closed(backend: Backend) -> object:
-    yield
-    backend._api.close()
 
 
 async def rest_of(terminal: Terminal) -> bytes:
@@ -260,15 +254,14 @@ async def test_logs_are_followed(kubernetes: Kubernetes, backend: Backend, one: 
                 assert (await anext(lines)).endswith(f" new {number}")
 
 
-async def test_logs_that_are_followed_end_with_the_run(kubernetes: Kubernetes) -> None:
+async def test_logs_that_are_followed_end_with_the_run(here: Running) -> None:
     one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        with trio.fail_after(HANG_SECONDS):
-            async with aclosing(here.backend.logs(one, 10, follow=True)) as lines:
-                await anext(lines)
-                await here.backend.stop(one)
-                assert [line async for line in lines] == []
+    await here.start(one)
+    with trio.fail_after(HANG_SECONDS):
+        async with aclosing(here.backend.logs(one, 10, follow=True)) as lines:
+            await anext(lines)
+            await here.backend.stop(one)
+            assert [line async for line in lines] == []
 
 
 async def test_without_a_run_there_are_no_logs(backend: Backend) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import base64
+import itertools
+from collections.abc import Awaitable, Callable
+from operator import methodcaller
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 from kube_acts import Held
 from kube_api import Api, Refused
-from kube_backend import KEY, SHELL, Running, labelled, name_of, path_of, running, spec
+from kube_backend import KEY, SHELL, Running, labelled, made, name_of, path_of, running, spec
 from kube_here import Kubernetes
-from kubelet import in_namespace
 from limits import HANG_SECONDS
 from msgspec.structs import replace
 
 from control.compute.backend import BackendUnavailable, Impossible, Port, Spec
-from control.compute.kubernetes import watching
+from control.compute.kubernetes import Kubernetes as Backend
 from control.compute.kubernetes.manifests import PREPARE, Manifest, sub_path
 from control.compute.kubernetes.shapes import Workload
 
@@ -37,67 +40,114 @@ KINDS = (
 
 @pytest.mark.smoke
 async def test_a_container_comes_up_step_by_step_and_leaves_nothing(
-    kubernetes: Kubernetes, kube: Api
+    here: Running, kube: Api
 ) -> None:
     one = spec(ports=(Port(8080, 80), Port(443, 8443)))
-    async with running(kubernetes.admin) as here:
-        await here.backend.check()
-        await here.backend.create(one)
-        await here.seen.phase(one, "stopped")
-        await here.backend.start(one)
-        await here.seen.phase(one, "running")
-        assert here.seen.phases(one) == ["stopped", "pending", "initializing", "running"]
-        for kind in KINDS:
-            assert await labelled(kube, kind, one), kind
-        with trio.fail_after(HANG_SECONDS):
-            await here.backend.delete(one.id, one.user_id)
-        await here.seen.until(lambda: one.id in here.seen.was_gone)
+    await here.backend.check()
+    await here.backend.create(one)
+    await here.seen.phase(one, "stopped")
+    await here.backend.start(one)
+    await here.seen.phase(one, "running")
+    assert here.seen.phases(one) == ["stopped", "pending", "initializing", "running"]
+    for kind in KINDS:
+        assert await labelled(kube, kind, one), kind
+    with trio.fail_after(HANG_SECONDS):
+        await here.backend.delete(one.id, one.user_id)
+    await here.seen.until(lambda: one.id in here.seen.was_gone)
     for kind in KINDS:
         assert not await labelled(kube, kind, one), kind
-    with pytest.raises(Refused, match="404"):
-        await kube.get(path_of(one))
 
 
-async def test_it_has_an_address_while_it_runs(kubernetes: Kubernetes, kube: Api) -> None:
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        await here.seen.until(lambda: here.seen.now[one.id].external_ip)
-        service = await kube.get(path_of(one, "/services/container"))
-        address = service["status"]["loadBalancer"]["ingress"][0]["ip"]
-        seen = here.seen.now[one.id]
-        assert seen.external_ip == address
-        reached = replace(one, external_ip=seen.external_ip)
-        assert here.backend.ssh_command(reached) == f"ssh root@{address}"
-        await here.backend.stop(one)
-        assert (await here.seen.phase(one, "stopped")).external_ip == ""
+class Cut(Exception):
+    """A process died in the middle of a call."""
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+async def test_what_was_cut_off_anywhere_is_finished_by_the_next_process(
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch, is_sent: bool
+) -> None:
+    """At each question to the API server, before it is sent or after it was answered."""
+    one = spec(ports=(Port(443, 8443),))
+
+    async def is_finished(act: Callable[[Backend], Awaitable[None]], questions: int) -> bool:
+        backend = made(kubernetes.admin, "cut")
+        ask, left = backend._api._ask, itertools.count(questions, -1)
+
+        async def asking(call: Any) -> bytes:
+            is_last = next(left) == 0
+            if is_last and not is_sent:
+                raise Cut
+            answer = await ask(call)
+            if is_last:
+                raise Cut
+            return answer
+
+        monkeypatch.setattr(backend._api, "_ask", asking)
+        try:
+            await act(backend)
+        except Cut:
+            return False
+        return True
+
+    async def finish(act: Callable[[Backend], Awaitable[None]]) -> None:
+        questions = 0
+        while not await is_finished(act, questions):
+            questions += 1
+
+    async with running(kubernetes.admin, "cut") as here:
+        monkeypatch.setattr("control.compute.kubernetes.backend.LOOK_SECONDS", 0.1)
+        claims = set()
+        for generation in (1, 2):
+            again = replace(one, generation=generation)
+            await finish(methodcaller("create", again))
+            await finish(methodcaller("start", again))
+            await here.seen.phase(again, "running")
+            assert len(await labelled(kube, "/api/v1/pods", one)) == 1
+            (claim,) = await labelled(kube, "/api/v1/persistentvolumeclaims", one)
+            claims.add(claim["metadata"]["uid"])
+            await finish(methodcaller("stop", again))
+            await here.seen.phase(again, "stopped")
+        assert len(claims) == 1
+        await finish(methodcaller("delete", one.id, one.user_id))
+        await here.seen.until(lambda: one.id in here.seen.was_gone)
+
+
+async def test_it_has_an_address_while_it_runs(one: Spec, here: Running, kube: Api) -> None:
+    await here.start(one)
+    await here.seen.until(lambda: here.seen.now[one.id].external_ip)
+    service = await kube.get(path_of(one, "/services/container"))
+    address = service["status"]["loadBalancer"]["ingress"][0]["ip"]
+    seen = here.seen.now[one.id]
+    assert seen.external_ip == address
+    reached = replace(one, external_ip=seen.external_ip)
+    assert here.backend.ssh_command(reached) == f"ssh root@{address}"
+    await here.backend.stop(one)
+    assert (await here.seen.phase(one, "stopped")).external_ip == ""
     assert here.backend.ssh_command(one) == f"ssh root@{one.id}.compute.example.org"
 
 
 async def test_a_pod_takes_nothing_of_its_node_and_no_more_than_its_own(
-    kubernetes: Kubernetes, kube: Api
+    here: Running, kube: Api
 ) -> None:
     """What the cluster has made of the manifests: fields that it does not know it drops."""
     one = spec(memory_mb=256, storage_gb=3)
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        pod = await kube.get(path_of(one, "/pods/container-0"))
-        assert pod["spec"]["hostUsers"] is False
-        assert pod["spec"]["automountServiceAccountToken"] is False
-        (container,) = pod["spec"]["containers"]
-        assert container["resources"]["limits"]["ephemeral-storage"] == "3Gi"
-        used = (await kube.get(path_of(one, "/resourcequotas/container")))["status"]["used"]
-        assert used["pods"] == "1"
-        assert (used["limits.memory"], used["requests.storage"]) == ("256Mi", "3Gi")
-        second = {"metadata": {"name": "second"}, "spec": {**pod["spec"], "nodeName": None}}
-        with pytest.raises(Refused, match="exceeded quota: container"):
-            await kube.create(path_of(one, "/pods"), second)
+    await here.start(one)
+    pod = await kube.get(path_of(one, "/pods/container-0"))
+    assert pod["spec"]["hostUsers"] is False
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    (container,) = pod["spec"]["containers"]
+    assert container["resources"]["limits"]["ephemeral-storage"] == "3Gi"
+    used = (await kube.get(path_of(one, "/resourcequotas/container")))["status"]["used"]
+    assert used["pods"] == "1"
+    assert (used["limits.memory"], used["requests.storage"]) == ("256Mi", "3Gi")
+    second = {"metadata": {"name": "second"}, "spec": {**pod["spec"], "nodeName": None}}
+    with pytest.raises(Refused, match="exceeded quota: container"):
+        await kube.create(path_of(one, "/pods"), second)
 
 
 async def test_without_user_namespaces_nothing_runs_unless_a_setting_allows_it(
-    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+    one: Spec, kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = spec()
     async with running(kubernetes.admin) as here:
 
         async def dropping(workload: Manifest) -> Workload:
@@ -115,68 +165,57 @@ async def test_without_user_namespaces_nothing_runs_unless_a_setting_allows_it(
         assert "hostUsers" not in (await kube.get(path_of(two, "/pods/container-0")))["spec"]
 
 
-async def test_a_deleted_key_leaves_a_running_pod(kubernetes: Kubernetes, kube: Api) -> None:
+async def test_a_deleted_key_leaves_a_running_pod(here: Running, kube: Api) -> None:
     """The kubelet brings a Secret that is mounted as a directory up to date."""
     one = spec(ssh_keys=(KEY, KEY.replace("ZWVSbC", "ZWVSbD")))
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        before = await kube.get(path_of(one, "/pods/container-0"))
-        (mount,) = (
-            mount
-            for mount in before["spec"]["containers"][0]["volumeMounts"]
-            if mount["name"] == "keys"
-        )
-        assert "subPath" not in mount
-        await here.backend.expose(replace(one, ssh_keys=(KEY,)))
-        secret = await kube.get(path_of(one, "/secrets/keys"))
-        assert base64.b64decode(secret["data"]["authorized_keys"]).decode() == f"{KEY}\n"
-        after = await kube.get(path_of(one, "/pods/container-0"))
-        assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    await here.start(one)
+    before = await kube.get(path_of(one, "/pods/container-0"))
+    await here.backend.expose(replace(one, ssh_keys=(KEY,)))
+    secret = await kube.get(path_of(one, "/secrets/keys"))
+    assert base64.b64decode(secret["data"]["authorized_keys"]).decode() == f"{KEY}\n"
+    after = await kube.get(path_of(one, "/pods/container-0"))
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
 
 async def test_nodes_are_refused_to_containers_and_so_is_one_that_comes_later(
-    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+    one: Spec, here: Running, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = spec()
 
     async def refused() -> set[str]:
         policy = await kube.get(path_of(one, "/networkpolicies/container", api=NETWORK))
         blocks = [to.get("ipBlock", {}) for rule in policy["spec"]["egress"] for to in rule["to"]]
         return {net for block in blocks for net in block.get("except", ())}
 
-    async with running(kubernetes.admin) as here:
-        await here.backend.create(one)
-        assert "169.254.0.0/16" in await refused()
-        node = {"metadata": {"name": f"node-{one.id}"}, "spec": {"podCIDR": "2a01:4f8:2::/64"}}
-        await kube.create("/api/v1/nodes", node)
-        try:
-            addresses = [{"type": "ExternalIP", "address": "5.9.0.7"}]
-            body = {"status": {"addresses": addresses}}
-            await kube.patch(f"/api/v1/nodes/node-{one.id}/status", body)
-            await here.backend.expose(one)
-            assert "5.9.0.7/32" not in await refused()
-            monkeypatch.setattr(here.backend, "_nodes_until", 0.0)
-            await here.backend.expose(one)
-            assert {"5.9.0.7/32", "2a01:4f8:2::/64", "64:ff9b::509:7/128"} <= await refused()
-        finally:
-            await kube.delete(f"/api/v1/nodes/node-{one.id}")
+    await here.backend.create(one)
+    assert "169.254.0.0/16" in await refused()
+    node = {"metadata": {"name": f"node-{one.id}"}, "spec": {"podCIDR": "2a01:4f8:2::/64"}}
+    await kube.create("/api/v1/nodes", node)
+    try:
+        addresses = [{"type": "ExternalIP", "address": "5.9.0.7"}]
+        body = {"status": {"addresses": addresses}}
+        await kube.patch(f"/api/v1/nodes/node-{one.id}/status", body)
+        await here.backend.expose(one)
+        assert "5.9.0.7/32" not in await refused()
+        monkeypatch.setattr(here.backend, "_nodes_until", 0.0)
+        await here.backend.expose(one)
+        assert {"5.9.0.7/32", "2a01:4f8:2::/64", "64:ff9b::509:7/128"} <= await refused()
+    finally:
+        await kube.delete(f"/api/v1/nodes/node-{one.id}")
 
 
-async def test_the_same_start_again_changes_nothing(kubernetes: Kubernetes, kube: Api) -> None:
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        before = await kube.get(path_of(one, "/pods/container-0"))
-        workload = await kube.get(path_of(one, "/statefulsets/container", api=APPS))
-        await here.backend.create(one)
-        await here.backend.start(one)
-        after = await kube.get(path_of(one, "/statefulsets/container", api=APPS))
-        assert after["metadata"]["generation"] == workload["metadata"]["generation"]
-        pod = await kube.get(path_of(one, "/pods/container-0"))
-        assert pod["metadata"]["uid"] == before["metadata"]["uid"]
+async def test_the_same_start_again_changes_nothing(one: Spec, here: Running, kube: Api) -> None:
+    await here.start(one)
+    before = await kube.get(path_of(one, "/pods/container-0"))
+    workload = await kube.get(path_of(one, "/statefulsets/container", api=APPS))
+    await here.backend.create(one)
+    await here.backend.start(one)
+    after = await kube.get(path_of(one, "/statefulsets/container", api=APPS))
+    assert after["metadata"]["generation"] == workload["metadata"]["generation"]
+    pod = await kube.get(path_of(one, "/pods/container-0"))
+    assert pod["metadata"]["uid"] == before["metadata"]["uid"]
 
 
-async def test_what_is_opened_and_closed_is_so_at_once(kubernetes: Kubernetes, kube: Api) -> None:
+async def test_what_is_opened_and_closed_is_so_at_once(here: Running, kube: Api) -> None:
     one = spec(ssh_enabled=False, ports=())
 
     async def opened() -> set[int]:
@@ -194,34 +233,31 @@ async def test_what_is_opened_and_closed_is_so_at_once(kubernetes: Kubernetes, k
         ingresses = await kube.items(path_of(one, "/ingresses", api=NETWORK))
         return [rule["host"] for each in ingresses for rule in each["spec"]["rules"]]
 
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        pod = await kube.get(path_of(one, "/pods/container-0"))
-        assert (await opened(), await served(), await hosts()) == (set(), {}, [])
-        steps: list[tuple[bool, dict[int, int]]] = [
-            (True, {}),
-            (True, {8080: 80, 443: 8443}),
-            (True, {8080: 81, 443: 8443, 8999: 8999}),
-            (True, {80: 80, 443: 8443}),
-            (True, {80: 81}),
-            (False, {8999: 8999}),
-            (False, {}),
-        ]
-        for ssh_enabled, rules in steps:
-            ports = tuple(Port(port, target) for port, target in rules.items())
-            await here.backend.expose(replace(one, ssh_enabled=ssh_enabled, ports=ports))
-            targets = set(rules.values()) | ({22} if ssh_enabled else set())
-            assert await opened() == targets
-            assert await served() == rules | ({22: 22} if ssh_enabled else {})
-            is_web = bool({443, 80} & rules.keys())
-            assert await hosts() == ([f"{one.id}.compute.example.org"] if is_web else [])
-        after = await kube.get(path_of(one, "/pods/container-0"))
-        assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+    await here.start(one)
+    pod = await kube.get(path_of(one, "/pods/container-0"))
+    assert (await opened(), await served(), await hosts()) == (set(), {}, [])
+    steps: list[tuple[bool, dict[int, int]]] = [
+        (True, {}),
+        (True, {8080: 80, 443: 8443}),
+        (True, {8080: 81, 443: 8443, 8999: 8999}),
+        (True, {80: 80, 443: 8443}),
+        (True, {80: 81}),
+        (False, {8999: 8999}),
+        (False, {}),
+    ]
+    for ssh_enabled, rules in steps:
+        ports = tuple(Port(port, target) for port, target in rules.items())
+        await here.backend.expose(replace(one, ssh_enabled=ssh_enabled, ports=ports))
+        targets = set(rules.values()) | ({22} if ssh_enabled else set())
+        assert await opened() == targets
+        assert await served() == rules | ({22: 22} if ssh_enabled else {})
+        is_web = bool({443, 80} & rules.keys())
+        assert await hosts() == ([f"{one.id}.compute.example.org"] if is_web else [])
+    after = await kube.get(path_of(one, "/pods/container-0"))
+    assert after["metadata"]["uid"] == pod["metadata"]["uid"]
 
 
-async def test_a_node_port_stays_when_another_port_is_opened(
-    kubernetes: Kubernetes, kube: Api
-) -> None:
+async def test_a_node_port_stays_when_another_port_is_opened(here: Running, kube: Api) -> None:
     """Whoever is connected to a port must not notice that another is opened."""
     one = spec(ports=())
 
@@ -231,14 +267,13 @@ async def test_a_node_port_stays_when_another_port_is_opened(
             int(each["nodePort"]) for each in service["spec"]["ports"] if each["port"] == 22
         )
 
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        before = await node_port()
-        await here.backend.expose(replace(one, ports=(Port(80, 80), Port(8001, 1))))
-        assert await node_port() == before
+    await here.start(one)
+    before = await node_port()
+    await here.backend.expose(replace(one, ports=(Port(80, 80), Port(8001, 1))))
+    assert await node_port() == before
 
 
-async def test_what_was_deleted_by_hand_is_made_again(kubernetes: Kubernetes, kube: Api) -> None:
+async def test_what_was_deleted_by_hand_is_made_again(here: Running, kube: Api) -> None:
     """While it runs, and by a start."""
     one = spec(ports=(Port(443, 8443),))
     workload = path_of(one, "/statefulsets/container", api=APPS)
@@ -249,165 +284,122 @@ async def test_what_was_deleted_by_hand_is_made_again(kubernetes: Kubernetes, ku
         path_of(one, "/services/container"),
         path_of(one, "/secrets/keys"),
     )
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        pod = await kube.get(path_of(one, "/pods/container-0"))
-        assert not here.seen.lost_exposure
-        for part in parts:
-            await kube.delete(part)
-        await here.seen.until(lambda: here.seen.lost_exposure == {one.id})
-        await here.backend.expose(one)
-        for part in parts:
-            await kube.get(part)
-        after = await kube.get(path_of(one, "/pods/container-0"))
-        assert after["metadata"]["uid"] == pod["metadata"]["uid"]
-        for part in (*parts, workload):
-            await kube.delete(part)
-        again = replace(one, generation=2)
-        await here.backend.start(again)
-        await here.seen.phase(again, "running")
-        for part in (*parts, workload):
-            await kube.get(part)
+    await here.start(one)
+    pod = await kube.get(path_of(one, "/pods/container-0"))
+    assert not here.seen.lost_exposure
+    for part in parts:
+        await kube.delete(part)
+    await here.seen.until(lambda: here.seen.lost_exposure == {one.id})
+    await here.backend.expose(one)
+    for part in parts:
+        await kube.get(part)
+    after = await kube.get(path_of(one, "/pods/container-0"))
+    assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+    for part in (*parts, workload):
+        await kube.delete(part)
+    again = replace(one, generation=2)
+    await here.backend.start(again)
+    await here.seen.phase(again, "running")
+    for part in (*parts, workload):
+        await kube.get(part)
 
 
+@pytest.mark.usefixtures("looks_soon")
 async def test_a_workload_that_is_gone_is_seen_as_stopped(
-    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+    one: Spec, here: Running, kube: Api
 ) -> None:
     """So the driver runs it again, instead of waiting for a pod that nobody makes."""
-    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.1)
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
-        await here.seen.phase(one, "stopped")
-        again = replace(one, generation=2)
-        await here.backend.start(again)
-        await here.seen.phase(again, "running")
-        assert "stopped" not in here.seen.phases(again), "it would be run once more"
-        await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
-        await here.seen.phase(again, "stopped")
-        await here.backend.start(again)
-        assert here.seen.now[one.id].phase != "stopped", "it would be run once more"
+    await here.start(one)
+    await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
+    await here.seen.phase(one, "stopped")
+    again = replace(one, generation=2)
+    await here.backend.start(again)
+    await here.seen.phase(again, "running")
+    assert "stopped" not in here.seen.phases(again), "it would be run once more"
+    await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
+    await here.seen.phase(again, "stopped")
+    await here.backend.start(again)
+    assert here.seen.now[one.id].phase != "stopped", "it would be run once more"
 
 
+@pytest.mark.usefixtures("looks_soon")
 async def test_a_remark_about_the_previous_run_is_not_reported_for_a_new_one(
-    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+    one: Spec, here: Running, kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer comes when the next start is done."""
-    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.1)
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        has_workload, answered, go_on = here.backend._api.has_workload, trio.Event(), trio.Event()
+    await here.start(one)
+    has_workload, answered, go_on = here.backend._api.has_workload, trio.Event(), trio.Event()
 
-        async def late(*what: str) -> bool:
-            found = await has_workload(*what)
-            if not found:
-                answered.set()
-                await go_on.wait()
-            return found
+    async def late(*what: str) -> bool:
+        found = await has_workload(*what)
+        if not found:
+            answered.set()
+            await go_on.wait()
+        return found
 
-        monkeypatch.setattr(here.backend._api, "has_workload", late)
-        await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
-        with trio.fail_after(HANG_SECONDS):
-            await answered.wait()
-        again = replace(one, generation=2)
-        with kubernetes.kubelet.acting(Held(), in_namespace(name_of(one))):
-            await here.backend.start(again)
-            go_on.set()
-            await here.seen.phase(again, "initializing")
-        await here.seen.phase(again, "running")
-        assert "stopped" not in here.seen.phases(again)
+    monkeypatch.setattr(here.backend._api, "has_workload", late)
+    await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
+    with trio.fail_after(HANG_SECONDS):
+        await answered.wait()
+    again = replace(one, generation=2)
+    with kubernetes.kubelet.acting(Held(), name_of(one)):
+        await here.backend.start(again)
+        go_on.set()
+        await here.seen.phase(again, "initializing")
+    await here.seen.phase(again, "running")
+    assert "stopped" not in here.seen.phases(again)
 
 
-async def test_a_pod_that_is_moved_is_followed(kubernetes: Kubernetes, kube: Api) -> None:
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        before = await kube.get(path_of(one, "/pods/container-0"))
-        here.seen.all.clear()
-        await kube.delete(path_of(one, "/pods/container-0"))
-        await here.seen.until(lambda: "running" in here.seen.phases(one)[1:])
-        assert here.seen.now[one.id].generation == one.generation
-        pod = await kube.get(path_of(one, "/pods/container-0"))
-        assert pod["metadata"]["uid"] != before["metadata"]["uid"]
+async def test_a_pod_that_is_moved_is_followed(one: Spec, here: Running, kube: Api) -> None:
+    await here.start(one)
+    before = await kube.get(path_of(one, "/pods/container-0"))
+    here.seen.all.clear()
+    await kube.delete(path_of(one, "/pods/container-0"))
+    await here.seen.until(lambda: "running" in here.seen.phases(one)[1:])
+    assert here.seen.now[one.id].generation == one.generation
+    pod = await kube.get(path_of(one, "/pods/container-0"))
+    assert pod["metadata"]["uid"] != before["metadata"]["uid"]
 
 
 async def test_a_namespace_that_somebody_deletes_is_reported(
-    kubernetes: Kubernetes, kube: Api
+    one: Spec, here: Running, kube: Api
 ) -> None:
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.start(one)
-        await kube.delete(path_of(one))
-        await here.seen.until(lambda: one.id in here.seen.was_gone)
-        assert here.seen.phases(one)[-1] == "failed"
-        assert name_of(one) in here.seen.all[-1].reason
-        again = replace(one, generation=2)
-        await here.backend.start(again)
-        await here.seen.phase(again, "running")
+    await here.start(one)
+    await kube.delete(path_of(one))
+    await here.seen.until(lambda: one.id in here.seen.was_gone)
+    assert here.seen.phases(one)[-1] == "failed"
+    assert name_of(one) in here.seen.all[-1].reason
+    again = replace(one, generation=2)
+    await here.backend.start(again)
+    await here.seen.phase(again, "running")
 
 
 async def test_a_stop_before_anything_was_made_makes_nothing(
-    kubernetes: Kubernetes, kube: Api
+    one: Spec, here: Running, kube: Api
 ) -> None:
-    one = spec()
-    async with running(kubernetes.admin) as here:
-        await here.backend.stop(one)
-        await here.backend.delete(one.id, one.user_id)
-        assert not await labelled(kube, "/api/v1/namespaces", one)
+    await here.backend.stop(one)
+    await here.backend.delete(one.id, one.user_id)
+    assert not await labelled(kube, "/api/v1/namespaces", one)
 
 
-async def test_nothing_is_made_in_a_namespace_that_ends(kubernetes: Kubernetes, kube: Api) -> None:
-    one = spec()
-    about = {"finalizers": ["tests/wait"]}
-    async with running(kubernetes.admin) as here:
-        await here.backend.create(one)
-        claim = path_of(one, "/persistentvolumeclaims/data")
-        await kube.patch(claim, {"metadata": about}, "application/merge-patch+json")
-        await kube.delete(path_of(one))
-        with pytest.raises(BackendUnavailable, match="still being deleted"):
-            await here.backend.start(one)
-        await kube.patch(claim, {"metadata": {"finalizers": None}}, "application/merge-patch+json")
-        await kube.wait_gone(path_of(one))
-
-
-async def test_what_is_in_the_way_of_a_deletion_is_reported(
-    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+async def test_a_namespace_that_ends_takes_nothing_and_says_what_is_in_its_way(
+    one: Spec, here: Running, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("control.compute.kubernetes.backend.DELETE_SECONDS", 0.0)
     monkeypatch.setattr("control.compute.kubernetes.backend.LOOK_SECONDS", 0.1)
-    one = spec()
     merge = "application/merge-patch+json"
-    async with running(kubernetes.admin) as here:
-        await here.backend.create(one)
-        claim = path_of(one, "/persistentvolumeclaims/data")
-        await kube.patch(claim, {"metadata": {"finalizers": ["tests/wait"]}}, merge)
-        with pytest.raises(BackendUnavailable, match=name_of(one)):
-            await here.backend.delete(one.id, one.user_id)
-        await kube.wait_one(path_of(one), lambda found: "tests/wait" in str(found["status"]))
-        with pytest.raises(BackendUnavailable, match="tests/wait"):
-            await here.backend.delete(one.id, one.user_id)
-        await kube.patch(claim, {"metadata": {"finalizers": None}}, merge)
-        await kube.wait_gone(path_of(one))
-
-
-async def test_a_user_who_differs_in_case_alone_has_containers_of_his_own(
-    kubernetes: Kubernetes, kube: Api
-) -> None:
-    ids = ("aBcDe1", "AbCdE1", "abcde1", "ABCDE1")
-    ones = [spec(id="0badcafe", user_id=user_id) for user_id in ids]
-    # Of the same id, so each installation has one of them.
-    async with trio.open_nursery() as nursery:
-
-        async def live(index: int) -> None:
-            async with running(kubernetes.admin) as here:
-                await here.start(ones[index])
-                await here.backend.delete(ones[index].id, ones[index].user_id)
-
-        for index in range(len(ones)):
-            nursery.start_soon(live, index)
-    assert len({name_of(one) for one in ones}) == len(ones)
+    await here.backend.create(one)
+    claim = path_of(one, "/persistentvolumeclaims/data")
+    await kube.patch(claim, {"metadata": {"finalizers": ["tests/wait"]}}, merge)
+    with pytest.raises(BackendUnavailable, match=name_of(one)):
+        await here.backend.delete(one.id, one.user_id)
+    with pytest.raises(BackendUnavailable, match="still being deleted"):
+        await here.backend.start(one)
+    await kube.wait_one(path_of(one), lambda found: "tests/wait" in str(found["status"]))
+    with pytest.raises(BackendUnavailable, match="tests/wait"):
+        await here.backend.delete(one.id, one.user_id)
+    await kube.patch(claim, {"metadata": {"finalizers": None}}, merge)
+    await here.seen.until(lambda: one.id in here.seen.was_gone)
 
 
 HOSTILE_NAMES = (
@@ -479,9 +471,8 @@ async def test_whatever_a_user_writes_stays_what_it_is(kubernetes: Kubernetes, k
 
 
 async def test_another_installations_containers_are_not_seen_and_not_touched(
-    kubernetes: Kubernetes, kube: Api
+    one: Spec, kubernetes: Kubernetes, kube: Api
 ) -> None:
-    one = spec()
     async with running(kubernetes.admin) as here, running(kubernetes.admin) as there:
         await here.start(one)
         other = spec()
@@ -501,9 +492,9 @@ async def test_another_installations_containers_are_not_seen_and_not_touched(
 
 
 async def test_a_namespace_that_was_labelled_by_hand_is_not_deleted(
-    kubernetes: Kubernetes, kube: Api, namespace: str
+    one: Spec, kubernetes: Kubernetes, kube: Api
 ) -> None:
-    one, other = spec(), spec()
+    other = spec()
     async with running(kubernetes.admin, "hands") as here:
         labels = {
             "gfs.control/managed": "true",
@@ -511,11 +502,12 @@ async def test_a_namespace_that_was_labelled_by_hand_is_not_deleted(
             "gfs.control/container": other.id,
             "gfs.control/user": other.user_id,
         }
-        await kube.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": labels}})
+        theirs = {"metadata": {"name": f"theirs-{other.id}", "labels": labels}}
+        await kube.create("/api/v1/namespaces", theirs)
         await here.start(one)
         assert {each.id for each in here.seen.all} == {one.id}
         await here.backend.delete(other.id, other.user_id)
-        found = await kube.get(f"/api/v1/namespaces/{namespace}")
+        found = await kube.get(f"/api/v1/namespaces/theirs-{other.id}")
         assert not found["metadata"].get("deletionTimestamp")
 
 

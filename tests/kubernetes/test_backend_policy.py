@@ -17,7 +17,7 @@ import kube_policy
 import policies
 import pytest
 import trio
-from apiserver import Identity
+from apiserver import Identity, place_of
 from kube_api import Api
 from kube_backend import running, spec
 from kube_here import Kubernetes
@@ -58,12 +58,6 @@ class Try:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def namespace(**changes: Any) -> Manifest:
-    made = manifests.namespace(HERE, THREE, "run-1")
-    made["metadata"] |= changes
-    return made
-
-
 def workload() -> Manifest:
     return manifests.workload(HERE, TWO, OPTIONS, run=True)
 
@@ -97,44 +91,33 @@ def applied(name: str, manifest: Manifest, reported: str, **change: Any) -> Try:
             del there[last]
         else:
             there[last] = value
-    about = made["metadata"]
-    group = made["apiVersion"]
-    inside = f"/namespaces/{about['namespace']}" if "namespace" in about else ""
-    kind = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"}.get(
-        made["kind"], f"{made['kind'].lower()}s"
-    )
-    path = f"/{'apis' if '/' in group else 'api'}/{group}{inside}/{kind}/{about['name']}"
-    return Try(name, "PATCH", path, made, reported)
+    return Try(name, "PATCH", place_of(made), made, reported)
 
 
-def pod_of(name: str, reported: str, **change: Any) -> Try:
-    """A workload with something else in its pod."""
-    inside = {f"spec__template__spec__{path}": value for path, value in change.items()}
-    return applied(name, workload(), reported, **inside)
+def changed(
+    manifest: Manifest, reported: str, tries: dict[str, dict[str, Any]], inside: str = ""
+) -> Iterator[Try]:
+    """Of each name the manifest with these parts of ``inside`` changed."""
+    for name, change in tries.items():
+        parts = {f"{inside}{path}": value for path, value in change.items()}
+        yield applied(name, manifest, reported, **parts)
 
 
-def in_container(name: str, reported: str = "no more privileges", **change: Any) -> Try:
-    return pod_of(
-        name, reported, **{f"containers__0__{path}": value for path, value in change.items()}
-    )
+def pods(reported: str, tries: dict[str, dict[str, Any]]) -> Iterator[Try]:
+    return changed(workload(), reported, tries, POD)
 
 
 def out_to(name: str, block: Manifest) -> Try:
     return applied(name, policy(), "private networks", spec__egress=[{"to": [{"ipBlock": block}]}])
 
 
-def elsewhere(manifest: Manifest, namespace: str = FOREIGN) -> Try:
-    return applied(
-        f"{manifest['kind']} in {namespace}",
-        manifest,
-        "no container's namespace",
-        metadata__namespace=namespace,
-    )
-
-
+POD = "spec__template__spec__"
+CONTAINER = f"{POD}containers__0__"
+ELSEWHERE = "no container's namespace"
 EXEC = {"command": "id", "container": "main", "stdout": "1"}
-LABELS = namespace()["metadata"]["labels"]
-VOLUMES = [*workload()["spec"]["template"]["spec"]["volumes"]]
+SPACE = manifests.namespace(HERE, THREE, "run-1")
+VOLUMES = workload()["spec"]["template"]["spec"]["volumes"]
+CONTAINERS = workload()["spec"]["template"]["spec"]["containers"]
 CLAIM = {"kind": "PersistentVolumeClaim", "name": "others"}
 INTERNET = [
     peer["ipBlock"]
@@ -143,109 +126,98 @@ INTERNET = [
     if "except" in peer.get("ipBlock", {})
 ]
 PSA = "pod-security.kubernetes.io/enforce"
+METADATA_PAGE = {"httpGet": {"host": "169.254.169.254", "port": 80}}
+GPUS = ("resources__limits__example.org/gpu", "resources__requests__example.org/gpu")
+
+MORE = {
+    "metadata": {"name": "more"},
+    "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+}
 
 #: What RBAC grants in all namespaces, and the policy does not.
 BY_POLICY = [
     *(
-        elsewhere(manifest, there)
+        applied(f"{each['kind']} in {there}", each, ELSEWHERE, metadata__namespace=there)
         for there in (FOREIGN, "kube-system")
-        for manifest in (
-            workload(),
-            manifests.secret(HERE, ONE),
-            service(),
-            ingress(),
-            policy(),
-            manifests.volume_claim(HERE, ONE, OPTIONS),
-            manifests.quota(HERE, ONE),
+        for each in (
+            *(workload(), manifests.secret(HERE, ONE), service(), ingress(), policy()),
+            *(manifests.volume_claim(HERE, ONE, OPTIONS), manifests.quota(HERE, ONE)),
         )
     ),
     applied(
         "another Secret", manifests.secret(HERE, ONE), "of the name token", metadata__name="token"
     ),
     applied("another workload", workload(), "of the name evil", metadata__name="evil"),
-    Try(
-        "a Service of others deleted",
-        "DELETE",
-        f"/api/v1/namespaces/{FOREIGN}/services/theirs",
-        reported="no container's namespace",
+    *(
+        Try(f"others' {path} deleted", "DELETE", f"/api/v1/namespaces/{path}", None, ELSEWHERE)
+        for path in (f"{FOREIGN}/services/theirs", FOREIGN)
     ),
-    Try(
-        "a command in a pod of others",
-        "GET",
-        f"/api/v1/namespaces/{FOREIGN}/pods/container-0/exec",
-        reported="no container's namespace",
-        query=EXEC,
-    ),
-    Try(
-        "a command in a pod of the system",
-        "GET",
-        "/api/v1/namespaces/kube-system/pods/container-0/exec",
-        reported="no container's namespace",
-        query=EXEC,
-    ),
-    Try(
-        "a command in another pod",
-        "GET",
-        f"/api/v1/namespaces/{NAMESPACE}/pods/other/exec",
-        reported="of the name other",
-        query=EXEC,
+    *(
+        Try(f"a command in {pod}", "GET", f"/api/v1/namespaces/{pod}/exec", None, reported, EXEC)
+        for pod, reported in (
+            (f"{FOREIGN}/pods/container-0", ELSEWHERE),
+            ("kube-system/pods/container-0", ELSEWHERE),
+            (f"{NAMESPACE}/pods/other", "of the name other"),
+        )
     ),
     # --- namespaces
-    applied("a namespace of another name", namespace(name="evil"), "has its name"),
-    applied("a namespace without labels", namespace(labels={}), "has its name"),
-    applied(
-        "a namespace that may all", namespace(labels=LABELS | {PSA: "privileged"}), "has its name"
+    *changed(
+        SPACE,
+        "has its name",
+        {
+            "a namespace of another name": {"name": "evil"},
+            "a namespace without labels": {"labels": {}},
+            "a namespace that may all": {f"labels__{PSA}": "privileged"},
+            "a namespace without Pod Security": {f"labels__{PSA}": None},
+        },
+        "metadata__",
     ),
     applied(
         "a namespace of ours that may all from now on",
         manifests.namespace(HERE, ONE, "run-1"),
         "has its name",
-        metadata__labels=manifests.labels(HERE, ONE.user_id, ONE.id) | {PSA: "privileged"},
+        **{f"metadata__labels__{PSA}": "privileged"},
     ),
-    applied(
-        "a namespace without Pod Security",
-        namespace(labels={name: LABELS[name] for name in LABELS.keys() - {PSA}}),
-        "has its name",
-    ),
-    applied(
-        "a namespace out of others' sight",
-        namespace(labels=LABELS | {"admission.example.org/ignore": "true"}),
+    *changed(
+        SPACE,
         "no other labels",
+        {
+            "out of others' sight": {"labels__admission.example.org/ignore": "true"},
+            "on nodes of its choice": {
+                "annotations": {"scheduler.alpha.kubernetes.io/node-selector": "a=b"}
+            },
+        },
+        "metadata__",
     ),
-    applied(
-        "a namespace of others with our labels", namespace(name=FOREIGN), "no container's namespace"
-    ),
-    applied(
-        "the system's with our labels", namespace(name="kube-system"), "no container's namespace"
-    ),
-    Try(
-        "others' namespace deleted",
-        "DELETE",
-        f"/api/v1/namespaces/{FOREIGN}",
-        reported="no container's",
-    ),
-    applied(
-        "a namespace on nodes of its choice",
-        namespace(annotations={"scheduler.alpha.kubernetes.io/node-selector": "a=b"}),
-        "no other labels",
+    *(
+        applied(f"{name} with our labels", SPACE, ELSEWHERE, metadata__name=name)
+        for name in (FOREIGN, "kube-system")
     ),
     # --- what a container keeps
     applied("a Secret of another type", manifests.secret(HERE, FOUR), "no token", type="x"),
-    *(
-        applied(name, manifests.volume_claim(HERE, FOUR, OPTIONS), "a new volume", **change)
-        for name, change in {
+    *changed(
+        manifests.volume_claim(HERE, FOUR, OPTIONS),
+        "a new volume",
+        {
             "a volume that is there": {"spec__volumeName": "others"},
             "a volume that nobody made for it": {"spec__storageClassName": ""},
             "a volume of another class": {"spec__storageClassName": "manual"},
             "a volume by its labels": {"spec__selector": {"matchLabels": {"a": "b"}}},
             "a copy of a volume": {"spec__dataSource": CLAIM},
-        }.items()
+        },
     ),
     # --- what leads to a container
-    applied("an address taken", service(), "no addresses", spec__externalIPs=["192.0.2.1"]),
-    applied("a Service of others' pods", service(), "no addresses", spec__selector={"app": "x"}),
-    applied("an address chosen", service(), "no addresses", spec__loadBalancerIP="192.0.2.1"),
-    applied("a port of all nodes", service(), "no addresses", spec__type="NodePort"),
+    *changed(
+        service(),
+        "no addresses",
+        {
+            "an address taken": {"externalIPs": ["192.0.2.1"]},
+            "a Service of others' pods": {"selector": {"app": "x"}},
+            "an address chosen": {"loadBalancerIP": "192.0.2.1"},
+            "a port of all nodes": {"type": "NodePort"},
+        },
+        "spec__",
+    ),
     applied(
         "another port of all nodes",
         service(FOUR),
@@ -253,35 +225,39 @@ BY_POLICY = [
         spec__externalTrafficPolicy="Local",
         spec__healthCheckNodePort=30123,
     ),
-    applied(
-        "an address chosen by an annotation",
+    *changed(
         service(),
         "no other labels",
-        metadata__annotations={"metallb.universe.tf/loadBalancerIPs": "192.0.2.1"},
+        {
+            "an address chosen by an annotation": {
+                "annotations": {"metallb.universe.tf/loadBalancerIPs": "192.0.2.1"}
+            },
+            "a Service out of others' sight": {
+                "labels": {"service.kubernetes.io/service-proxy-name": ""}
+            },
+        },
+        "metadata__",
     ),
-    applied(
-        "out of others' sight",
-        service(),
-        "no other labels",
-        metadata__labels={"service.kubernetes.io/service-proxy-name": ""},
+    *changed(
+        ingress(),
+        "host name",
+        {
+            "a host name of others": {"rules__0__host": "example.org"},
+            "a certificate of others": {"tls__0__hosts": ["example.org"]},
+            "a certificate of all": {"tls__0": {"hosts": []}},
+            "another Secret's": {"tls__0__secretName": "keys"},
+            "all host names": {
+                "defaultBackend": {"service": {"name": "web", "port": {"number": 443}}}
+            },
+        },
+        "spec__",
     ),
-    applied("a host name of others", ingress(), "host name", spec__rules__0__host="example.org"),
-    applied("a certificate of others", ingress(), "host name", spec__tls__0__hosts=["example.org"]),
-    applied("a certificate of all", ingress(), "host name", spec__tls__0={"hosts": []}),
-    applied("another Secret's", ingress(), "host name", spec__tls__0__secretName="keys"),
     applied(
         "a snippet of configuration",
         ingress(),
         "no other labels",
         metadata__annotations={"nginx.ingress.kubernetes.io/configuration-snippet": "x"},
     ),
-    applied(
-        "all host names",
-        ingress(),
-        "host name",
-        spec__defaultBackend={"service": {"name": "web", "port": {"number": 443}}},
-    ),
-    applied("out to everywhere", policy(), "private networks", spec__egress=[{}]),
     *(
         out_to(f"out to {cidr}", {"cidr": cidr})
         for cidr in (
@@ -297,180 +273,140 @@ BY_POLICY = [
         for block in INTERNET
         for net in block["except"]
     ),
-    applied(
-        "out to all pods", policy(), "private networks", spec__egress__0__to__0__podSelector={}
-    ),
-    applied("out to all of DNS", policy(), "private networks", spec__egress__0__ports=None),
-    applied(
-        "out to more of DNS",
+    *changed(
         policy(),
         "private networks",
-        spec__egress__0__ports=[{"port": 53}, {"port": 9153}],
-    ),
-    applied("in as one likes", policy(), "private networks", spec__policyTypes=["Egress"]),
-    applied(
-        "not for all pods",
-        policy(),
-        "private networks",
-        spec__podSelector={"matchLabels": {"a": "b"}},
+        {
+            "out to everywhere": {"egress": [{}]},
+            "out to all pods": {"egress__0__to__0__podSelector": {}},
+            "out to all of DNS": {"egress__0__ports": None},
+            "out to more of DNS": {"egress__0__ports": [{"port": 53}, {"port": 9153}]},
+            "in as one likes": {"policyTypes": ["Egress"]},
+            "not for all pods": {"podSelector": {"matchLabels": {"a": "b"}}},
+        },
+        "spec__",
     ),
     # --- the container
-    pod_of("root of the node", "user namespace", hostUsers=True),
-    pod_of("no word of a user namespace", "user namespace", hostUsers=None),
-    pod_of("the node's network", "nothing of its node", hostNetwork=True),
-    pod_of("the node's processes", "nothing of its node", hostPID=True),
-    pod_of("the node's memory", "nothing of its node", hostIPC=True),
-    pod_of("a node of its choice", "nothing of its node", nodeName="node-amd64"),
-    pod_of("a runtime of its choice", "nothing of its node", runtimeClassName="trusted"),
-    pod_of("nodes of its choice", "nothing of its node", nodeSelector={"a": "b"}),
-    pod_of("a scheduler of its choice", "nothing of its node", schedulerName="mine"),
-    *(
-        applied(
-            f"{kind} of its choice",
-            workload(),
-            "no other labels",
-            **{f"spec__template__metadata__{kind}__{name}": "x"},
-        )
-        for kind, name in (
-            ("labels", "k8s-app"),
-            ("annotations", "k8s.v1.cni.cncf.io/networks"),
-        )
+    *pods(
+        "user namespace",
+        {
+            "root of the node": {"hostUsers": True},
+            "no word of a user namespace": {"hostUsers": None},
+        },
     ),
-    pod_of("a token", "nothing of its node", automountServiceAccountToken=True),
-    pod_of("another account", "nothing of its node", serviceAccountName="other"),
-    pod_of("first of all", "nothing of its node", priorityClassName="system-node-critical"),
-    pod_of(
-        "on the API server's nodes", "nothing of its node", tolerations=[{"operator": "Exists"}]
-    ),
-    pod_of(
-        "a setting of the kernel",
+    *pods(
         "nothing of its node",
-        securityContext={"sysctls": [{"name": "kernel.msgmax", "value": "1"}]},
-    ),
-    pod_of(
-        "a directory of the node",
-        "its own volume",
-        volumes=[*VOLUMES, {"name": "host", "hostPath": {"path": "/"}}],
-    ),
-    pod_of(
-        "another Secret as a volume",
-        "its own volume",
-        volumes=[*VOLUMES, {"name": "more", "secret": {"secretName": "tls"}}],
-    ),
-    pod_of(
-        "a token as a volume",
-        "its own volume",
-        volumes=[
-            *VOLUMES,
-            {
-                "name": "more",
-                "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]},
+        {
+            "the node's network": {"hostNetwork": True},
+            "the node's processes": {"hostPID": True},
+            "the node's memory": {"hostIPC": True},
+            "a node of its choice": {"nodeName": "node-amd64"},
+            "a runtime of its choice": {"runtimeClassName": "trusted"},
+            "nodes of its choice": {"nodeSelector": {"a": "b"}},
+            "a scheduler of its choice": {"schedulerName": "mine"},
+            "a token": {"automountServiceAccountToken": True},
+            "another account": {"serviceAccountName": "other"},
+            "first of all": {"priorityClassName": "system-node-critical"},
+            "on the API server's nodes": {"tolerations": [{"operator": "Exists"}]},
+            "a setting of the kernel": {
+                "securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}
             },
-        ],
+        },
     ),
-    in_container("privileges", securityContext__privileged=True),
-    in_container("escalation", securityContext__allowPrivilegeEscalation=True),
-    in_container("all that a node can", securityContext__capabilities__add=["SYS_ADMIN"]),
-    in_container("what runtimes give", securityContext__capabilities__drop=[]),
-    in_container("no seccomp", securityContext__seccompProfile={"type": "Unconfined"}),
-    in_container("nothing said", securityContext=None),
-    # The node's kubelet makes these, from the node's network.
-    in_container("a probe", livenessProbe={"httpGet": {"host": "169.254.169.254", "port": 80}}),
-    in_container(
-        "a hook",
-        lifecycle={"postStart": {"httpGet": {"host": "169.254.169.254", "port": 80}}},
+    *changed(
+        workload(),
+        "no other labels",
+        {
+            "labels of its choice": {"labels__k8s-app": "x"},
+            "annotations of its choice": {"annotations__k8s.v1.cni.cncf.io/networks": "x"},
+        },
+        "spec__template__metadata__",
     ),
-    in_container("a port of the node", ports=[{"containerPort": 80, "hostPort": 80}]),
-    in_container("no bounds", "has limits", resources={}),
-    in_container(
-        "a device",
-        "no devices",
-        **dict.fromkeys(
-            ("resources__limits__example.org/gpu", "resources__requests__example.org/gpu"), "1"
-        ),
+    *pods(
+        "its own volume",
+        {
+            f"{name} as a volume": {"volumes": [*VOLUMES, {"name": "more", **source}]}
+            for name, source in {
+                "a directory of the node": {"hostPath": {"path": "/"}},
+                "another Secret": {"secret": {"secretName": "tls"}},
+                "a token": {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+            }.items()
+        },
     ),
-    in_container("variables of another Secret", envFrom=[{"secretRef": {"name": "tls"}}]),
-    in_container(
-        "a variable of another Secret",
-        env=[{"name": "a", "valueFrom": {"secretKeyRef": {"name": "tls", "key": "tls.key"}}}],
+    *changed(
+        workload(),
+        "no more privileges",
+        {
+            "privileges": {"securityContext__privileged": True},
+            "escalation": {"securityContext__allowPrivilegeEscalation": True},
+            "all that a node can": {"securityContext__capabilities__add": ["SYS_ADMIN"]},
+            "what runtimes give": {"securityContext__capabilities__drop": []},
+            "no seccomp": {"securityContext__seccompProfile": {"type": "Unconfined"}},
+            "nothing said": {"securityContext": None},
+            # The node's kubelet makes these, from the node's network.
+            "a probe": {"livenessProbe": METADATA_PAGE},
+            "a hook": {"lifecycle": {"postStart": METADATA_PAGE}},
+            "a port of the node": {"ports": [{"containerPort": 80, "hostPort": 80}]},
+            "variables of another Secret": {"envFrom": [{"secretRef": {"name": "tls"}}]},
+            "a variable of another Secret": {
+                "env": [
+                    {
+                        "name": "a",
+                        "valueFrom": {"secretKeyRef": {"name": "tls", "key": "tls.key"}},
+                    }
+                ]
+            },
+        },
+        CONTAINER,
     ),
-    pod_of(
-        "a second container",
-        "is one container",
-        containers=[
-            *workload()["spec"]["template"]["spec"]["containers"],
-            {**workload()["spec"]["template"]["spec"]["containers"][0], "name": "second"},
-        ],
-    ),
-    applied("two pods", workload(), "is one container", spec__replicas=2),
-    applied(
-        "more volumes",
+    *changed(workload(), "has limits", {"no bounds": {"resources": {}}}, CONTAINER),
+    *changed(workload(), "no devices", {"a device": dict.fromkeys(GPUS, "1")}, CONTAINER),
+    *changed(
         workload(),
         "is one container",
-        spec__volumeClaimTemplates=[
-            {
-                "metadata": {"name": "more"},
-                "spec": {
-                    "accessModes": ["ReadWriteOnce"],
-                    "resources": {"requests": {"storage": "1Gi"}},
-                },
-            }
-        ],
+        {
+            "a second container": {
+                f"{POD}containers": [*CONTAINERS, {**CONTAINERS[0], "name": "second"}]
+            },
+            "two pods": {"spec__replicas": 2},
+            "more volumes": {"spec__volumeClaimTemplates": [MORE]},
+        },
     ),
 ]
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 ROLE = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
-POD = {"metadata": {"name": "evil"}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+EVIL = {"metadata": {"name": "evil"}}
+EVIL_POD = {**EVIL, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+EVIL_ROLE = {"metadata": {"name": "gfs-control-compute"}, "rules": []}
+EVIL_VOLUME = {
+    "accessModes": ["ReadWriteOnce"],
+    "capacity": {"storage": "1Gi"},
+    "hostPath": {"path": "/"},
+}
+SYSTEM = "/api/v1/namespaces/kube-system"
+OURS = f"/api/v1/namespaces/{NAMESPACE}"
 #: What not even RBAC grants.
 BY_RBAC = [
-    Try("a pod of the system", "POST", "/api/v1/namespaces/kube-system/pods", POD),
-    Try("a pod", "POST", f"/api/v1/namespaces/{NAMESPACE}/pods", POD),
-    Try("a pod deleted", "DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/container-0"),
-    Try("Secrets read", "GET", "/api/v1/namespaces/kube-system/secrets"),
-    Try("its own Secret read", "GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/keys"),
-    Try(
-        "all rights",
-        "POST",
-        f"{RBAC}/clusterrolebindings",
-        {"metadata": {"name": "evil"}, "roleRef": ROLE},
+    Try("a pod of the system", "POST", f"{SYSTEM}/pods", EVIL_POD),
+    Try("a pod", "POST", f"{OURS}/pods", EVIL_POD),
+    Try("a pod deleted", "DELETE", f"{OURS}/pods/container-0"),
+    Try("Secrets read", "GET", f"{SYSTEM}/secrets"),
+    Try("its own Secret read", "GET", f"{OURS}/secrets/keys"),
+    *(
+        Try(f"all rights by {kind}", "POST", f"{RBAC}/{kind}", {**EVIL, "roleRef": ROLE})
+        for kind in ("clusterrolebindings", f"namespaces/{NAMESPACE}/rolebindings")
     ),
-    Try(
-        "all rights in a namespace",
-        "POST",
-        f"{RBAC}/namespaces/{NAMESPACE}/rolebindings",
-        {"metadata": {"name": "evil"}, "roleRef": ROLE},
-    ),
-    Try(
-        "more rights for its role",
-        "PUT",
-        f"{RBAC}/clusterroles/gfs-control-compute",
-        {"metadata": {"name": "gfs-control-compute"}, "rules": []},
-    ),
-    Try(
-        "a token of others",
-        "POST",
-        "/api/v1/namespaces/kube-system/serviceaccounts/default/token",
-        {"spec": {}},
-    ),
+    Try("more for its role", "PUT", f"{RBAC}/clusterroles/gfs-control-compute", EVIL_ROLE),
+    Try("a token of others", "POST", f"{SYSTEM}/serviceaccounts/default/token", {"spec": {}}),
     Try("a node's kubelet", "GET", "/api/v1/nodes/node-amd64/proxy/pods"),
-    Try("a pod's ports", "GET", f"/api/v1/namespaces/{FOREIGN}/pods/x/portforward"),
-    Try("a pod's console", "GET", f"/api/v1/namespaces/{FOREIGN}/pods/x/attach"),
+    *(
+        Try(f"a pod's {way}", "GET", f"/api/v1/namespaces/{FOREIGN}/pods/x/{way}")
+        for way in ("portforward", "attach")
+    ),
     Try("a node changed", "DELETE", "/api/v1/nodes/node-amd64"),
     Try("its policy removed", "DELETE", f"{kube_policy.HOOKS}/{kube_policy.NAME}"),
-    Try(
-        "a volume of a node",
-        "POST",
-        "/api/v1/persistentvolumes",
-        {
-            "metadata": {"name": "evil"},
-            "spec": {
-                "accessModes": ["ReadWriteOnce"],
-                "capacity": {"storage": "1Gi"},
-                "hostPath": {"path": "/"},
-            },
-        },
-    ),
+    Try("a node's disk", "POST", "/api/v1/persistentvolumes", {**EVIL, "spec": EVIL_VOLUME}),
     Try(
         "somebody else's name",
         "GET",

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from apiserver import Identity
+from apiserver import Identity, place_of
 from kube_api import Api
+from kube_applied import custom_resource, establish
 from kube_backend import SHELL, Running, made, path_of, running, spec
 from kube_here import Kubernetes
 from kube_rights import Rules, account_of_file, rules_of_file
@@ -73,9 +74,7 @@ async def live(here: Running, one: Spec) -> None:
 
 
 async def test_everything_works_with_exactly_these_rights(
-    kubernetes: Kubernetes,
-    kube: Api,
-    monkeypatch: pytest.MonkeyPatch,
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the account that the file makes."""
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.1)
@@ -97,26 +96,20 @@ async def test_everything_works_with_exactly_these_rights(
     "missing", [each for each in NEEDED if each != OF_NEWER], ids=lambda each: "-".join(each)
 )
 async def test_without_one_of_them_something_does_not_work(
-    kubernetes: Kubernetes, kube_identity: MakeIdentity, missing: Permission
+    kube_identity: MakeIdentity, missing: Permission
 ) -> None:
     identity = kube_identity(rules_of(set(NEEDED) - {missing}))
     backend = made(identity)
     _, resource, verb = missing
-    try:
-        with pytest.raises(BackendUnavailable, match=f"does not let us {verb} {resource}: grant"):
-            await backend.check()
-        with pytest.raises((BackendUnavailable, Refused), match=r"let us|cannot"):
-            await use(backend, resource, verb)
-    finally:
-        backend._api.close()
+    with pytest.raises(BackendUnavailable, match=f"does not let us {verb} {resource}: grant"):
+        await backend.check()
+    with pytest.raises((BackendUnavailable, Refused), match=r"let us|cannot"):
+        await use(backend, resource, verb)
 
 
 @pytest.mark.parametrize("missing", [None, ("", "pods/log", "get"), ("", "services", "delete")])
 async def test_rights_that_the_cluster_cannot_list_are_asked_for_one_by_one(
-    kubernetes: Kubernetes,
-    kube_identity: MakeIdentity,
-    monkeypatch: pytest.MonkeyPatch,
-    missing: Permission | None,
+    kube_identity: MakeIdentity, monkeypatch: pytest.MonkeyPatch, missing: Permission | None
 ) -> None:
     """Where a cloud decides beside RBAC, the list is incomplete, or even empty."""
     identity = kube_identity(rules_of(set(NEEDED) - {missing}))
@@ -126,15 +119,12 @@ async def test_rights_that_the_cluster_cannot_list_are_asked_for_one_by_one(
         return Rights(incomplete=True)
 
     monkeypatch.setattr(backend._api, "rights", nothing_listed)
-    try:
-        if missing is None:
+    if missing is None:
+        await backend.check()
+    else:
+        reported = f"does not let us {missing[2]} {missing[1]}: grant"
+        with pytest.raises(BackendUnavailable, match=reported):
             await backend.check()
-        else:
-            reported = f"does not let us {missing[2]} {missing[1]}: grant"
-            with pytest.raises(BackendUnavailable, match=reported):
-                await backend.check()
-    finally:
-        backend._api.close()
 
 
 async def use(backend: Backend, resource: str, verb: str) -> None:
@@ -165,11 +155,8 @@ async def use(backend: Backend, resource: str, verb: str) -> None:
         await backend.delete(one.id, one.user_id)
 
 
-async def test_secrets_cannot_be_read_with_them(
-    kubernetes: Kubernetes, kube_identity: MakeIdentity
-) -> None:
+async def test_secrets_cannot_be_read_with_them(one: Spec, kube_identity: MakeIdentity) -> None:
     identity = kube_identity(rules_of_file())
-    one = spec()
     async with running(identity) as here:
         await here.backend.create(one)
     with identity.client() as client:
@@ -179,56 +166,24 @@ async def test_secrets_cannot_be_read_with_them(
 
 
 async def test_memory_is_reported_where_there_is_a_metrics_server(
-    kubernetes: Kubernetes, kube: Api, kube_identity: MakeIdentity
+    one: Spec, kube: Api, kube_identity: MakeIdentity
 ) -> None:
     """A custom resource in the very place of the metrics API stands for the server."""
     identity = kube_identity(rules_of_file())
-    one = spec()
     backend = made(identity)
-    group, metrics = "metrics.k8s.io", path_of(one, "/pods", api="/apis/metrics.k8s.io/v1beta1")
-    try:
-        await backend.create(one)
-        assert (await backend.usage(one)).memory_mb is None
-        await kube.create(
-            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-            {
-                "metadata": {
-                    "name": f"pods.{group}",
-                    "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"},
-                },
-                "spec": {
-                    "group": group,
-                    "scope": "Namespaced",
-                    "names": {"plural": "pods", "singular": "pod", "kind": "PodMetrics"},
-                    "versions": [
-                        {
-                            "name": "v1beta1",
-                            "served": True,
-                            "storage": True,
-                            "schema": {
-                                "openAPIV3Schema": {
-                                    "type": "object",
-                                    "x-kubernetes-preserve-unknown-fields": True,
-                                }
-                            },
-                        }
-                    ],
-                },
-            },
-        )
-        crd = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/pods.{group}"
-        await kube.wait_one(crd, lambda found: "Established" in str(found.get("status")))
-        containers = [{"name": "container", "usage": {"cpu": "1m", "memory": "130000Ki"}}]
-        body = {
-            "apiVersion": f"{group}/v1beta1",
-            "kind": "PodMetrics",
-            "metadata": {"name": "container-0"},
-            "containers": containers,
-        }
-        with trio.fail_after(HANG_SECONDS):
-            await kube.create(metrics, body)
-        assert (await backend.usage(one)).memory_mb == 127
-        assert (await backend.usage(spec())).memory_mb is None
-        await kube.delete(crd)
-    finally:
-        backend._api.close()
+    group, version = "metrics.k8s.io", "v1beta1"
+    await backend.create(one)
+    assert (await backend.usage(one)).memory_mb is None
+    crd = custom_resource(group, version, "PodMetrics", "pods")
+    await establish(kube, crd)
+    body = {
+        "apiVersion": f"{group}/{version}",
+        "kind": "PodMetrics",
+        "metadata": {"name": "container-0"},
+        "containers": [{"name": "container", "usage": {"cpu": "1m", "memory": "130000Ki"}}],
+    }
+    with trio.fail_after(HANG_SECONDS):
+        await kube.create(path_of(one, "/pods", api=f"/apis/{group}/{version}"), body)
+    assert (await backend.usage(one)).memory_mb == 127
+    assert (await backend.usage(spec())).memory_mb is None
+    await kube.delete(place_of(crd))

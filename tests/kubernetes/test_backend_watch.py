@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -229,8 +229,7 @@ async def test_what_happened_while_the_api_server_was_away_is_reported(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(here.backend._api, "list", refuse)
             await in_thread(kubernetes.server.restart)
-            async with without_watch(kubernetes, "away") as other:
-                await other.create(new)
+            await made(kubernetes.admin, "away").create(new)
             labels = {"metadata": {"labels": {"gfs.control/cluster": "another"}}}
             await kube.patch(path_of(lost), labels)
         await here.seen.until(lambda: here.seen.syncs[-1] == {kept.id, new.id})
@@ -240,15 +239,6 @@ async def test_what_happened_while_the_api_server_was_away_is_reported(
 
 async def refuse(*_: Any) -> Any:
     raise Refused.of(503, b"not now")
-
-
-@asynccontextmanager
-async def without_watch(kubernetes: Kubernetes, installation: str) -> AsyncIterator[Any]:
-    backend = made(kubernetes.admin, installation)
-    try:
-        yield backend
-    finally:
-        backend._api.close()
 
 
 async def test_it_outlives_410_gone(kubernetes: Kubernetes, kube: Api, one: Spec) -> None:

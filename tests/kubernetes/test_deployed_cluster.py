@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import postgresql
 import pytest
 import trio
 from kube_api import Api, Object, Refused, is_ready
@@ -19,9 +19,6 @@ from kube_nodes import LABEL, Nodes, get
 from kustomized import containers, pod_of, rendered
 from limits import HANG_SECONDS
 from needs import need
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
-import postgresql
 
 NAMESPACE = "gfs-acted"
 ZONES = ["east", "north", "west"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kube_api import Api, Object, Refused
-from kube_applied import MONITORS, apply
+from kube_applied import apply, custom_resource, establish
 from kube_here import Kubernetes
 from kustomized import of_kind, rendered
 
@@ -14,16 +14,8 @@ LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 
 
 async def test_a_real_api_server_takes_them_and_drops_nothing(kube: Api) -> None:
-    await apply(kube, MONITORS)
-    await kube.wait_one(
-        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
-        "servicemonitors.monitoring.coreos.com",
-        lambda found: any(
-            each["type"] == "Established" and each["status"] == "True"
-            # The list is null at first.
-            for each in found.get("status", {}).get("conditions") or ()
-        ),
-    )
+    group = "monitoring.coreos.com"
+    await establish(kube, custom_resource(group, "v1", "ServiceMonitor", "servicemonitors"))
     # Of a second time it makes nothing new.
     for _ in range(2):
         for manifest in rendered(NAMESPACE):

@@ -47,7 +47,7 @@ def test_nothing_runs_on_after_a_session_that_was_interrupted(
             *("-o", "trio_mode=true", f"--basetemp={base}", f"--rootdir={tests}", str(tests)),
         ],
         cwd=tests,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from alone import Alone
 from limits import HANG_SECONDS
 from needs import need
 from podman_here import Here, User
+from podman_stage import Stage, stage
 
+from control.compute.backend import Spec
 from control.compute.podman import terminal, watching
 from control.compute.podman.engine import service
 
@@ -41,7 +43,7 @@ def containers_work() -> None:
 
 
 @pytest.fixture(scope="session")
-def here(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+def cloud(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     """A cloud that all tests of a process share. Each has users of its own, and deletes
     what they create; whoever kills processes takes ``alone``."""
     with podman_here.running(tmp_path_factory.mktemp("podman"), shared=True) as made:
@@ -49,9 +51,9 @@ def here(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture
-def user(here: Here) -> Iterator[User]:
+def user(cloud: Here) -> Iterator[User]:
     """A new user, whose containers are deleted after the test."""
-    made = here.user()
+    made = cloud.user()
     yield made
     for container in made.client.get("/compute/containers").json()["containers"]:
         made.delete(container["id"])
@@ -62,3 +64,16 @@ def alone(containers_work: None, tmp_path: Path) -> Iterator[Here]:
     """A control plane of a test's own, which may be killed."""
     with podman_here.running(tmp_path / "alone", Alone) as made:
         yield made
+
+
+@pytest.fixture
+async def here(containers_work: None, tmp_path: Path) -> AsyncIterator[Stage]:
+    """The backend by itself."""
+    async with stage(tmp_path / "stage") as made:
+        yield made
+
+
+@pytest.fixture
+async def spec(here: Stage) -> Spec:
+    """A container of it that runs."""
+    return await here.run()

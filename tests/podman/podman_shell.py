@@ -12,7 +12,7 @@ from typing import Any
 import sockets
 import trio
 from limits import HANG_SECONDS
-from podman_here import Here, User
+from podman_here import User
 
 _NUMBERS = itertools.count(1)
 
@@ -52,9 +52,9 @@ def prints(output: str, line: str) -> bool:
 
 
 @asynccontextmanager
-async def shell(here: Here, user: User, container: str) -> AsyncIterator[Shell]:
+async def shell(user: User, container: str) -> AsyncIterator[Shell]:
     path = f"/compute/containers/{container}/terminal"
-    async with sockets.websocket(here.port, path, user.token) as client:
+    async with sockets.websocket(user.here.port, path, user.token) as client:
         yield Shell(client)
 
 
@@ -94,8 +94,8 @@ class Reports:
 
 
 @asynccontextmanager
-async def listening(here: Here, user: User) -> AsyncIterator[Reports]:
-    async with sockets.websocket(here.port, "/compute/ws", user.token) as client:
+async def listening(user: User) -> AsyncIterator[Reports]:
+    async with sockets.websocket(user.here.port, "/compute/ws", user.token) as client:
         assert (await client.json())["type"] == "containers"
         yield Reports(client)
 

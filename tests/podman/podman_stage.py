@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
+from backend_seen import USER, Seen, spec
 from limits import HANG_SECONDS, wait_for, wait_until
 from podman_here import left_of, remove, remove_fence, service_in, unmount_disks
 from podman_image import RUNTIME, image
@@ -17,65 +18,13 @@ from control.compute.backend import (
     LABEL_CLUSTER,
     BackendUnavailable,
     Installation,
-    Sighting,
     Spec,
 )
 from control.compute.podman import Podman
 from control.compute.settings import ComputeSettings
 from control.identity.secretfiles import make_private_directory
 
-USER = "aZ09bY"
 T = TypeVar("T")
-
-
-class Seen:
-    """A watch that remembers."""
-
-    def __init__(self) -> None:
-        self.sightings: dict[str, Sighting] = {}
-        self.story: list[Sighting] = []
-        self.times_synced = 0
-        self._changed = trio.Event()
-
-    def seen(self, sighting: Sighting) -> None:
-        self.sightings[sighting.id] = sighting
-        self.story.append(sighting)
-        self._wake()
-
-    def gone(self, container_id: str) -> None:
-        self.sightings.pop(container_id, None)
-        self._wake()
-
-    def exposure_lost(self, container_id: str) -> None:
-        raise AssertionError("nothing of it can be lost")
-
-    def synced(self, present: set[str]) -> None:
-        self.sightings = {id_: each for id_, each in self.sightings.items() if id_ in present}
-        self.times_synced += 1
-        self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
-        with trio.move_on_after(HANG_SECONDS):
-            while not condition():
-                await self._changed.wait()
-            return
-        raise AssertionError(f"never: {what}; seen: {self.story[-10:]}")
-
-    async def phase(self, spec: Spec, phase: str) -> Sighting:
-        """Until the run that ``spec`` wishes is seen in this phase."""
-
-        def is_it() -> bool:
-            found = self.sightings.get(spec.id)
-            if found is None or found.phase != phase:
-                return False
-            return found.generation in (spec.generation, 0)
-
-        await self.until(is_it, f"{spec.id} is {phase}")
-        return self.sightings[spec.id]
 
 
 class Stage:
@@ -88,24 +37,9 @@ class Stage:
         self.given: set[str] = set()
 
     def spec(self, **changes: object) -> Spec:
-        values: dict[str, object] = {
-            "id": secrets.token_hex(4),
-            "user_id": USER,
-            "name": "test",
-            "image": image(),
-            "architecture": "amd64",
-            "cpus": 0.5,
-            "memory_mb": 256,
-            "storage_gb": 1,
-            "ssh_keys": (),
-            "ssh_enabled": False,
-            "mount_paths": ("/root",),
-            "ports": (),
-            "generation": 1,
-        }
-        spec = Spec(**(values | changes))  # type: ignore[arg-type]
-        self.given.add(spec.id)
-        return spec
+        made = spec(**{"image": image(), **changes})
+        self.given.add(made.id)
+        return made
 
     async def run(self, **changes: object) -> Spec:
         """A container that runs."""
@@ -179,8 +113,9 @@ async def stage(
             made = Stage(backend, seen, cluster, directory)
             try:
                 yield made
-                for container_id in made.given | set(seen.sightings):
+                for container_id in made.given | set(seen.now):
                     await until_done(backend.delete, container_id, USER)
+                assert not seen.lost_exposure, "there is nothing of it that can be lost"
             finally:
                 nursery.cancel_scope.cancel()
     except BaseException:

@@ -123,7 +123,7 @@ async def tried(here: Stage, prisoner: Spec, other: Spec) -> dict[str, object]:
     """Escape -> how it ended: code 0 is an escape."""
     words = {
         "OTHER": address_of(other),
-        "OTHERS": here.seen.sightings[other.id].external_ip,
+        "OTHERS": here.seen.now[other.id].external_ip,
         "GATEWAY": gateway_of(prisoner),
         "LINK": link_of(prisoner, here),
         "PID": str(inspect(other.id)["State"]["Pid"]),
@@ -216,7 +216,7 @@ async def main(directory: Path) -> None:
             story["reached"] = {each: await reached(each, 80) for each in addresses}
             link = f"{link_of(prisoner, here)}%{interface_prefix(here.cluster)}{prisoner.id}"
             story["reached"] |= {"link": await reached(link, 80)}
-            story["others"] = await reached(here.seen.sightings[other.id].external_ip, 8099)
+            story["others"] = await reached(here.seen.now[other.id].external_ip, 8099)
             (disk,) = (directory / "stage" / "disks").glob(f"{prisoner.id}.*.ext4")
             story["disk"] = disk.stat().st_size
             story["tried"] = await tried(here, prisoner, other)

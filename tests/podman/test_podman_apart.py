@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import socket
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +20,11 @@ import trio
 from checks import unique, wait_for
 from limits import HANG_SECONDS
 from neighbours import place
-from podman_here import Here, User, inspect, left_of, name_of, remove
+from podman_here import Here, User, inspect, left_of, remove
 from podman_image import image, podman
+from podman_outside import outside, run
 from podman_stage import Stage, stage, until
+from processes import free_port
 
 from control.compute.backend import (
     LABEL_CLUSTER,
@@ -40,35 +40,8 @@ from control.compute.podman.network import fence
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 
-#: How curl says that nobody listens there, that nobody answers, that there is no way.
-NOBODY = ("7", "28")
 #: This and the next one are those of other services of this machine, too, in some tests.
 PORT = 8200 + 2 * place(900)
-
-
-@contextmanager
-def page_on(host: str) -> Iterator[int]:
-    """A page of this machine's, as long as it lasts; its port."""
-    with socket.create_server((host, 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    stream, _ = listener.accept()
-                except OSError:
-                    return
-                # Whoever asked may have gone.
-                with stream, contextlib.suppress(OSError):
-                    stream.recv(4096)
-                    stream.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\nsecret\n")
-
-        server = threading.Thread(target=serve)
-        server.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.join(HANG_SECONDS)
 
 
 async def fetched(here: Stage, spec: Spec, *urls: str, seconds: float = 1) -> list[str]:
@@ -86,74 +59,22 @@ async def reached(here: Stage, spec: Spec, *urls: str) -> list[str]:
     return await fetched(here, spec, *urls, seconds=HANG_SECONDS)
 
 
-def gateway_of(spec: Spec) -> str:
-    """This machine's address on the container's network."""
-    networks = inspect(spec.id)["NetworkSettings"]["Networks"]
-    (network,) = networks.values()
-    return str(network["Gateway"])
-
-
-async def test_what_listens_on_loopback_is_not_reached_from_a_container(tmp_path: Path) -> None:
-    with page_on("127.0.0.1") as port, page_on("0.0.0.0") as open_port:
-        async with stage(tmp_path / "stage", gateway_host="127.0.0.1") as here:
-            spec = await here.run(ssh_enabled=True)
-            names = ("127.0.0.1", gateway_of(spec), "127.64.0.1", "host.containers.internal")
-            for said in await fetched(here, spec, *(f"http://{name}:{port}/" for name in names)):
-                assert said in (*NOBODY, "6")
-            # Nor what it shows to everybody else.
-            assert await fetched(here, spec, f"http://{gateway_of(spec)}:{open_port}/") == ["28"]
-            # A way through the machine to its own loopback would need a route, and rights.
-            _, code = await here.execute(
-                spec, ["/bin/sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet"]
-            )
-            assert code != 0
-
-
-async def test_containers_do_not_reach_one_another(tmp_path: Path) -> None:
-    serve = "busybox httpd -p 80 -h /etc/gfs"
-    async with stage(tmp_path / "stage") as here:
-        first, second = await here.run(), await here.run()
-        await here.shell(second, f"{serve}; echo mine > /etc/gfs/page")
-        networks = inspect(second.id)["NetworkSettings"]["Networks"]
-        (address,) = (network["IPAddress"] for network in networks.values())
-        page = f"http://{address}/page"
-        assert await reached(here, second, page) == ["mine"]
-        assert (await fetched(here, first, page))[0] in NOBODY
-        assert (await fetched(here, first, f"http://{address}:22/"))[0] in NOBODY
-        # Nor others of Podman's on this machine, whatever their networks say of themselves.
-        listed = podman("network", "inspect", name_of(first.id)).stdout
-        assert json.loads(listed)[0]["options"]["isolate"] == "strict"
-
-
 @contextmanager
-def link_local_server() -> Iterator[str]:
-    """A neighbour of this machine's at a link-local address, as clouds have one; it serves a
-    page on ports 80 and 53."""
-    namespace = unique("gfs-tests")
-    third = 1 + place(250)
-    ours, theirs = f"169.254.{third}.1", f"169.254.{third}.2"
-    inside = ("ip", "-n", namespace)
-    run("ip", "netns", "add", namespace)
-    try:
-        # The kernel takes a link away some time after its namespace: each has its own name.
-        link = namespace.replace("gfs-tests", "gt").replace("-", "")[-15:]
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        run("ip", "address", "add", f"{ours}/30", "dev", link)
-        run("ip", "link", "set", link, "up")
-        run(*inside, "address", "add", f"{theirs}/30", "dev", "eth0")
-        run(*inside, "link", "set", "eth0", "up")
-        with contextlib.ExitStack() as stack:
-            for port in (80, 53):
-                command = ["ip", "netns", "exec", namespace, sys.executable, "-c", SERVES]
-                server = stack.enter_context(
-                    subprocess.Popen([*command, theirs, str(port)], stdout=subprocess.PIPE)
-                )
-                stack.callback(server.kill)
-                assert server.stdout is not None
-                assert server.stdout.readline() == b"serves\n"
-            yield theirs
-    finally:
-        run("ip", "netns", "delete", namespace)
+def link_local_server() -> Iterator[tuple[str, str]]:
+    """The address of a neighbour of this machine's that serves a page on ports 80 and 53, and
+    where this machine serves one at its own address there."""
+    with outside(1) as there, contextlib.ExitStack() as stack:
+        (theirs,), port = there.addresses, free_port()
+        python = (sys.executable, "-c", SERVES)
+        for command in (
+            *(there.command(*python, theirs, number) for number in ("80", "53")),
+            [*python, there.here, str(port)],
+        ):
+            server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            stack.callback(server.kill)
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"serves\n"
+        yield theirs, f"{there.here}:{port}"
 
 
 SERVES = """
@@ -168,37 +89,33 @@ while True:
 """
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, timeout=HANG_SECONDS)
-
-
 async def test_secrets_that_a_cloud_gives_this_machine_do_not_reach_containers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolv_conf = tmp_path / "resolv.conf"
     monkeypatch.setattr(fence, "RESOLVERS", (resolv_conf, tmp_path / "none"))
-    with link_local_server() as host:
+    with link_local_server() as (host, own):
         # Others on this machine are none of our concern, and show that there is a way.
         curl = ("curl", "-sS", f"http://{host}/")
         assert podman("run", "--rm", "--network", "podman", image(), *curl).stdout == "secret\n"
-        own = f"{host.rpartition('.')[0]}.1"
-        with page_on(own) as port:
-            async with stage(tmp_path / "stage") as here:
-                spec = await here.run()
-                urls = (f"http://{host}/", f"http://{own}:{port}/", f"http://{host}:53/")
-                assert await fetched(here, spec, *urls) == ["28", "28", "28"]
-                run("nft", "delete", "table", "inet", fence.table_name(here.cluster))
-                await until(lambda: stands(here), "firewall, back by itself")
-                assert await fetched(here, spec, urls[0]) == ["28"]
-                # Names are asked for where this machine asks, and nothing else there.
-                resolv_conf.write_text(f"nameserver 127.0.0.53\nnameserver {host}\n")
-                await here.backend._fence.ensure()
-                assert await fetched(here, spec, *urls[:2]) == ["28", "28"]
-                assert await reached(here, spec, urls[2]) == ["secret"]
-            # An operator may open networks.
-            async with stage(tmp_path / "open", open_networks=f"{host}/32, {own}/32") as here:
-                spec = await here.run()
-                assert await reached(here, spec, *urls) == ["secret"] * 3
+        async with stage(tmp_path / "stage") as here:
+            spec = await here.run()
+            urls = (f"http://{host}/", f"http://{own}/", f"http://{host}:53/")
+            assert await fetched(here, spec, *urls) == ["28", "28", "28"]
+            run("nft", "delete", "table", "inet", fence.table_name(here.cluster))
+            await until(lambda: stands(here), "firewall, back by itself")
+            assert await fetched(here, spec, urls[0]) == ["28"]
+            # Names are asked for where this machine asks, and nothing else there.
+            resolv_conf.write_text(f"nameserver 127.0.0.53\nnameserver {host}\n")
+            await here.backend._fence.ensure()
+            assert await fetched(here, spec, *urls[:2]) == ["28", "28"]
+            assert await reached(here, spec, urls[2]) == ["secret"]
+        # An operator may open networks.
+        async with stage(
+            tmp_path / "open", open_networks=f"{host}/32, {own.partition(':')[0]}/32"
+        ) as here:
+            spec = await here.run()
+            assert await reached(here, spec, *urls) == ["secret"] * 3
 
 
 @pytest.mark.parametrize("stands_again", [False, True])
@@ -207,7 +124,7 @@ async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_l
 ) -> None:
     monkeypatch.setattr(fence, "AGAIN_SECONDS", 3600)
     monkeypatch.setattr(fence, "LOOK_SECONDS", 3600)
-    with link_local_server() as host:
+    with link_local_server() as (host, _):
         async with stage(tmp_path / "stage") as here:
             spec = await here.run()
             run("nft", "delete", "table", "inet", fence.table_name(here.cluster))
@@ -253,28 +170,18 @@ async def test_without_a_fence_no_container_is_started(
         await here.seen.phase(spec, "running")
 
 
-async def test_a_container_has_no_more_rights_than_it_needs(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run(ssh_enabled=True)
-        pid = inspect(spec.id)["State"]["Pid"]
-        words = status_of(pid)
-        wanted = sum(1 << CAPABILITIES[name] for name in shapes.CAPABILITIES)
-        for name in ("CapEff", "CapPrm", "CapBnd"):
-            assert int(words[name], 16) == wanted
-        assert int(words["CapInh"], 16) == int(words["CapAmb"], 16) == 0
-        assert words["NoNewPrivs"].strip() == "1"
-        assert words["Seccomp"].strip() == "2"
-        for kind in ("mnt", "net", "pid", "ipc", "uts"):
-            assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
-        for refused in (
-            "mount -t tmpfs none /mnt",
-            "mknod /tmp/disk b 8 0",
-            "echo c > /proc/sysrq-trigger",
-            "hostname other",
-            "test -e /run/podman || test -e /var/run/docker.sock",
-        ):
-            _, code = await here.execute(spec, ["/bin/sh", "-c", refused])
-            assert code not in (0, None), refused
+async def test_a_container_has_no_more_rights_than_it_needs(here: Stage) -> None:
+    spec = await here.run(ssh_enabled=True)
+    pid = inspect(spec.id)["State"]["Pid"]
+    words = status_of(pid)
+    wanted = sum(1 << CAPABILITIES[name] for name in shapes.CAPABILITIES)
+    for name in ("CapEff", "CapPrm", "CapBnd"):
+        assert int(words[name], 16) == wanted
+    assert int(words["CapInh"], 16) == int(words["CapAmb"], 16) == 0
+    assert words["NoNewPrivs"].strip() == "1"
+    assert words["Seccomp"].strip() == "2"
+    for kind in ("mnt", "net", "pid", "ipc", "uts"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -296,10 +203,10 @@ CAPABILITIES = {
 }
 
 
-def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(here: Here) -> None:
-    directory = here.control / "compute"
+def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(cloud: Here) -> None:
+    directory = cloud.control / "compute"
     wait_for((directory / "podman.sock").exists, "service of Podman's")
-    service = wait_for(here.service, "its process")
+    service = wait_for(cloud.service, "its process")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_ISSOCK((directory / "podman.sock").stat().st_mode)
     names = {
@@ -310,20 +217,19 @@ def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(here: Her
 
 
 async def test_who_has_made_all_files_of_his_disk_starts_again_and_loses_deleted_keys(
-    tmp_path: Path,
+    here: Stage,
 ) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run(ssh_keys=("first", "second"))
-        make = "for ($i = 0; open(F, q(>), qq(/root/$i)); $i++) {} exit($!{ENOSPC} ? 0 : 1)"
-        await here.shell(spec, f"perl -MErrno -e '{make}'")
-        await here.backend.expose(spec_with(spec, ssh_keys=("first",)))
-        read = "cat /etc/gfs/keys/*"
-        assert await here.shell(spec, read) == "first\n"
-        await here.backend.stop(spec)
-        again = spec_with(spec, ssh_keys=(), generation=2)
-        await here.backend.start(again)
-        await here.seen.phase(again, "running")
-        assert await here.shell(again, read) == ""
+    spec = await here.run(ssh_keys=("first", "second"))
+    make = "for ($i = 0; open(F, q(>), qq(/root/$i)); $i++) {} exit($!{ENOSPC} ? 0 : 1)"
+    await here.shell(spec, f"perl -MErrno -e '{make}'")
+    await here.backend.expose(spec_with(spec, ssh_keys=("first",)))
+    read = "cat /etc/gfs/keys/*"
+    assert await here.shell(spec, read) == "first\n"
+    await here.backend.stop(spec)
+    again = spec_with(spec, ssh_keys=(), generation=2)
+    await here.backend.start(again)
+    await here.seen.phase(again, "running")
+    assert await here.shell(again, read) == ""
 
 
 async def test_hostile_words_are_only_words(tmp_path: Path) -> None:
@@ -365,9 +271,9 @@ def make_things(cluster: str, container: str, name: str) -> list[str]:
     return [f"{kind} {name}" for kind in ("container", "volume", "network")]
 
 
-def test_only_what_is_ours_and_in_no_record_is_removed(here: Here, user: User) -> None:
+def test_only_what_is_ours_and_in_no_record_is_removed(cloud: Here, user: User) -> None:
     made = user.run()
-    ours, foreign = here.installation(), secrets.token_hex(8)
+    ours, foreign = cloud.installation(), secrets.token_hex(8)
     try:
         # Another installation may have a container of the same id.
         kept = make_things(foreign, made, f"gfs-{foreign[:12]}-{made}")
@@ -393,17 +299,17 @@ async def test_a_disk_that_podman_knows_nothing_of_is_seen_and_can_be_deleted(
         ours = f"gfs-{here.cluster[:12]}"
         for name, label in (("0badcafe", ours), ("0badf00d", f"gfs-{secrets.token_hex(6)}")):
             run("mkfs.ext4", "-q", "-L", label, str(disks / f"{name}.1.ext4"), "2M")
-        await here.seen.until(lambda: "0badcafe" in here.seen.sightings, "a disk")
-        assert here.seen.sightings["0badcafe"].phase == "stopped"
+        await here.seen.until(lambda: "0badcafe" in here.seen.now)
+        assert here.seen.now["0badcafe"].phase == "stopped"
         await here.backend.delete("0badcafe", "")
-        await here.seen.until(lambda: "0badcafe" not in here.seen.sightings, "its end")
-        assert "0badf00d" not in here.seen.sightings
+        await here.seen.until(lambda: "0badcafe" not in here.seen.now)
+        assert "0badf00d" not in here.seen.now
         # Another installation's.
         assert os.listdir(disks) == ["0badf00d.1.ext4"]
 
 
 async def test_a_container_of_an_older_version_whose_root_is_this_machines_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    here: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = shapes.container_body
 
@@ -412,34 +318,30 @@ async def test_a_container_of_an_older_version_whose_root_is_this_machines_is_na
         del made["userns"], made["idmappings"]
         return made
 
-    async with stage(tmp_path / "stage") as here:
-        with monkeypatch.context() as patched:
-            patched.setattr(shapes, "container_body", as_before)
-            spec = await here.run()
-        assert here.seen.sightings[spec.id].reason == watching.AS_ROOT
-        assert caplog.text.count(f"{spec.id}: {watching.AS_ROOT}") == 1
-        other = await here.run()
-        assert here.seen.sightings[other.id].reason == ""
+    with monkeypatch.context() as patched:
+        patched.setattr(shapes, "container_body", as_before)
+        spec = await here.run()
+    assert here.seen.now[spec.id].reason == watching.AS_ROOT
+    assert caplog.text.count(f"{spec.id}: {watching.AS_ROOT}") == 1
+    other = await here.run()
+    assert here.seen.now[other.id].reason == ""
 
 
-async def test_several_containers_have_the_same_port_each_on_its_own_address(
-    tmp_path: Path,
-) -> None:
-    async with stage(tmp_path / "stage") as here:
-        specs = [await here.run(ports=(Port(PORT, 80),)) for _ in range(2)]
-        addresses = []
-        for number, spec in enumerate(specs):
-            await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
-            await here.shell(spec, "busybox httpd -p 80 -h /web")
-            sighting = await here.seen.phase(spec, "running")
-            assert sighting.reason == ""
-            addresses.append(sighting.external_ip)
-        assert len(set(addresses)) == 2
-        for number, host in enumerate(addresses):
-            assert await page_of(host, PORT) == f"{number}\n"
-        # Other services' address is none of theirs.
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", PORT))
+async def test_several_containers_have_the_same_port_each_on_its_own_address(here: Stage) -> None:
+    specs = [await here.run(ports=(Port(PORT, 80),)) for _ in range(2)]
+    addresses = []
+    for number, spec in enumerate(specs):
+        await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
+        await here.shell(spec, "busybox httpd -p 80 -h /web")
+        sighting = await here.seen.phase(spec, "running")
+        assert sighting.reason == ""
+        addresses.append(sighting.external_ip)
+    assert len(set(addresses)) == 2
+    for number, host in enumerate(addresses):
+        assert await page_of(host, PORT) == f"{number}\n"
+    # Other services' address is none of theirs.
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", PORT))
 
 
 async def test_two_installations_on_one_machine_have_addresses_of_their_own(tmp_path: Path) -> None:
@@ -452,7 +354,7 @@ async def test_two_installations_on_one_machine_have_addresses_of_their_own(tmp_
             await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
             await here.shell(spec, "busybox httpd -p 80 -h /web")
         for number, here in enumerate((one, two)):
-            (seen,) = here.seen.sightings.values()
+            (seen,) = here.seen.now.values()
             assert (seen.phase, seen.reason) == ("running", "")
             assert await page_of(seen.external_ip, PORT) == f"{number}\n"
 
@@ -496,21 +398,18 @@ async def test_a_container_never_gets_the_port_of_another_service_also_after_its
         assert await page_of(seen.external_ip, partly) == "mine\n"
 
 
-async def test_a_container_whose_ssh_port_another_service_took_gets_another(
-    tmp_path: Path,
-) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = here.spec(ssh_enabled=True)
-        await here.backend.create(spec)
-        port = here.backend._slots.ssh_port(spec.id)
-        with socket.create_server(("127.0.0.1", port)):
-            await here.backend.start(spec)
-            assert (await here.seen.phase(spec, "running")).reason == ""
-        command = here.backend.ssh_command(spec)
-        assert f"-p {port} " not in command
-        with trio.fail_after(HANG_SECONDS):
-            async with await trio.open_tcp_stream("127.0.0.1", int(command.split()[2])) as stream:
-                assert (await stream.receive_some()).startswith(b"SSH-")
+async def test_a_container_whose_ssh_port_another_service_took_gets_another(here: Stage) -> None:
+    spec = here.spec(ssh_enabled=True)
+    await here.backend.create(spec)
+    port = here.backend._slots.ssh_port(spec.id)
+    with socket.create_server(("127.0.0.1", port)):
+        await here.backend.start(spec)
+        assert (await here.seen.phase(spec, "running")).reason == ""
+    command = here.backend.ssh_command(spec)
+    assert f"-p {port} " not in command
+    with trio.fail_after(HANG_SECONDS):
+        async with await trio.open_tcp_stream("127.0.0.1", int(command.split()[2])) as stream:
+            assert (await stream.receive_some()).startswith(b"SSH-")
 
 
 def spec_with(spec: Spec, **changes: object) -> Spec:

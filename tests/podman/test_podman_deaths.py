@@ -23,10 +23,10 @@ from podman_here import (
 )
 from podman_image import podman
 from podman_shell import shell
-from podman_stage import stage, until_done
+from podman_stage import Stage, until_done
 from signals import send
 
-from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
+from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER, Spec
 
 #: After a call began: each of its steps takes some of this.
 DELAYS = (0.0, 0.15, 0.4)
@@ -73,7 +73,7 @@ async def test_a_shell_does_not_outlive_the_process_that_its_terminal_was_open_i
     user = alone.user()
     made = user.run()
     with contextlib.suppress(trio.BrokenResourceError):
-        async with shell(alone, user, made) as terminal:
+        async with shell(user, made) as terminal:
             await terminal.run("(setsid sleep 6543 &)")
             assert runs_in(made, "bash")
             wait_for(lambda: runs_in(made, "sleep\0006543"), "command in the background")
@@ -132,47 +132,40 @@ def test_what_runs_outlives_the_control_plane_and_what_was_removed_meanwhile_run
 # --- calls that are cut off, and repeated -----------------------------------------------
 
 
-@pytest.mark.usefixtures("containers_work")
-async def test_calls_may_be_cut_off_anywhere_and_made_again(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        for seconds in DELAYS:
-            spec = here.spec(ssh_enabled=True)
-            for call in (here.backend.create, here.backend.start):
-                with trio.move_on_after(seconds):
-                    await call(spec)
-                # What was cut off may still be done, by Podman; so it is tried again.
-                await until_done(call, spec)
-                await call(spec)
-            await here.seen.phase(spec, "running")
+async def test_calls_may_be_cut_off_anywhere_and_made_again(here: Stage) -> None:
+    for seconds in DELAYS:
+        spec = here.spec(ssh_enabled=True)
+        for call in (here.backend.create, here.backend.start):
             with trio.move_on_after(seconds):
-                await here.backend.stop(spec)
-            await until_done(here.backend.stop, spec)
-            await here.backend.stop(spec)
-            await here.seen.phase(spec, "stopped")
-            for _ in range(3):
-                with trio.move_on_after(seconds):
-                    await here.backend.delete(spec.id, spec.user_id)
-            await until_done(here.backend.delete, spec.id, spec.user_id)
-            assert left_of(LABEL_CONTAINER, spec.id) == []
-
-
-@pytest.mark.usefixtures("containers_work")
-async def test_a_service_that_is_killed_is_started_again(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run()
-        pid = inspect(spec.id)["State"]["Pid"]
-        for _ in range(2):
-            killed, times = await here.service(), here.seen.times_synced
-            send(killed, signal.SIGKILL)
-            await here.seen.until(lambda times=times: here.seen.times_synced > times, "a new one")
-            assert await here.service() != killed
-        assert inspect(spec.id)["State"]["Pid"] == pid
-        # News come as before.
-        send(pid, signal.SIGKILL)
-        await here.seen.until(
-            lambda: here.seen.sightings[spec.id].phase == "initializing", "news of its end"
-        )
+                await call(spec)
+            # What was cut off may still be done, by Podman; so it is tried again.
+            await until_done(call, spec)
+            await call(spec)
         await here.seen.phase(spec, "running")
+        with trio.move_on_after(seconds):
+            await here.backend.stop(spec)
+        await until_done(here.backend.stop, spec)
+        await here.backend.stop(spec)
+        await here.seen.phase(spec, "stopped")
+        for _ in range(3):
+            with trio.move_on_after(seconds):
+                await here.backend.delete(spec.id, spec.user_id)
+        await until_done(here.backend.delete, spec.id, spec.user_id)
+        assert left_of(LABEL_CONTAINER, spec.id) == []
+
+
+async def test_a_service_that_is_killed_is_started_again(spec: Spec, here: Stage) -> None:
+    pid = inspect(spec.id)["State"]["Pid"]
+    for _ in range(2):
+        killed, times = await here.service(), len(here.seen.syncs)
+        send(killed, signal.SIGKILL)
+        await here.seen.until(lambda times=times: len(here.seen.syncs) > times)
+        assert await here.service() != killed
+    assert inspect(spec.id)["State"]["Pid"] == pid
+    # News come as before.
+    send(pid, signal.SIGKILL)
+    await here.seen.until(lambda: here.seen.now[spec.id].phase == "initializing")
+    await here.seen.phase(spec, "running")
 
 
 def test_one_that_a_killed_process_left_is_taken_over_and_ended(alone: Here) -> None:

@@ -6,15 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
-from checks import unique
-from limits import HANG_SECONDS
 from neighbours import place
 from podman_here import make_key
+from podman_outside import Outside, outside
 from podman_stage import Stage, stage
 
 from control.compute.backend import Port, Spec
@@ -75,43 +73,6 @@ while True:
     for source, port in ended:
         connect(source, port)
 """
-
-
-@dataclass
-class Outside:
-    """Another host, with several addresses, and this machine's address there."""
-
-    namespace: str
-    here: str
-    addresses: Sequence[str]
-
-    def command(self, *words: str) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace, *words]
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, timeout=HANG_SECONDS)
-
-
-@contextmanager
-def outside(count: int) -> Iterator[Outside]:
-    namespace = unique("gfs-tests")
-    third = 1 + place(250)
-    found = Outside(
-        namespace, f"169.254.{third}.1", [f"169.254.{third}.{2 + n}" for n in range(count)]
-    )
-    run("ip", "netns", "add", namespace)
-    try:
-        link = namespace.replace("gfs-tests", "gf").replace("-", "")[-15:]
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        run("ip", "address", "add", f"{found.here}/24", "dev", link)
-        run("ip", "link", "set", link, "up")
-        for address in found.addresses:
-            run("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        run("ip", "-n", namespace, "link", "set", "eth0", "up")
-        yield found
-    finally:
-        run("ip", "netns", "delete", namespace)
 
 
 @contextmanager
@@ -180,4 +141,4 @@ async def test_strangers_who_hold_connections_keep_nobody_out(tmp_path: Path) ->
             # Nothing of them is left that would have to end first.
             assert await logs_in(there, user, key, port) == ""
             assert await page(there, user) == b"page\n"
-            assert here.seen.sightings[spec.id].phase == "running"
+            assert here.seen.now[spec.id].phase == "running"

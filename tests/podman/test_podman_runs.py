@@ -61,46 +61,44 @@ def cgroup(pid: int, controller: str, old: str, new: str) -> int:
     raise AssertionError(f"no {controller} for {pid}")
 
 
-async def test_the_kernel_holds_a_container_to_its_limits(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run(memory_mb=192, cpus=0.5)
-        pid = inspect(spec.id)["State"]["Pid"]
-        assert cgroup(pid, "memory", "memory.limit_in_bytes", "memory.max") == 192 * MIB
-        assert cgroup(pid, "cpu", "cpu.cfs_quota_us", "cpu.max") == shapes.CPU_PERIOD_US // 2
-        assert cgroup(pid, "pids", "pids.max", "pids.max") == shapes.PIDS
-        host = inspect(spec.id)["HostConfig"]
-        assert host["Memory"] == host["MemorySwap"] == 192 * MIB
+async def test_the_kernel_holds_a_container_to_its_limits(here: Stage) -> None:
+    spec = await here.run(memory_mb=192, cpus=0.5)
+    pid = inspect(spec.id)["State"]["Pid"]
+    assert cgroup(pid, "memory", "memory.limit_in_bytes", "memory.max") == 192 * MIB
+    assert cgroup(pid, "cpu", "cpu.cfs_quota_us", "cpu.max") == shapes.CPU_PERIOD_US // 2
+    assert cgroup(pid, "pids", "pids.max", "pids.max") == shapes.PIDS
+    host = inspect(spec.id)["HostConfig"]
+    assert host["Memory"] == host["MemorySwap"] == 192 * MIB
 
-        # What asks for more is ended, and the container goes on.
-        _, code = await here.execute(spec, ["tail", "/dev/zero"])
-        assert code == 128 + signal.SIGKILL
-        assert here.seen.sightings[spec.id].phase == "running"
+    # What asks for more is ended, and the container goes on.
+    _, code = await here.execute(spec, ["tail", "/dev/zero"])
+    assert code == 128 + signal.SIGKILL
+    assert here.seen.now[spec.id].phase == "running"
 
 
-async def test_what_a_container_uses_is_counted(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        idle, busy = await here.run(), await here.run()
-        await here.shell(busy, "head -c 40M /dev/zero > /root/file; mkdir /opt/more")
-        await here.shell(busy, "head -c 20M /dev/zero > /opt/more/file")
-        # It holds the line that does not end, and waits for more.
-        holds = ["/bin/sh", "-c", "(head -c 60M /dev/zero; echo >&2 all; sleep 999) | tail -n 1"]
-        async with here.backend.exec(busy, holds) as terminal:
-            printed = b""
-            with trio.fail_after(HANG_SECONDS):
-                while b"all" not in printed:
-                    printed += await terminal.receive()
-            idle_usage = await here.backend.usage(idle)
-            busy_usage = await here.backend.usage(busy)
-        assert idle_usage.memory_mb is not None
-        assert busy_usage.memory_mb is not None
-        assert 1 <= idle_usage.memory_mb < 60 <= busy_usage.memory_mb <= 256
-        assert idle_usage.storage_gb is not None
-        assert busy_usage.storage_gb is not None
-        assert idle_usage.storage_gb < 0.01
-        assert 60 / 1024 <= busy_usage.storage_gb < 80 / 1024
-        await here.backend.stop(busy)
-        stopped = await here.backend.usage(busy)
-        assert (stopped.memory_mb, stopped.storage_gb) == (None, None)
+async def test_what_a_container_uses_is_counted(here: Stage) -> None:
+    idle, busy = await here.run(), await here.run()
+    await here.shell(busy, "head -c 40M /dev/zero > /root/file; mkdir /opt/more")
+    await here.shell(busy, "head -c 20M /dev/zero > /opt/more/file")
+    # It holds the line that does not end, and waits for more.
+    holds = ["/bin/sh", "-c", "(head -c 60M /dev/zero; echo >&2 all; sleep 999) | tail -n 1"]
+    async with here.backend.exec(busy, holds) as terminal:
+        printed = b""
+        with trio.fail_after(HANG_SECONDS):
+            while b"all" not in printed:
+                printed += await terminal.receive()
+        idle_usage = await here.backend.usage(idle)
+        busy_usage = await here.backend.usage(busy)
+    assert idle_usage.memory_mb is not None
+    assert busy_usage.memory_mb is not None
+    assert 1 <= idle_usage.memory_mb < 60 <= busy_usage.memory_mb <= 256
+    assert idle_usage.storage_gb is not None
+    assert busy_usage.storage_gb is not None
+    assert idle_usage.storage_gb < 0.01
+    assert 60 / 1024 <= busy_usage.storage_gb < 80 / 1024
+    await here.backend.stop(busy)
+    stopped = await here.backend.usage(busy)
+    assert (stopped.memory_mb, stopped.storage_gb) == (None, None)
 
 
 async def test_the_log_of_podman_has_a_bound_and_goes_on(
@@ -172,7 +170,7 @@ async def test_news_of_one_do_not_wait_for_podman_to_be_done_with_another(tmp_pa
                     # As in the list that is made from time to time.
                     assert here.backend._watching is not None
                     await here.backend._watching._next_look(held.id)
-                assert here.seen.sightings[held.id].phase == "running"
+                assert here.seen.now[held.id].phase == "running"
                 flag.unlink()
             await here.backend.stop(held)
             await here.seen.phase(held, "stopped")
@@ -253,48 +251,46 @@ async def test_a_mount_path_begins_with_what_the_image_has_there_and_keeps_what_
             assert await here.shell(spec, "cat /new/dir/b") == "new\n"
 
 
-async def test_a_container_whose_disk_is_full_starts_and_can_be_emptied(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run(ssh_enabled=True)
-        _, code = await here.execute(spec, ["/bin/sh", "-c", "cat /dev/zero > /root/fill"])
-        assert code == 1
-        spec = await restarted(here, spec, ssh_enabled=True)
-        assert await here.shell(spec, "rm /root/fill; echo room > /root/file; cat /root/file") == (
-            "room\n"
-        )
+async def test_a_container_whose_disk_is_full_starts_and_can_be_emptied(here: Stage) -> None:
+    spec = await here.run(ssh_enabled=True)
+    _, code = await here.execute(spec, ["/bin/sh", "-c", "cat /dev/zero > /root/fill"])
+    assert code == 1
+    spec = await restarted(here, spec, ssh_enabled=True)
+    assert await here.shell(spec, "rm /root/fill; echo room > /root/file; cat /root/file") == (
+        "room\n"
+    )
 
 
 async def test_what_a_container_of_an_older_version_kept_is_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those had volumes of Podman's, and their users were this machine's."""
-    async with stage(tmp_path / "stage") as here:
-        spec = here.spec(mount_paths=("/srv/data",))
-        (name,) = [each for each in shapes.volumes(spec) if each != "host-keys"]
-        volume = f"{shapes.resource_name(here.cluster, spec.id)}-{name}"
-        flags = [
-            word
-            for label, value in shapes.labels(here.cluster, spec.id, spec.user_id).items()
-            for word in ("--label", f"{label}={value}")
-        ]
-        podman("volume", "create", *flags, volume)
-        at = Path(podman("volume", "inspect", volume, "--format", "{{.Mountpoint}}").stdout.strip())
-        (at / "mine").write_text("kept")
-        (at / "theirs").write_text("kept")
-        os.chown(at / "theirs", 33, 33)
-        (at / "theirs").chmod(0o4755)
-        # However long it takes, no call waits for it, and it is not begun anew by each.
-        monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", 0.0)
-        with pytest.raises(BackendUnavailable, match="being copied to a disk"):
-            await here.backend.start(spec)
-        monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", HANG_SECONDS)
+    spec = here.spec(mount_paths=("/srv/data",))
+    (name,) = [each for each in shapes.volumes(spec) if each != "host-keys"]
+    volume = f"{shapes.resource_name(here.cluster, spec.id)}-{name}"
+    flags = [
+        word
+        for label, value in shapes.labels(here.cluster, spec.id, spec.user_id).items()
+        for word in ("--label", f"{label}={value}")
+    ]
+    podman("volume", "create", *flags, volume)
+    at = Path(podman("volume", "inspect", volume, "--format", "{{.Mountpoint}}").stdout.strip())
+    (at / "mine").write_text("kept")
+    (at / "theirs").write_text("kept")
+    os.chown(at / "theirs", 33, 33)
+    (at / "theirs").chmod(0o4755)
+    # However long it takes, no call waits for it, and it is not begun anew by each.
+    monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", 0.0)
+    with pytest.raises(BackendUnavailable, match="being copied to a disk"):
         await here.backend.start(spec)
-        await here.seen.phase(spec, "running")
-        look = "cd /srv/data && stat -c '%n %a %u %g' * && cat *"
-        assert await here.shell(spec, look) == "mine 644 0 0\ntheirs 4755 33 33\nkeptkept"
-        assert volume not in podman("volume", "ls", "--quiet").stdout
-        spec = await restarted(here, spec, mount_paths=("/srv/data",))
-        assert await here.shell(spec, "cat /srv/data/mine") == "kept"
+    monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", HANG_SECONDS)
+    await here.backend.start(spec)
+    await here.seen.phase(spec, "running")
+    look = "cd /srv/data && stat -c '%n %a %u %g' * && cat *"
+    assert await here.shell(spec, look) == "mine 644 0 0\ntheirs 4755 33 33\nkeptkept"
+    assert volume not in podman("volume", "ls", "--quiet").stdout
+    spec = await restarted(here, spec, mount_paths=("/srv/data",))
+    assert await here.shell(spec, "cat /srv/data/mine") == "kept"
 
 
 async def restarted(here: Stage, spec: Spec, **changes: object) -> Spec:
@@ -307,25 +303,19 @@ async def restarted(here: Stage, spec: Spec, **changes: object) -> Spec:
 # --- ends -------------------------------------------------------------------------------
 
 
-async def test_a_container_whose_first_process_dies_runs_again(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run()
-        await here.shell(spec, "echo kept > /root/file")
-        for _ in range(2):
-            pid = inspect(spec.id)["State"]["Pid"]
-            send(pid, signal.SIGKILL)
-            await until(
-                lambda pid=pid: inspect(spec.id)["State"]["Pid"] not in (0, pid), "another run"
-            )
-            await here.seen.phase(spec, "running")
-        assert await here.shell(spec, "cat /root/file") == "kept\n"
+async def test_a_container_whose_first_process_dies_runs_again(spec: Spec, here: Stage) -> None:
+    await here.shell(spec, "echo kept > /root/file")
+    for _ in range(2):
+        pid = inspect(spec.id)["State"]["Pid"]
+        send(pid, signal.SIGKILL)
+        await until(lambda pid=pid: inspect(spec.id)["State"]["Pid"] not in (0, pid), "another run")
+        await here.seen.phase(spec, "running")
+    assert await here.shell(spec, "cat /root/file") == "kept\n"
 
 
-async def test_one_that_ends_in_peace_has_stopped(tmp_path: Path) -> None:
-    async with stage(tmp_path / "stage") as here:
-        spec = await here.run()
-        await here.execute(spec, ["kill", "1"])
-        assert "by itself" in (await here.seen.phase(spec, "stopped")).reason
+async def test_one_that_ends_in_peace_has_stopped(spec: Spec, here: Stage) -> None:
+    await here.execute(spec, ["kill", "1"])
+    assert "by itself" in (await here.seen.phase(spec, "stopped")).reason
 
 
 @pytest.mark.usefixtures("_no_server")
@@ -361,8 +351,6 @@ async def test_one_that_nobody_looks_after_any_more_is_seen_to_end(
         (conmon,) = await until(lambda: len(found := processes_naming(name)) == 1 and found, "it")
         send(conmon, signal.SIGKILL)
         send(pid, signal.SIGKILL)
-        await here.seen.until(
-            lambda: here.seen.sightings[spec.id].phase in ("stopped", "failed"), "its end"
-        )
+        await here.seen.until(lambda: here.seen.now[spec.id].phase in ("stopped", "failed"))
         after = await restarted(here, spec)
         assert await here.shell(after, "echo runs") == "runs\n"

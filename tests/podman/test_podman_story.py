@@ -16,8 +16,8 @@ SERVE = "mkdir -p /tmp/web; echo 'a page' > /tmp/web/index.html; busybox httpd -
 
 
 @pytest.mark.smoke
-async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
-    async with listening(here, user) as reported:
+async def test_the_whole_life_of_a_container(cloud: Here, user: User) -> None:
+    async with listening(user) as reported:
         made = user.create(
             name="box; rm -rf / $(reboot) `id` \"'<&>",
             mount_paths=["/srv/data", "/root"],
@@ -31,7 +31,7 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         )
         assert 0 <= used["storage_used_gb"] < 1
 
-        async with shell(here, user, made) as terminal:
+        async with shell(user, made) as terminal:
             await terminal.run("echo kept > /srv/data/file; echo gone > /opt/file")
             assert prints(await terminal.run("cat /srv/data/file"), "kept")
 
@@ -68,13 +68,13 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         ok(user.client.delete(f"/compute/containers/{made}"))
         await reported.deleted(made)
         refused(user.client.get(f"/compute/containers/{made}"), 404)
-        wait_for(lambda: made not in here.recorded(), "end of the record")
+        wait_for(lambda: made not in cloud.recorded(), "end of the record")
         assert left_of(LABEL_CONTAINER, made) == []
         wait_for(lambda: not listens(ssh_port), "closed SSH port")
         wait_for(lambda: not processes_naming(made), "end of its processes")
 
 
-async def test_a_deleted_key_lets_nobody_in_any_more(here: Here, user: User) -> None:
+async def test_a_deleted_key_lets_nobody_in_any_more(cloud: Here, user: User) -> None:
     made = user.run(ssh_enabled=True)
     assert user.ssh(made, "whoami") == "root\n"
     ok(user.client.delete(f"/compute/ssh-keys/{user.key_id}"))
