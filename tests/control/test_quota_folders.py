@@ -11,10 +11,9 @@ import pytest
 import trio
 from checks import bearer, make_namespace, ok, put, refused, wait_for
 from cloud import Cloud
-from harness import Cluster
 from storage_people import at, post, used
-from test_storage_versions import cluster as cluster
-from test_storage_versions import place_of, serving
+from test_storage_versions import Place
+from test_storage_versions import place as place
 
 import gfs
 from control.quota import usage
@@ -197,39 +196,38 @@ def test_uploads_into_a_folder_that_moves_are_counted_where_they_are(
     wait_for(is_right, "the right count")
 
 
-async def test_versions_count_where_they_are(cluster: Cluster) -> None:
-    async with serving(cluster) as (server, storage, fs):
-        place = await place_of(server, storage)
-        headers = {"Authorization": f"Bearer {place.who['token']}"}
+async def test_versions_count_where_they_are(place: Place) -> None:
+    server, ledger = place.server, place.storage.control.ledger
 
-        async def check() -> None:
-            files = [each async for each in fs.walk(place.space.directory) if each.kind == "file"]
-            with storage.control.ledger.read() as txn:
-                used = usage.used_by(txn, place.user_id).files
-            assert used == sum(weight_at(each.path) for each in files)
+    def used_now() -> int:
+        with ledger.read() as txn:
+            return usage.used_by(txn, place.user_id).files
 
-        # In more folders than its versions, and in fewer.
-        for key in (deep("d", 40), "/".join(["x" * 240] * 3)):
-            for _ in range(2):
-                path = f"/storage/{place.space.name}/{key}?overwrite=true"
-                answer = await server.http.put(path, content=b"x", headers=headers)
-                assert answer.status_code == 200, answer.text
-                await check()
-            await place.versions.delete(place.space, key, place.user_id, lambda _: None)
+    async def check() -> None:
+        walk = place.other.walk(place.space.directory)
+        files = [each async for each in walk if each.kind == "file"]
+        assert used_now() == sum(weight_at(each.path) for each in files)
+
+    # In more folders than its versions, and in fewer.
+    for key in (deep("d", 40), "/".join(["x" * 240] * 3)):
+        for _ in range(2):
+            answer = await place.put(f"{key}?overwrite=true", b"x")
+            assert answer.status_code == 200, answer.text
             await check()
-            assert await place.versions.undelete(place.space, key) is not None
+        await place.versions.delete(place.space, key, place.user_id, lambda _: None)
+        await check()
+        assert await place.versions.undelete(place.space, key) is not None
+        await check()
+        assert version_weight(place.space, key) != weight(key.count("/"))
+        # A move that has no room for the marker changes nothing.
+        about = {"source": key, "target": f"{key}-moved"}
+        query = f"/admin/quotas?id={place.user_id}"
+        before = used_now()
+        for more, status in ((0, 507), (100, 200)):
+            await server.call("PUT", query, server.admin, files=before + more)
+            answer = await server.call("POST", at(place.space.name, "move"), place.who, **about)
+            assert answer.status_code == status, answer.text
             await check()
-            assert version_weight(place.space, key) != weight(key.count("/"))
-            # A move that has no room for the marker changes nothing.
-            about = {"source": key, "target": f"{key}-moved"}
-            query = f"/admin/quotas?id={place.user_id}"
-            with storage.control.ledger.read() as txn:
-                before = usage.used_by(txn, place.user_id).files
-            for more, status in ((0, 507), (100, 200)):
-                await server.call("PUT", query, server.admin, files=before + more)
-                answer = await server.call("POST", at(place.space.name, "move"), place.who, **about)
-                assert answer.status_code == status, answer.text
-                await check()
 
 
 def _top(client: httpx.Client, space: str) -> list[str]:
