@@ -168,8 +168,9 @@ async def test_names_of_backups(backed: Backed) -> None:
 
 
 def test_what_cannot_be_backed_up_or_restored(backed: Backed) -> None:
+    key = str(backed.state / "cluster.key")
     assert "is not a backup" in backed.gfs(
-        "restore", str(backed.state / "cluster.key"), "--state", str(backed.file), code=1
+        "restore", key, "--state", str(backed.file), "--key-file", key, code=1
     )
     backed.kill("master")
     said = backed.backup(code=MasterUnavailable.exit_code)
