@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import forks
 import trio
 from lifeline import Lifeline
 from limits import HANG_SECONDS, wait_for
@@ -181,17 +180,6 @@ class Elected(Processes):
             return len(level) >= count and all(s.sequence == status.sequence for s in level)
 
         await wait_until(is_followed, f"{count} followers")
-
-    def gfs(self, *arguments: str, code: int = 0, master: str = "") -> str:
-        command, *more = arguments
-        done = forks.run(
-            [command, *more, "--key-file", str(self.state / "cluster.key"),
-             "--master", master or self.master_address],
-            env=self.environment,
-            text=True,
-        )  # fmt: skip
-        assert done.returncode == code, (arguments, done.stdout, done.stderr)
-        return str(done.stdout if code == 0 else done.stderr)
 
     def freeze(self, name: str) -> None:
         send(self.processes[name].pid, signal.SIGSTOP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -41,6 +42,26 @@ def environment(**changes: str) -> dict[str, str]:
         if not name.startswith("GFS_") or name == "GFS_CHUNKSERVER_PACKED_BYTES_MAX"
     }
     return {**kept, "GFS_COMPUTE_BACKEND": "none", **changes}
+
+
+def content(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+def python(
+    *arguments: str | os.PathLike[str], code: int = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python of its own; fails unless it exits with ``code``."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout[-5000:] + done.stderr[-3000:]
+    return done
 
 
 class Cluster:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import forks
 import limits
 from forks import Command
 from harness import PATIENT, environment, runs
@@ -75,6 +76,17 @@ class Processes:
             name, "chunkserver", "--dir", str(self.state / name), "--master", self.master_address,
             "--key-file", str(self.state / "cluster.key"),
         )  # fmt: skip
+
+    def gfs(self, *arguments: str, code: int | None = 0, master: str = "") -> str:
+        """What a command prints; or, if it is to fail, what it complains of."""
+        variables = {
+            "GFS_MASTER": master or self.master_address,
+            "GFS_STATE": str(self.state),
+            "GFS_KEY_FILE": str(self.state / "cluster.key"),
+        }
+        done = forks.run(arguments, env=self.environment | variables, text=True)
+        assert code is None or done.returncode == code, (arguments, done.stdout, done.stderr)
+        return str(done.stderr if code else done.stdout)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         process = self.processes[name]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import forks
 import on_disk
 import pytest
 import trio
@@ -29,25 +26,11 @@ class Backed(Processes):
         super().__init__(directory, 3, 3.0, GFS_MASTER_GARBAGE_GRACE_SECONDS="0.5")
         self.file = directory / "names.backup"
 
-    def gfs(self, *arguments: str, code: int = 0) -> str:
-        done: subprocess.CompletedProcess[str] = forks.run(
-            [*arguments, "--key-file", str(self.state / "cluster.key")],
-            env=self.environment, text=True,
-        )  # fmt: skip
-        assert done.returncode == code, (arguments, done.stdout, done.stderr)
-        return done.stdout if code == 0 else done.stderr
-
     def backup(self, file: Path | None = None, code: int = 0) -> str:
-        where = str(file or self.file)
-        return self.gfs("backup", where, "--master", self.master_address, code=code)
-
-    def start_backup(self) -> forks.Command:
-        arguments = ["backup", str(self.file), "--master", self.master_address]
-        key = str(self.state / "cluster.key")
-        return self._command([*arguments, "--key-file", key], self.log)
+        return self.gfs("backup", str(file or self.file), code=code)
 
     def restore(self, code: int = 0) -> str:
-        return self.gfs("restore", str(self.file), "--state", str(self.state), code=code)
+        return self.gfs("restore", str(self.file), code=code)
 
     def replicas(self) -> set[int]:
         """The handles of all chunks that have a replica."""
@@ -142,16 +125,14 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
 
         await wait_until(newer_is_collected, "end of a file's replicas")
         assert new in backed.replicas()
-        status = partial(backed.gfs, "status", "--master", backed.master_address)
-        assert "gfs restore --accept" in await in_thread(status)
-        accept = partial(backed.gfs, "restore", "--accept", "--master", backed.master_address)
-        await in_thread(accept)
+        assert "gfs restore --accept" in await in_thread(backed.gfs, "status")
+        await in_thread(backed.gfs, "restore", "--accept")
 
         async def new_is_collected() -> bool:
             return new not in await in_thread(backed.replicas)
 
         await wait_until(new_is_collected, "end of the unknown replicas")
-        assert "gfs restore --accept" not in await in_thread(status)
+        assert "gfs restore --accept" not in await in_thread(backed.gfs, "status")
         assert await fs.get("/old/second") == content("second")
 
         # The backup goes on with what was done since; one with the history that was given
@@ -168,27 +149,6 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
         backed.start_master()
         old = backed.processes.pop("master")
         assert await in_thread(old.wait, HANG_SECONDS) == 2
-
-
-async def test_a_backup_that_is_killed_leaves_the_one_before_it(backed: Backed) -> None:
-    in_thread = trio.to_thread.run_sync
-    async with gfs.connect(backed.master_address, key=backed.key) as fs:
-        await in_thread(backed.backup)
-        for number in range(20):
-            await fs.mkdir(f"/{number}")
-            killed = backed.start_backup()
-            await trio.sleep(number * 0.02)
-            killed.kill()
-            killed.wait()
-            with closing(BackupFile.open(str(backed.file))) as kept:
-                assert kept.last_point() is not None
-        await in_thread(backed.backup)
-    backed.kill("master")
-    shutil.rmtree(backed.state / "master")
-    await in_thread(backed.restore)
-    backed.start_master()
-    async with gfs.connect(backed.master_address, key=backed.key) as fs:
-        assert len(await fs.list("/")) == 20
 
 
 async def test_names_of_backups(backed: Backed) -> None:
@@ -208,8 +168,9 @@ async def test_names_of_backups(backed: Backed) -> None:
 
 
 def test_what_cannot_be_backed_up_or_restored(backed: Backed) -> None:
+    key = str(backed.state / "cluster.key")
     assert "is not a backup" in backed.gfs(
-        "restore", str(backed.state / "cluster.key"), "--state", str(backed.file), code=1
+        "restore", key, "--state", str(backed.file), "--key-file", key, code=1
     )
     backed.kill("master")
     said = backed.backup(code=MasterUnavailable.exit_code)

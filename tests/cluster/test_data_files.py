@@ -7,8 +7,6 @@ import gc
 import os
 import pickle
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster
-from limits import HANG_SECONDS, wait_for
+from harness import Cluster, python
+from limits import wait_for
 
 import gfs.data
 from gfs.client import sync
@@ -267,14 +265,7 @@ def test_forked_and_spawned_processes(
 ) -> None:
     script = tmp_path / "loader.py"
     script.write_text(LOADER)
-    done = subprocess.run(
-        [sys.executable, script, cluster.state],
-        capture_output=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert not done.stderr
+    assert not python(script, cluster.state).stderr
 
 
 PROGRAM = """
@@ -297,14 +288,8 @@ if error:
 def test_a_program_that_leaves_its_batches_ends(
     cluster: Cluster, samples: dict[str, bytes], ahead_bytes: int, error: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, cluster.state, str(ahead_bytes), error],
-        capture_output=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-    said = done.stderr.decode()
-    assert done.returncode == bool(error), said
+    arguments = "-c", PROGRAM, cluster.state, str(ahead_bytes), error
+    said = python(*arguments, code=int(bool(error))).stderr
     assert said.count("Error") == bool(error), said
 
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import forks
 import on_disk
 import pytest
 import trio
-from harness import runs
+from harness import content, runs
 from limits import HANG_SECONDS, wait_for
 from needs import need
 from processes import Processes
@@ -30,10 +28,6 @@ from gfs.errors import ChunkUnavailable, DiskFull, NotEnoughChunkservers
 
 DISK_BYTES = 48 * MIB
 NAMES = [f"chunkserver-{number}" for number in (1, 2, 3)]
-
-
-def content(seed: int, length: int) -> bytes:
-    return random.Random(seed).randbytes(length)
 
 
 class Disks(Processes):
@@ -69,14 +63,8 @@ class Disks(Processes):
         )
         return str(record["id"])
 
-    def gfs(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
-        variables = {"GFS_MASTER": self.master_address, "GFS_STATE": str(self.state)}
-        done = forks.run(arguments, env=self.environment | variables)
-        assert code is None or done.returncode == code, done.stderr.decode(errors="replace")
-        return done
-
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.gfs("status", "--json").stdout)
+        found: dict[str, Any] = json.loads(self.gfs("status", "--json"))
         return found
 
     def wait_live(self) -> None:
@@ -89,9 +77,8 @@ class Disks(Processes):
         """Wait until every replica of every file is there and good."""
 
         def is_well() -> bool:
-            done = self.gfs("fsck", "--json", code=None)
-            report = json.loads(done.stdout) if done.stdout else {}
-            return done.returncode == 0 and report["chunks"] > 0 and not report["damaged"]
+            report = json.loads(self.gfs("fsck", "--json", code=None) or "{}")
+            return bool(report) and report["chunks"] > 0 and not report["damaged"]
 
         wait_for(is_well, "repair")
 
@@ -321,86 +308,3 @@ async def test_many_writers_at_once_do_not_use_up_the_reserve(
         assert disks.all_run(), "full disks ended a chunkserver"
         for path, data in acknowledged.items():
             assert await fs.get(path) == data
-
-
-def packed(disks: Disks) -> set[int]:
-    """The chunks that have a packed replica."""
-    everywhere = [path for name in NAMES for path in disks.directories(name)]
-    found = [each for path in everywhere for each in on_disk.replicas(path).values()]
-    return {each.handle for each in found if each.is_packed}
-
-
-def start_again(disks: Disks, packed_bytes_max: int) -> None:
-    """After all chunkservers died."""
-    for name in NAMES:
-        if name in disks.processes:
-            disks.kill(name)
-    disks.environment["GFS_CHUNKSERVER_PACKED_BYTES_MAX"] = str(packed_bytes_max)
-    for name in NAMES:
-        disks.start_chunkserver(name)
-    disks.wait_live()
-
-
-@pytest.mark.parametrize("durability", ["replicated", "fsync"])
-async def test_a_state_of_chunk_files_goes_on_with_packed_replicas_and_there_is_a_way_back(
-    make_disks: Callable[..., Disks], durability: str
-) -> None:
-    disks = make_disks(GFS_CHUNKSERVER_PACKED_BYTES_MAX="0", GFS_CHUNKSERVER_DURABILITY=durability)
-    model: dict[str, bytes] = {}
-
-    async def put_some(fs: gfs.Client, folder: str) -> None:
-        new = {f"/{folder}/{n}": content(n, n * 3000 + 1) for n in range(24)}
-        assert all(await fs.put_many((path, data) for path, data in new.items()))
-        model.update(new)
-        for path in [path for path in model if path.endswith(("1", "2"))]:
-            async with await fs.open(path, "r+") as file:
-                await file.pwrite(len(model[path]), b"more")
-            model[path] += b"more"
-        for path in [path for path in model if path.endswith("3")]:
-            await fs.delete(path)
-            del model[path]
-
-    for folder, limit in (("files", 0), ("packed", 65536), ("large", 1024), ("again", 0)):
-        start_again(disks, limit)
-        async with disks.connect() as fs:
-            await put_some(fs, folder)
-            assert bool(packed(disks)) == (folder != "files")
-            for path, data in model.items():
-                assert await fs.get(path) == data
-    disks.wait_well()
-    disks.gfs("disk", "drain", disks.id(NAMES[0]), str(disks.directories(NAMES[0])[0]))
-    drained, other = disks.directories(NAMES[0])
-    before = set(on_disk.replicas(other))
-    wait_for(lambda: not on_disk.replicas(drained), "empty disk")
-    now = on_disk.replicas(other)
-    assert not any(now[handle].is_packed for handle in now.keys() - before)
-    async with disks.connect() as fs:
-        assert list(await fs.get_many(list(model))) == list(model.values())
-
-
-async def test_a_disk_that_lost_the_index_of_its_packs_is_left_out_until_that_is_put_back(
-    make_disks: Callable[..., Disks], tmp_path: Path
-) -> None:
-    disks = make_disks(GFS_CHUNKSERVER_SCAN_SECONDS="1", GFS_CHUNKSERVER_PACKED_BYTES_MAX="65536")
-    model = {f"/{n}": content(n, 5000) for n in range(30)}
-    async with disks.connect() as fs:
-        assert all(await fs.put_many((path, data) for path, data in model.items()))
-    path = max(disks.directories(NAMES[0]), key=lambda path: len(on_disk.replicas(path)))
-    index = path / "packs.index"
-    index.rename(tmp_path / "kept")
-
-    def state() -> str:
-        [server] = [s for s in disks.status()["servers"] if s["id"] == disks.id(NAMES[0])]
-        return next(str(d["state"]) for d in server["disks"] if d["path"] == str(path))
-
-    wait_for(lambda: state() == "failed", "failed disk")
-    disks.wait_well()
-    refused = disks.gfs("disk", "retry", disks.id(NAMES[0]), str(path), code=None)
-    assert b"packs.index is gone" in refused.stderr + disks.gfs("status", "--disks").stdout
-    (tmp_path / "kept").rename(index)
-    disks.gfs("disk", "retry", disks.id(NAMES[0]), str(path))
-    wait_for(lambda: state() == "ok", "disk in use")
-    disks.wait_well()
-    async with disks.connect() as fs:
-        for name, data in model.items():
-            assert await fs.get(name) == data

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import forks
 import on_disk
 import pytest
 import trio
@@ -27,17 +26,6 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made = Processes(tmp_path, 4, dead_seconds=HANG_SECONDS)
     yield made
     made.stop()
-
-
-def run(processes: Processes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return forks.run(
-        arguments,
-        env={
-            **processes.environment,
-            "GFS_MASTER": processes.master_address,
-            "GFS_KEY_FILE": str(processes.state / "cluster.key"),
-        },
-    )
 
 
 def replicas(processes: Processes, name: str) -> set[int]:
@@ -65,10 +53,9 @@ async def test_one_of_four_is_drained_under_load_and_stopped(processes: Processe
         assert replicas(processes, "chunkserver-2")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write, fs, written, done)
-            reported = await trio.to_thread.run_sync(run, processes, "drain", server)
+            reported = await trio.to_thread.run_sync(processes.gfs, "drain", server)
             done.set()
-        assert reported.returncode == 0, reported.stderr
-        assert b"is drained: no chunk needs it any more, it can be stopped" in reported.stdout
+        assert "is drained: no chunk needs it any more, it can be stopped" in reported
 
         async def is_empty() -> bool:
             return not replicas(processes, "chunkserver-2")
@@ -78,18 +65,19 @@ async def test_one_of_four_is_drained_under_load_and_stopped(processes: Processe
 
         # The other three are needed for the goal of three.
         other = next(s for s in (await fs.status()).servers if s.id != server)
-        refused = await trio.to_thread.run_sync(run, processes, "drain", other.address)
-        assert refused.returncode == 1
-        assert b"cannot be drained" in refused.stderr
-        assert b"above the 2 live chunkservers" in refused.stderr
+        refused = await trio.to_thread.run_sync(
+            partial(processes.gfs, "drain", other.address, code=1)
+        )
+        assert "cannot be drained" in refused
+        assert "above the 2 live chunkservers" in refused
 
         for number, data in enumerate(CONTENT):
             assert await fs.get(f"/f{number}") == data
         for number in written:
             assert await fs.get(f"/w{number}") == CONTENT[number % 20]
         await wait_whole(fs)
-        shown = await trio.to_thread.run_sync(run, processes, "status")
-        assert b"drained" in shown.stdout
-        assert b"start it again" not in shown.stdout
-        back = await trio.to_thread.run_sync(run, processes, "drain", "--cancel", server)
-        assert b"is not being drained" in back.stdout
+        shown = await trio.to_thread.run_sync(processes.gfs, "status")
+        assert "drained" in shown
+        assert "start it again" not in shown
+        back = await trio.to_thread.run_sync(processes.gfs, "drain", "--cancel", server)
+        assert "is not being drained" in back

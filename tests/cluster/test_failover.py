@@ -175,20 +175,3 @@ async def test_an_operator_moves_the_master_and_no_call_fails(elected: Elected) 
         return found["holder"], found["away_ms"]
 
     wait_for(lambda: election() == (holder, 0), "word of the engine")
-
-
-async def test_a_lost_directory_founds_no_second_cluster(elected: Elected) -> None:
-    """All three lose theirs: the engine knows that there was a cluster."""
-    await elected.holder()
-    await elected.wait_followed()
-    for name in NAMES:
-        elected.kill(name)
-        for path in (elected.directory / name / "master").iterdir():
-            path.unlink()
-        elected.start_one(name)
-    with trio.move_on_after(3 * HOLD_SECONDS):
-        while True:
-            assert "master" not in await roles(elected)
-    with pytest.raises(GfsError):
-        async with elected.connect(retry_seconds=3.0) as fs:
-            await fs.put(b"x", "/x")

@@ -80,7 +80,7 @@ class Mixed(Processes):
         directory = self.releases[release]
         return releases.start(directory, *arguments, log=log, environment=self.old_environment)
 
-    def gfs(self, release: str, *arguments: str, code: int | None = 0) -> str:
+    def gfs_of(self, release: str, *arguments: str, code: int | None = 0) -> str:
         """What a command of that release prints."""
         words = [*arguments, "--key-file", self.key_file]
         where = {"GFS_MASTER": self.master_address}
@@ -122,12 +122,12 @@ class Mixed(Processes):
     def promote(self, name: str) -> None:
         """The master is of the release of ``name`` from now on."""
         before, self.master = self.master, name
-        self.gfs(self.of[name], "promote", self.addresses[name])
+        self.gfs_of(self.of[name], "promote", self.addresses[name])
         assert before != name
 
     def is_heard_of(self, name: str, *, since: float) -> bool:
         """A server that has just been killed still counts as live."""
-        status = json.loads(self.gfs("new", "status", "--json"))
+        status = json.loads(self.gfs_of("new", "status", "--json"))
         ages_ms = [
             each["heartbeat_age_ms"]
             for each in status["servers"]
@@ -141,7 +141,7 @@ class Mixed(Processes):
         def whole() -> bool:
             nonlocal lacks
             self.check_loads()
-            lacks = self.gfs("new", "status", "--whole", *arguments, code=None)
+            lacks = self.gfs_of("new", "status", "--whole", *arguments, code=None)
             return not lacks
 
         try:
@@ -217,4 +217,4 @@ def test_a_rolling_upgrade_and_the_way_back_fail_no_call(mixed: Mixed) -> None:
         mixed.replace(name, "old", (signal.SIGKILL, signal.SIGTERM)[number % 2])
     mixed.end_loads()
     for release in ("old", "new"):
-        mixed.gfs(release, "fsck", "/")
+        mixed.gfs_of(release, "fsck", "/")

@@ -12,11 +12,10 @@ import pytest
 from harness import Cluster
 from limits import wait_for
 
-import gfs
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB
-from gfs.client import Rescued, sync
+from gfs.client import sync
 from gfs.config import ClientSettings
-from gfs.errors import GfsError, InvalidArgument
+from gfs.errors import InvalidArgument
 
 #: A whole chunk, one that is lost, and a short one.
 LENGTH = 2 * CHUNK_BYTES + 3 * MIB + 12_345
@@ -95,6 +94,15 @@ def test_what_is_left_of_a_file_is_fetched_and_the_holes_are_reported(
     ]
 
 
+def test_the_library_returns_the_holes(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
+    settings = ClientSettings(retry_seconds=RETRY_SECONDS, hedge_seconds=HEDGE_SECONDS)
+    with sync.connect(state=damaged.state, settings=settings) as fs:
+        rescued = fs.get("/file", tmp_path / "file", partial=True)
+        assert (rescued.entry.length, rescued.holes) == (LENGTH, HOLES)
+        with pytest.raises(InvalidArgument, match="local path"):
+            fs.get("/file", partial=True)  # type: ignore[call-overload]
+
+
 def test_the_holes_are_reported_as_json(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
     arguments = ("get", "--partial", "--json", "/file", "/good", f"{tmp_path}/")
     done = damaged.gfs(*arguments, code=4, retry_seconds=RETRY_SECONDS)
@@ -110,23 +118,3 @@ def test_the_holes_are_reported_as_json(damaged: Cluster, data: bytes, tmp_path:
     done = damaged.gfs("get", "--partial", "-f", "/good", pipe, code=1)
     assert pipe.is_fifo()
     assert b"name a file" in done.stderr
-
-
-async def test_the_library_returns_the_holes(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
-    settings = ClientSettings(retry_seconds=RETRY_SECONDS, hedge_seconds=HEDGE_SECONDS)
-    async with gfs.connect(state=damaged.state, settings=settings) as fs:
-        with pytest.raises(GfsError):
-            await fs.get("/file")
-        rescued = await fs.get("/file", tmp_path / "file", partial=True)
-        assert (rescued.entry.length, rescued.holes) == (LENGTH, HOLES)
-        assert (tmp_path / "file").read_bytes() == with_holes(data)
-        with pytest.raises(InvalidArgument, match="local path"):
-            await fs.get("/file", partial=True)  # type: ignore[call-overload]
-
-
-def test_the_blocking_library_does_too(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
-    with sync.connect(state=damaged.state) as fs:
-        rescued = fs.get("/good", tmp_path / "good", partial=True)
-        assert isinstance(rescued, Rescued)
-        assert not rescued.holes
-    assert (tmp_path / "good").read_bytes() == data[:100_000]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from harness import content
 from processes import Processes, wait_live, wait_until, wait_whole
 from test_shadow import Load
 
@@ -18,10 +19,6 @@ from gfs.client import Client
 
 #: A whole chunk, and a short one.
 LARGE = CHUNK_BYTES + 5 * MIB + 12_345
-
-
-def content(seed: int, length: int) -> bytes:
-    return random.Random(seed).randbytes(length)
 
 
 @pytest.fixture(autouse=True)

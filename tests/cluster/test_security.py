@@ -16,6 +16,7 @@ from processes import Processes, free_port
 
 from gfs.client import sync
 from gfs.errors import TlsRefused, WrongClusterKey
+from gfs.fsspec import GfsFileSystem
 from gfs.state import make_key, read_keys, retire_keys, rotate_key
 
 FILE_BYTES = 300_000
@@ -51,17 +52,17 @@ def test_a_cluster_with_tls(make_cluster: Callable[..., Cluster], tmp_path: Path
     assert cluster.gfs("get", "/file", "-").stdout == data
     with sync.connect(state=cluster.state) as fs, fs.open("/file", "r+") as file:
         file.pwrite(100_000, b"in place")
+    address, key = cluster.ready["master"]["address"], cluster.state / "cluster.key"
+    other_fs = GfsFileSystem(address, key=key, tls=cluster.state / "tls", skip_instance_cache=True)
+    assert other_fs.cat_file("/file", 100_000, 100_008) == b"in place"
+    other_fs.close()
     assert cluster.json("fsck", "/")["chunks"] == 1
     assert (cluster.state / "tls" / "key.pem").stat().st_mode & 0o77 == 0
 
     # Whoever has the key but no certificates gets an error that says so, by master and chunkserver.
-    key = ("--key-file", str(cluster.state / "cluster.key"))
-    ready = cluster.ready
-    other = tmp_path / "other"
-    for address in (ready["master"]["address"], ready["chunkservers"][0]["address"]):
-        plain = cluster.gfs(
-            "ls", "--state", other, *key, "--master", address, "/", code=TlsRefused.exit_code
-        )
+    options = ("--state", tmp_path / "other", "--key-file", key)
+    for at in (address, cluster.ready["chunkservers"][0]["address"]):
+        plain = cluster.gfs("ls", *options, "--master", at, "/", code=TlsRefused.exit_code)
         assert plain.stderr.startswith(b"gfs: this server requires TLS")
 
     assert cluster.stop() == 0

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import forks
 import pytest
 import trio
 from limits import HANG_SECONDS, wait_for
@@ -48,24 +46,11 @@ class Shadowed(Processes):
             "--replicas-before-ack", str(self.replicas_before_ack), *arguments,
         )  # fmt: skip
 
-    def gfs(self, name: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """A command on one of the two masters."""
-        command, *more = arguments
-        done = forks.run(
-            [command, *more, "--key-file", str(self.state / "cluster.key")]
-            + ([] if command == "promote" else ["--master", self.addresses[name]]),
-            env=self.environment,
-            text=True,
-        )
-        assert done.returncode == code, (arguments, done.stdout, done.stderr)
-        return done
-
     def promote(self, name: str, *arguments: str, code: int = 0) -> str:
-        done = self.gfs(name, "promote", self.addresses[name], *arguments, code=code)
-        return done.stdout if code == 0 else done.stderr
+        return self.gfs("promote", self.addresses[name], *arguments, code=code)
 
     def status(self, name: str) -> Any:
-        return json.loads(self.gfs(name, "status", "--json").stdout)
+        return json.loads(self.gfs("status", "--json", master=self.addresses[name]))
 
 
 @pytest.fixture
@@ -214,9 +199,10 @@ def test_what_status_says(shadowed: Shadowed) -> None:
         lambda: [s["state"] for s in shadowed.status("master")["shadows"]] == ["following"],
         "a follower",
     )
-    reported = shadowed.gfs("shadow", "status").stdout
+    shadow = shadowed.addresses["shadow"]
+    reported = shadowed.gfs("status", master=shadow)
     assert f"the master is at {shadowed.addresses['master']}" in reported
-    assert "1 shadow must have it" in shadowed.gfs("master", "status").stdout
-    refused = shadowed.gfs("shadow", "mkdir", "/x", code=1).stderr
+    assert "1 shadow must have it" in shadowed.gfs("status")
+    refused = shadowed.gfs("mkdir", "/x", code=1, master=shadow)
     assert "this is a shadow master, which serves reads only" in refused
     assert "this is the master already" in shadowed.promote("master", code=1)

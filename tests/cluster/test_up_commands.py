@@ -377,6 +377,27 @@ def test_what_was_deleted_can_be_had_back(cluster: Cluster, top: str) -> None:
     assert cluster.json("ls", "--trash", top) == []
 
 
+@pytest.mark.thin
+def test_snapshots(cluster: Cluster, top: str) -> None:
+    for name in "ab":
+        cluster.gfs("put", "-", f"{top}/src/d/{name}", input=name.encode() * 100_000)
+    done = cluster.gfs("snapshot", f"{top}/src", f"{top}/dst")
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert "exists already" in fails(cluster, "snapshot", f"{top}/src", f"{top}/dst")
+    assert f"is in {top}/src" in fails(cluster, "snapshot", f"{top}/src", f"{top}/src/dst")
+    copy = {"source": f"{top}/src/d/a", "target": f"{top}/x/y"}
+    counts = {"files": 1, "directories": 0, "bytes": 100_000}
+    assert cluster.json("snapshot", "-p", *copy.values()) == copy | counts
+    assert b"; shared: 195 KiB" in cluster.gfs("du", f"{top}/dst").stdout
+    assert b" of it shared by snapshots" in cluster.gfs("status").stdout
+    usage = cluster.json("du", f"{top}/x")
+    assert (usage["bytes"], usage["shared_bytes"]) == (100_000, 100_000)
+    cluster.gfs("rm", "-r", "--now", f"{top}/src")
+    listed = cluster.gfs("ls", "-R", f"{top}/dst").stdout.decode().split()
+    assert listed == [f"{top}/dst/{name}" for name in ("d/", "d/a", "d/b")]
+    assert cluster.gfs("cat", f"{top}/dst/d/b").stdout == b"b" * 100_000
+
+
 def test_setrep(cluster: Cluster, top: str) -> None:
     for name in ("a", "d/b"):
         cluster.gfs("put", "-", f"{top}/{name}", input=b"x")

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import forks
 import pytest
 from disk_load import STANDING, standing
 from limits import HANG_SECONDS, wait_for
@@ -104,12 +103,6 @@ class DiskCluster(Processes):
         process = self.processes.pop(name)
         process.terminate()
         process.wait(HANG_SECONDS)
-
-    def gfs(self, *arguments: str, code: int | None = 0) -> str:
-        variables = {"GFS_MASTER": self.master_address, "GFS_STATE": str(self.state)}
-        done = forks.run(arguments, env=self.environment | variables, text=True)
-        assert code is None or done.returncode == code, f"{arguments}: {done.stderr}"
-        return done.stdout
 
     def is_obeyed(self, *order: str) -> bool:
         """Not always while a disk is just coming back."""

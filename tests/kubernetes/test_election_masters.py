@@ -12,7 +12,6 @@ from elected import Elected, ElectionEngine
 from kube_here import Kubernetes
 from test_election_lease import RIGHTS
 from test_failover import (  # noqa: F401 - tests
-    test_a_lost_directory_founds_no_second_cluster,
     test_a_master_that_was_stopped_answers_nothing,
     test_an_operator_moves_the_master_and_no_call_fails,
     test_another_one_takes_over_from_a_master_that_is_killed,

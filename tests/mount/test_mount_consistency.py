@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import GFS, Cluster
+from harness import GFS, Cluster, content
 from limits import wait_for
 from mounts import Mount, mounted, sh
 
@@ -24,10 +24,6 @@ from gfs.client.sync import SyncClient
 MIB = 1 << 20
 CHANGES = 100
 LENGTH_MAX = 6 * MIB
-
-
-def content(seed: int, length: int) -> bytes:
-    return random.Random(seed).randbytes(length)
 
 
 @pytest.mark.parametrize("length", [0, 11, 70_000, 5 * MIB])

@@ -167,20 +167,19 @@ async def test_what_a_directory_is_is_asked_once_a_second(
     names: Names, autojump_clock: trio.testing.MockClock
 ) -> None:
     """After each change in it the kernel asks; no second is added to the one that it waits."""
-    from gfs.mount.operations import CACHE_SECONDS, Operations
+    from gfs.mount.operations import CACHE_SECONDS
 
-    async with trio.open_nursery() as nursery:
-        operations = Operations(names, "/", names.entries["/"], nursery)  # type: ignore[arg-type]
-        found = await operations.lookup(1, b"d", None)  # type: ignore[arg-type]
+    async with operating(names) as operations:
+        found = await operations.lookup(1, b"d", CALLER)
         assert names.asked == ["/d"]
         for _ in range(3):
             await trio.sleep(0.25)
             age = trio.current_time() % 1
-            shown = await operations.getattr(found.st_ino, None)  # type: ignore[arg-type]
+            shown = await operations.getattr(found.st_ino, CALLER)
             assert shown.attr_timeout == pytest.approx(CACHE_SECONDS - age)
         assert names.asked == ["/d"]
         await trio.sleep(0.25)
-        shown = await operations.getattr(found.st_ino, None)  # type: ignore[arg-type]
+        shown = await operations.getattr(found.st_ino, CALLER)
         assert shown.attr_timeout == CACHE_SECONDS
         assert names.asked == ["/d", "/d"]
 
@@ -194,24 +193,21 @@ async def test_what_was_looked_up_is_deleted_without_another_look(
     is of the same kind."""
     import pyfuse3
 
-    from gfs.mount.operations import Operations
-
     other = directory if make is file else file
     names.entries["/f"] = make("/f", 3)
-    async with trio.open_nursery() as nursery:
-        operations = Operations(names, "/", names.entries["/"], nursery)  # type: ignore[arg-type]
+    async with operating(names) as operations:
         delete = operations.unlink if make is file else operations.rmdir
-        await operations.lookup(1, b"f", None)  # type: ignore[arg-type]
+        await operations.lookup(1, b"f", CALLER)
         names.asked.clear()
         if changed is not None:
             names.entries["/f"] = (other if changed == "kind" else make)("/f", 4)
         if changed == "kind":
             with pytest.raises(pyfuse3.FUSEError) as refused:
-                await delete(1, b"f", None)  # type: ignore[arg-type]
+                await delete(1, b"f", CALLER)
             assert refused.value.errno == (errno.EISDIR if make is file else errno.ENOTDIR)
             assert "/f" in names.entries
             return
-        await delete(1, b"f", None)  # type: ignore[arg-type]
+        await delete(1, b"f", CALLER)
         again = [] if changed is None else ["/f", "delete /f 4"]
         assert names.asked == ["delete /f 3", *again]
         assert "/f" not in names.entries
@@ -222,22 +218,19 @@ async def test_attributes_that_could_not_be_stored_hide_no_later_change(
 ) -> None:
     import pyfuse3
 
-    from gfs.mount.operations import Operations
-
     names.entries["/f"] = file("/f", 3)
-    async with trio.open_nursery() as nursery:
-        operations = Operations(names, "/", names.entries["/"], nursery)  # type: ignore[arg-type]
-        found = await operations.lookup(1, b"f", None)  # type: ignore[arg-type]
+    async with operating(names) as operations:
+        found = await operations.lookup(1, b"f", CALLER)
         fields: Any = SimpleNamespace(
             update_size=False, update_mode=True, update_uid=False, update_gid=False,
             update_atime=False, update_mtime=False,
         )  # fmt: skip
         found.st_mode = 0o600
         with pytest.raises(pyfuse3.FUSEError):
-            await operations.setattr(3, found, fields, None, None)  # type: ignore[arg-type]
+            await operations.setattr(3, found, fields, None, CALLER)
         names.entries["/f"] = msgspec.structs.replace(file("/f", 3), length=9, modified_ns=2)
         await trio.sleep(2)
-        shown = await operations.getattr(3, None)  # type: ignore[arg-type]
+        shown = await operations.getattr(3, CALLER)
         assert (shown.st_size, shown.st_mode & 0o7777, shown.st_mtime_ns) == (9, 0o644, 2)
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from harness import Cluster
-from limits import HANG_SECONDS
+from harness import Cluster, python
 from needs import need_modules
 from readme import ROOT, blocks, python_step
 from test_python_foreign import NEEDED
@@ -19,13 +16,6 @@ def test_the_page_shows_what_happens(cluster: Cluster, tmp_path: Path) -> None:
         assert language == "python"
         script = tmp_path / f"block-{number}.py"
         step = python_step(script, text)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", script],
-            env={**cluster.environment, "GFS_STATE": str(cluster.state)},
-            capture_output=True,
-            text=True,
-            timeout=HANG_SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, f"{text}\n{done.stderr[-3000:]}"
+        environment = {**cluster.environment, "GFS_STATE": str(cluster.state)}
+        done = python("-W", "ignore", script, env=environment)
         assert done.stdout.splitlines() == step.printed, text

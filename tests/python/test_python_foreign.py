@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from limits import HANG_SECONDS
+from harness import python
 from needs import need_modules
 
 from gfs.client.sync import SyncFile
@@ -193,13 +191,7 @@ if __name__ == "__main__":
 def test_dask_by_processes(url: str, options: dict[str, str], context: str, tmp_path: Path) -> None:
     script = tmp_path / "dasked.py"
     script.write_text(DASK)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, url, options["key"], context],
-        capture_output=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    python("-W", "ignore", script, url, options["key"], context)
 
 
 def test_xarray_and_zarr(url: str, options: dict[str, str], fs: GfsFileSystem) -> None:
@@ -236,18 +228,11 @@ def test_xarray_and_zarr(url: str, options: dict[str, str], fs: GfsFileSystem) -
 def test_zarr_s_own_tests(url: str, options: dict[str, str], tmp_path: Path) -> None:
     need_modules("pytest_asyncio", install="make test-python")
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:trio"),
-            *("-c", tmp_path / "pytest.ini", Path(__file__).with_name("zarr_store.py")),
-        ],
+    done = python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:trio"),
+        *("-c", tmp_path / "pytest.ini", Path(__file__).with_name("zarr_store.py")),
         env={**os.environ, "ZARR_URL": url, "ZARR_KEY": options["key"]},
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-5000:]
     assert int(done.stdout.rpartition("\n\n")[2].partition(" passed")[0].split()[-1]) > 40
 
 

@@ -81,6 +81,12 @@ def packed_of(cluster: SimCluster, name: str) -> list[Packed]:
     return [each for path in cluster.disks for each in packed_on(cluster, name, path)]
 
 
+def stored(cluster: SimCluster, without: str = "") -> int:
+    """How many replicas there are, on all servers or on the others."""
+    names = [name for name in cluster.chunkservers if name != without]
+    return sum(len(handles_on(cluster, name)) for name in names)
+
+
 def handles_on(cluster: SimCluster, name: str) -> list[int]:
     """The handles of all replicas on a server's disks, in files or packed."""
     files = [int(p.rpartition("/")[2].partition(".")[0], 16) for p in cluster.chunk_files(name)]

@@ -6,13 +6,17 @@ import functools
 import inspect
 import random
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 import trio
 
 from gfs.blocks import MIB
 from gfs.client import Client
+from gfs.protocol.messages import ServerStatus
 from gfs.testing import SimCluster
+
+T = TypeVar("T")
 
 #: Two chunks, the second partly full.
 LARGE_BYTES = 66 * MIB + 4321
@@ -31,6 +35,19 @@ def content(chance: random.Random, length: int) -> bytes:
     """Bytes without a period, different for each call."""
     start = chance.randrange(len(noise()) - length)
     return noise()[start : start + length]
+
+
+def noted(patch: pytest.MonkeyPatch, kind: type[T]) -> list[T]:
+    """All of a kind that are made from now on."""
+    made: list[T] = []
+    begin = kind.__init__
+
+    def begin_noted(self: T, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        made.append(self)
+
+    patch.setattr(kind, "__init__", begin_noted)
+    return made
 
 
 async def later(seconds: float, action: Callable[..., Any], *args: object) -> None:
@@ -67,13 +84,31 @@ async def assert_sound(fs: Client) -> None:
     assert not report.damaged, report.problems
 
 
-async def wait_until_sound(cluster: SimCluster, fs: Client) -> None:
+async def wait_until_sound(
+    cluster: SimCluster, fs: Client, timeout: float = REPAIR_SECONDS
+) -> None:
     async def reached() -> bool:
-        return await sound(fs)
+        return await sound(fs) and await settled(fs)
 
-    await cluster.wait_until(reached, REPAIR_SECONDS, "everything is sound")
+    await cluster.wait_until(reached, timeout, "everything is sound", every=0.5)
+
+
+async def server_at(fs: Client, name: str) -> ServerStatus:
+    servers = (await fs.status()).servers
+    (found,) = [each for each in servers if each.address.partition(":")[0] == name]
+    return found
+
+
+async def is_dead(fs: Client, name: str) -> bool:
+    return (await server_at(fs, name)).state == "dead"
 
 
 async def settled(fs: Client) -> bool:
     totals = (await fs.status()).totals
     return not (totals.under_replicated or totals.lost or totals.corrupt)
+
+
+async def wait_settled(cluster: SimCluster, fs: Client, timeout: float = 60.0) -> None:
+    """All is sound as soon as the master says that it is settled."""
+    await cluster.wait_until(lambda: settled(fs), timeout)
+    await assert_sound(fs)

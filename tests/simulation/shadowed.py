@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -143,11 +144,11 @@ class ShadowedCluster(SimCluster):
         except (GfsError, OSError):
             return None
 
-    async def level(self, name: str, seconds: float = 30.0) -> None:
-        """Wait until a shadow follows and has everything, and hears from all chunkservers:
-        they know where it is."""
+    async def level(self, *names: str) -> None:
+        """Wait until shadows follow and have everything, and hear from all chunkservers: they
+        know where they are."""
 
-        async def is_level() -> bool:
+        async def is_level(name: str) -> bool:
             status = await self.status_of(name)
             return (
                 status is not None
@@ -158,4 +159,5 @@ class ShadowedCluster(SimCluster):
                 and all(server.state == "live" for server in status.servers)
             )
 
-        await self.wait_until(is_level, seconds, f"{name} level with its master")
+        for name in names:
+            await self.wait_until(partial(is_level, name), 30, f"{name} level with its master")

@@ -27,7 +27,7 @@ from gfs.testing.life import Onlooker
 
 from .losses import handle_of
 from .packs import handles_on
-from .promises import content, replicas, settled, sound
+from .promises import content, replicas, settled, wait_settled
 from .seeds import over_seeds
 
 PATH = "/log"
@@ -101,8 +101,7 @@ async def test_any_server_of_the_chain_may_die(
         await trio.sleep(20)
         nursery.cancel_scope.cancel()
     await appended.check(fs)
-    await cluster.wait_until(lambda: settled(fs), 60)
-    assert await sound(fs)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(4, chunkservers=3)
@@ -145,8 +144,7 @@ async def test_a_primary_that_lost_the_end_misleads_no_writer(
     await trio.sleep(8)
     await appended.some(fs, chance, 3)
     await appended.check(fs)
-    await cluster.wait_until(lambda: settled(fs), 60)
-    assert await sound(fs)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(4, chunkservers=4)
@@ -165,8 +163,7 @@ async def test_a_secondary_that_lost_the_end_fails_no_append(
     await trio.sleep(0.5)
     await appended.some(fs, chance, 3)
     await appended.check(fs)
-    await cluster.wait_until(lambda: settled(fs), 60)
-    assert await sound(fs)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(
@@ -190,8 +187,7 @@ async def test_leases_end_and_chunks_are_copied_under_appends(
                 await cluster.start(victim)
             nursery.cancel_scope.cancel()
         await appended.check(fs)
-        await cluster.wait_until(lambda: settled(fs), 60)
-        assert await sound(fs)
+        await wait_settled(cluster, fs)
 
 
 @over_seeds(2)
@@ -316,9 +312,9 @@ async def test_what_is_refused(fs: Client) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["none", "busy", "cut", "primary dies"])
-@over_seeds(2)
+@over_seeds(2, chunkservers=4)
 async def test_the_next_request_is_sent_before_the_answer_and_order_is_kept(
-    seed: int, chance: Random, trouble: str, monkeypatch: pytest.MonkeyPatch
+    chance: Random, cluster: SimCluster, fs: Client, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large requests follow one another without a pause. When one fails, none after it has a
     place before it."""
@@ -340,26 +336,25 @@ async def test_the_next_request_is_sent_before_the_answer_and_order_is_kept(
     size = AHEAD_BYTES_MIN // 4
     data = [content(chance, size) for _ in range(60)]
     done: list[int] = []
-    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
-        await fs.append(PATH, b"first")
-        primary = (await chain(fs, cluster))[0]
+    await fs.append(PATH, b"first")
+    primary = (await chain(fs, cluster))[0]
 
-        async def append() -> None:
-            for at in range(0, len(data), 20):
-                done.extend(await fs.append_many(PATH, data[at : at + 20]))
+    async def append() -> None:
+        for at in range(0, len(data), 20):
+            done.extend(await fs.append_many(PATH, data[at : at + 20]))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(append)
-            for _ in range(3 if trouble in ("cut", "primary dies") else 0):
-                await trio.sleep(chance.uniform(0, 0.02))
-                cluster.network.cut("client0", primary)
-            if trouble == "primary dies":
-                cluster.kill(primary)
-        if trouble == "none":
-            assert most == REQUESTS_MAX
-        assert done == sorted(done)
-        found = [record.data async for record in fs.records(PATH)]
-        assert found == [b"first", *data]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(append)
+        for _ in range(3 if trouble in ("cut", "primary dies") else 0):
+            await trio.sleep(chance.uniform(0, 0.02))
+            cluster.network.cut("client0", primary)
+        if trouble == "primary dies":
+            cluster.kill(primary)
+    if trouble == "none":
+        assert most == REQUESTS_MAX
+    assert done == sorted(done)
+    found = [record.data async for record in fs.records(PATH)]
+    assert found == [b"first", *data]
 
 
 @over_seeds(4, chunkservers=3)
@@ -426,7 +421,7 @@ async def test_the_reported_length_of_a_growing_source_is_what_was_stored(
 
 @over_seeds(8)
 async def test_records_of_one_task_are_sent_once(
-    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one may come at the instant at which the last one's request ends."""
     sent, transmit = 0, Appender._transmit
@@ -437,9 +432,8 @@ async def test_records_of_one_task_are_sent_once(
         await transmit(appender, *arguments, **options)
 
     monkeypatch.setattr(Appender, "_transmit", counted)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        records = [content(chance, AHEAD_BYTES_MIN) for _ in range(12)]
-        for record in records:
-            await fs.append(PATH, record)
-        assert sent == len(records)
-        assert [record.data async for record in fs.records(PATH)] == records
+    records = [content(chance, AHEAD_BYTES_MIN) for _ in range(12)]
+    for record in records:
+        await fs.append(PATH, record)
+    assert sent == len(records)
+    assert [record.data async for record in fs.records(PATH)] == records

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from random import Random
 
@@ -22,11 +22,12 @@ from gfs.errors import (
     NotADirectory,
     NotFound,
 )
-from gfs.protocol.messages import AcquireLease, Locate, Publish, Stat
+from gfs.protocol.messages import AcquireLease
 from gfs.testing import SimCluster
 
 from .promises import content
 from .seeds import over_seeds
+from .test_data_path import asked_of_master
 
 ATTRIBUTES = {"content-type": "text/plain; charset=utf-8", "owner": "ä"}
 POOL_BUFFERS = 4
@@ -37,29 +38,6 @@ def digest_of(data: bytes) -> bytes:
     """As docs/formats.md tells it. Chunks are whole numbers of blocks."""
     blocks = range(0, len(data), BLOCK_BYTES)
     return xxh3_128_digest(b"".join(xxh3_64_digest(data[at : at + BLOCK_BYTES]) for at in blocks))
-
-
-def on_requests(fs: Client, seen: list[object]) -> None:
-    """Note every request to the master."""
-    ask, call = fs._core.master.ask, fs._core.master.call
-
-    async def noting_ask(request: object, *rest: object) -> object:
-        seen.append(request)
-        return await ask(request, *rest)  # type: ignore[arg-type]
-
-    async def noting_call(make: Callable[[], object], *rest: object) -> object:
-        seen.append(make())
-        return await call(make, *rest)  # type: ignore[arg-type]
-
-    ask_now = fs._core.master.ask_now
-
-    async def noting_ask_now(requests: Sequence[tuple[object, object]], *rest: object) -> object:
-        seen.extend(request for request, _ in requests)
-        return await ask_now(requests, *rest)  # type: ignore[arg-type]
-
-    fs._core.master.ask_now = noting_ask_now  # type: ignore[method-assign,assignment]
-    fs._core.master.ask = noting_ask  # type: ignore[method-assign,assignment]
-    fs._core.master.call = noting_call  # type: ignore[method-assign,assignment]
 
 
 async def write_in_pieces(fs: Client, path: str, data: bytes, chance: Random) -> None:
@@ -87,11 +65,13 @@ async def test_a_digest_is_that_of_the_stored_sums(chance: Random, fs: Client, l
 
 @over_seeds(2, client=SMALL_POOL)
 async def test_a_digest_does_not_depend_on_the_pool(chance: Random, fs: Client) -> None:
-    """With it empty, packets are small; in between they may be large again."""
+    """With it empty, packets are small; in between they may be large again; and nobody starves."""
     data = content(chance, 3 * MIB + 12_345)
     async with trio.open_nursery() as nursery:
         for number in range(8):
             nursery.start_soon(fs.put, data, f"/{number}")
+        for number in range(4 * POOL_BUFFERS):
+            nursery.start_soon(write_in_pieces, fs, f"/in-pieces-{number}", data, chance)
     assert {entry.digest for entry in await fs.list("/")} == {digest_of(data)}
 
 
@@ -209,22 +189,31 @@ async def test_attributes_are_in_every_entry(cluster: SimCluster, fs: Client) ->
 
 @over_seeds(1)
 async def test_mistakes_are_reported_before_anything_is_sent(fs: Client) -> None:
-    seen: list[object] = []
-    on_requests(fs, seen)
-    for wrong in ({"A": "b"}, {"a": "b" * 1025}, {f"{n}": "" for n in range(17)}):
+    with asked_of_master() as asked:
+        for wrong in ({"A": "b"}, {"a": "b" * 1025}, {f"{n}": "" for n in range(17)}):
+            with pytest.raises(InvalidArgument):
+                await fs.put(b"x", "/file", attributes=wrong)
+            with pytest.raises(InvalidArgument):
+                fs.create("/file", attributes=wrong)
+        with pytest.raises(InvalidName):
+            fs.create("/file", parents="")
+        with pytest.raises(InvalidName):
+            fs.create("/" + "x" * 5000)
         with pytest.raises(InvalidArgument):
-            await fs.put(b"x", "/file", attributes=wrong)
+            fs.create("/file", expect=-1)
         with pytest.raises(InvalidArgument):
-            fs.create("/file", attributes=wrong)
-    with pytest.raises(InvalidName):
-        fs.create("/file", parents="")
-    with pytest.raises(InvalidName):
-        fs.create("/" + "x" * 5000)
-    with pytest.raises(InvalidArgument):
-        fs.create("/file", expect=-1)
-    with pytest.raises(InvalidArgument):
-        await fs.delete("/file", expect=-1)
-    assert seen == []
+            await fs.delete("/file", expect=-1)
+        for path in ("/\udcff", "/" + "x" * 80_000, b"/bytes", 7, None):
+            for call in (fs.stat, fs.mkdir, fs.get, fs.delete, fs.disk_usage, fs.locate, fs.fsck):
+                with pytest.raises(InvalidName):
+                    await call(path)  # type: ignore[operator,arg-type]
+            with pytest.raises(InvalidName):
+                await fs.put(b"x", path)  # type: ignore[arg-type]
+            with pytest.raises(InvalidName):
+                await fs.rename("/a", path)  # type: ignore[arg-type]
+        with pytest.raises(InvalidName):
+            await anext(fs.scan("/", "\ud800"))
+    assert not asked
     assert fs._core.uploads == 0
 
 
@@ -256,33 +245,17 @@ async def test_a_file_is_replaced_only_as_expected(fs: Client) -> None:
     await fs.delete("/d", expect=directory.inode)
 
 
-@over_seeds(3)
-async def test_of_two_who_expect_the_same_one_wins(
-    chance: Random, cluster: SimCluster, fs: Client
-) -> None:
-    """Every increment of a counter counts, over a master that is killed."""
-    await fs.put(b"0", "/counter")
-
-    async def add(name: str) -> None:
-        async with cluster.client(name) as mine:
-            for _ in range(5):
-                while True:
-                    async with await mine.open("/counter") as file:
-                        assert isinstance(file, ExistingFile)
-                        inode = file.entry.inode
-                        try:
-                            value = int(await file.read())
-                            await mine.put(b"%d" % (value + 1), "/counter", expect=inode)
-                            break
-                        except FileChanged:
-                            continue
-
-    async with trio.open_nursery() as nursery:
-        for number in range(4):
-            nursery.start_soon(add, f"adder{number}")
-        await trio.sleep(chance.uniform(0, 0.1))
-        await cluster.restart("master")
-    assert await fs.get("/counter") == b"20"
+@over_seeds(1)
+async def test_all_names_are_listed_by_their_bytes(fs: Client) -> None:
+    names = ["a", "b c", "ü", "日本", "x" * 255, "%2e%2e", "-rf", "a\nb"]
+    for name in names:
+        await fs.put(name.encode(), f"/d/{name}")
+    for after in (*names, "", "b", "x" * 300, "~"):
+        listed = [entry.path async for entry in fs.scan("/d", after)]
+        later = sorted(name.encode() for name in names if name.encode() > after.encode())
+        assert listed == [f"/d/{name.decode()}" for name in later]
+    await fs.rename("/d", "/moved")
+    assert await fs.get("/moved/日本") == "日本".encode()
 
 
 @over_seeds(1)
@@ -309,17 +282,14 @@ async def test_directories_are_made_only_below(fs: Client) -> None:
 
 @over_seeds(1)
 async def test_a_small_new_file_costs_what_put_costs(fs: Client) -> None:
-    seen: list[object] = []
-    on_requests(fs, seen)
-    await fs.put(b"x" * 1024, "/put")
-    of_put = [type(request) for request in seen]
-    seen.clear()
-    async with fs.create("/created") as file:
-        assert seen == []
-        await file.write(b"x" * 1024)
-    assert [type(request) for request in seen] == of_put
-    assert of_put.count(Publish) == 1
-    assert Stat not in of_put
+    with asked_of_master() as of_put:
+        await fs.put(b"x" * 1024, "/put")
+    with asked_of_master() as asked:
+        async with fs.create("/created") as file:
+            assert not asked
+            await file.write(b"x" * 1024)
+    assert asked == of_put
+    assert (asked["Publish"], asked["Stat"]) == (1, 0)
 
 
 @over_seeds(1)
@@ -335,25 +305,25 @@ async def test_any_buffer_can_be_written(fs: Client) -> None:
 async def test_an_open_file_is_streamed_without_another_look(chance: Random, fs: Client) -> None:
     data = content(chance, 2 * MIB + 100_000)
     await fs.put(data, "/file")
-    seen: list[object] = []
-    on_requests(fs, seen)
-    async with await fs.open("/file") as file:
-        assert isinstance(file, ExistingFile)
-        for offset, length in [
-            (0, None), (0, 0), (0, 1), (5, 10), (BLOCK_BYTES - 5, 10), (70_000, MIB),
-            (2 * MIB, None), (len(data) - 1, 99), (len(data), None), (len(data) + 5, 5),
-        ]:  # fmt: skip
-            got = b""
-            async with aclosing(file.stream(offset, length)) as pieces:
-                async for view in pieces:
-                    assert 0 < len(view) <= MIB
-                    got += view
-            end = len(data) if length is None else offset + length
-            assert got == data[offset:end]
-        assert await file.pread(7, 9) == data[7:16]
-        with pytest.raises(InvalidArgument):
-            await anext(file.stream(-1))
-    assert [type(request) for request in seen] == [Locate]
+    with asked_of_master() as asked:
+        async with await fs.open("/file") as file:
+            assert isinstance(file, ExistingFile)
+            for offset, length in [
+                (0, None), (0, 0), (0, 1), (5, 10), (BLOCK_BYTES - 5, 10), (70_000, MIB),
+                (2 * MIB, None), (len(data) - 1, 99), (len(data), None), (len(data) + 5, 5),
+            ]:  # fmt: skip
+                got = b""
+                async with aclosing(file.stream(offset, length)) as pieces:
+                    async for view in pieces:
+                        assert 0 < len(view) <= MIB
+                        got += view
+                end = len(data) if length is None else offset + length
+                assert got == data[offset:end]
+            assert await file.pread(7, 9) == data[7:16]
+            with pytest.raises(InvalidArgument):
+                await anext(file.stream(-1))
+    assert asked.keys() == {"Locate", "ReadChunk"}
+    assert asked["Locate"] == 1
     with pytest.raises(ValueError, match="closed"):
         file.stream()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -15,7 +14,6 @@ from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal
 from gfs.chunkserver.files.layout import Redo
 from gfs.client import Client
-from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
 from gfs.master.rules import election
 from gfs.master.tables import Server
@@ -26,7 +24,6 @@ from gfs.testing.life import Life
 from gfs.testing.trace import Trace
 
 from .ancestry import Ancestry
-from .faults import Faults
 from .files_model import FileModel
 from .linear import Event, find_order
 from .losses import Losses, hangs_on_a_record
@@ -37,7 +34,6 @@ from .promises import settled
 from .record import LOG, MADE_BY, Record, Violation
 from .run import told_of_elections
 from .seeds import over_seeds
-from .settle import Settling
 from .truth import COUNTED, CURRENT_SECONDS, Truth
 from .workload import Actor
 
@@ -132,31 +128,6 @@ async def test_a_copy_of_a_log_has_the_records_of_before_and_none_of_later(
     record.check_read(copy, 0, await fs.get("/s"), record.now)
 
 
-@over_seeds([0], chunkservers=3, chunkserver=ChunkserverSettings(packed_bytes_max=0))
-async def test_a_power_cut_takes_as_much_from_a_volume_that_is_not_mounted(
-    cluster: SimCluster, fs: Client
-) -> None:
-    record = Record(cluster.trace)
-    plan = make_plan(0, kinds=[], durability="replicated")
-    losses = Losses(cluster, record, plan)
-    await fs.put(b"bytes", "/x")
-    (handle,) = read_metadata(cluster.directory).chunks
-    disk = cluster.machine("chunkserver0").disk
-    volume = disk.unmount("/disk0")
-
-    @contextmanager
-    def all_shown() -> Iterator[None]:
-        disk.mount_again("/disk0", volume)
-        yield
-        disk.unmount("/disk0")
-
-    record.all_shown = all_shown
-    losses.count()
-    assert not losses.handles
-    losses.power_goes(cluster.chunkservers)
-    assert losses.handles == {handle}
-
-
 @pytest.mark.parametrize(
     ("lose_power", "whole", "away", "is_lost"),
     [
@@ -210,63 +181,12 @@ async def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_
         losses.lost_at.clear()  # what was so at that moment
         with told_of_elections(record) as elections:
             for name in victims:
-                await cluster.crash(name)
-                await cluster.start(name)
+                await cluster.restart(name)
             await cluster.wait_until(lambda: elections.count == 1, 200)
             await cluster.wait_until(lambda: settled(fs), 200)
         losses.count()  # there are sound copies now
         assert await fs.get("/x") == (b"new" if "a" in whole else b"old")
         assert losses.handles == ({handle} if is_lost else set())
-
-
-@pytest.mark.parametrize(
-    ("given_up", "used", "told"),
-    [
-        ("current", "", ""),
-        ("current", "stale", ""),
-        ("current", "damaged", ""),
-        ("", "", "has nothing"),
-        ("stale", "", "has nothing"),
-        ("stale", "stale", "has chunkserver0 v1"),
-        ("current", "current stale", "has chunkserver0 v2, chunkserver0 v1"),
-    ],
-)
-@over_seeds([0])
-async def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alone(
-    given_up: str, used: str, told: str
-) -> None:
-    plan = make_plan(0, kinds=[])
-    plan.master = MasterSettings(replication=1, replicas_min=1)
-    plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
-    cluster = SimCluster(
-        0, chunkservers=1, disks=3, master=plan.master, chunkserver=plan.chunkserver
-    )
-    async with cluster, cluster.client() as fs:
-        disk = cluster.machine("chunkserver0").disk
-        await fs.put(b"bytes", "/x")
-        (path,) = cluster.chunk_files("chunkserver0")
-        content = {"stale": disk.read(path)}
-        async with await fs.open("/x", "r+") as file:
-            await file.pwrite(0, b"y")
-        metadata = read_metadata(cluster.directory)
-        content["current"] = content["damaged"] = disk.read(path)
-        disk.unlink(path)
-        free = iter(cluster.disks[1:])
-        for state, directory in [
-            *((each, cluster.disks[0]) for each in given_up.split()),
-            *((each, next(free)) for each in used.split()),
-        ]:
-            copy = f"{directory}/chunks/{path.partition('/chunks/')[2]}"
-            disk.make_directories(copy.rpartition("/")[0])
-            disk.open_inode(copy, "create").write(content[state], 0)
-            if state == "damaged":
-                disk.spoil(copy, 0)
-        record = Record(cluster.trace)
-        settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
-        settling.down = {("chunkserver0", cluster.disks[0])}
-        found, short = settling._replica_problems(metadata)
-        assert [problem.partition(" v2 ")[2] for problem in found] == [told] * bool(told)
-        assert bool(short) == (told in ("has nothing", "has chunkserver0 v1"))
 
 
 @over_seeds([0])
@@ -309,49 +229,6 @@ async def test_every_figure_of_status_is_held_against_what_is_so() -> None:
         assert len(await told()) == 1
         cluster.machine("chunkserver0").disk.unlink(path)
         assert len(await told()) == 3
-
-
-@pytest.mark.parametrize(
-    ("waits", "is_readable", "is_right"),
-    [(True, False, True), (True, True, False), (False, False, False)],
-)
-@over_seeds([0])
-async def test_an_unreadable_replica_need_not_count_while_its_chunk_waits_for_a_disk(
-    waits: bool, is_readable: bool, is_right: bool
-) -> None:
-    plan = make_plan(0, kinds=[])
-    plan.master = MasterSettings(replication=1, replicas_min=1)
-    plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
-    cluster = SimCluster(
-        0, chunkservers=1, disks=2, master=plan.master, chunkserver=plan.chunkserver
-    )
-    async with cluster, cluster.client() as fs:
-        disk = cluster.machine("chunkserver0").disk
-        await fs.put(b"bytes", "/x")
-        (path,) = cluster.chunk_files("chunkserver0")
-        whole, other = cluster.disks
-        if not path.startswith(f"{whole}/"):
-            whole, other = other, whole
-        content = disk.read(path)
-        copy = path.replace(whole, other)
-        await cluster.crash("chunkserver0")
-        volume = disk.unmount(whole)
-        await cluster.start("chunkserver0")
-        # What the server does not count, since its head tells nothing at its start, or
-        # since it was never told of it.
-        disk.make_directories(copy.rpartition("/")[0])
-        disk.open_inode(copy, "create").write(content if is_readable else bytes(99), 0)
-        disk.mount_again(whole, volume)
-        record = Record(cluster.trace)
-        settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
-        settling.faults.failed.add(("chunkserver0", whole))
-        if not waits:
-            disk.unlink(path)
-        if is_right:
-            await settling._check_status(fs)
-        else:
-            with pytest.raises(Violation, match="has 0 replicas, and 1 chunk files"):
-                await settling._check_status(fs)
 
 
 def lone_actor(record: Record, plan: Plan) -> Actor:

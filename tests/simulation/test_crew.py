@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -67,23 +66,6 @@ def test_a_seed_that_cannot_be_interrupted_is_killed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(crew, "GRACE_SECONDS", 0.5)
     (found,) = run_all(two_hears_nothing, iter([2]), 1, 1.0, lost)
     assert found.startswith("2 late no end after 1 s")
-
-
-def test_no_seed_is_taken_before_somebody_is_free() -> None:
-    """So that a run that is told for how long ends then."""
-    taken = 0
-
-    def seeds() -> Iterator[int]:
-        nonlocal taken
-        while taken < 8:
-            taken += 1
-            yield taken
-
-    done = 0
-    for _ in run_all(fine, seeds(), 2, PATIENCE, lost):
-        assert taken - done <= 2
-        done += 1
-    assert done == 8
 
 
 def test_processes_end_with_whoever_looks_at_them() -> None:

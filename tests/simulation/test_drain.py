@@ -16,11 +16,11 @@ from gfs.client import Client, fsck
 from gfs.client.core import RESERVED_SECONDS, ClientCore
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import DrainRefused, NotFound
-from gfs.protocol.messages import FsckPageReply, ServerStatus
+from gfs.protocol.messages import FsckPageReply
 from gfs.testing import SimCluster
 
 from .packs import handles_on
-from .promises import assert_sound, content, replicas
+from .promises import assert_sound, content, replicas, server_at
 from .seeds import over_seeds
 
 SETTINGS = MasterSettings(
@@ -31,14 +31,9 @@ DRAIN_SECONDS = 120.0
 REPORT_SECONDS = 5.0
 
 
-async def server(fs: Client, name: str) -> ServerStatus:
-    (found,) = [s for s in (await fs.status()).servers if s.address.startswith(f"{name}:")]
-    return found
-
-
 async def wait_drained(cluster: SimCluster, fs: Client, name: str) -> None:
     async def drained() -> bool:
-        return (await server(fs, name)).drain == "drained"
+        return (await server_at(fs, name)).drain == "drained"
 
     await cluster.wait_until(drained, DRAIN_SECONDS, f"{name} is drained")
 
@@ -56,7 +51,7 @@ async def test_a_server_is_emptied_under_load_and_stopped(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_write_in_place, fs, files, done)
         nursery.start_soon(_watch, fs, list(files), done)
-        status = await fs.drain((await server(fs, "chunkserver1")).id)
+        status = await fs.drain((await server_at(fs, "chunkserver1")).id)
         assert status.drain == "draining"
         files["/late"] = content(chance, 2 * MIB)
         await fs.put(files["/late"], "/late")
@@ -68,7 +63,7 @@ async def test_a_server_is_emptied_under_load_and_stopped(
     for path, data in files.items():
         assert await fs.get(path) == data
     await trio.sleep(2 * SETTINGS.dead_seconds)
-    assert (await server(fs, "chunkserver1")).drain == "drained"
+    assert (await server_at(fs, "chunkserver1")).drain == "drained"
     totals = (await fs.status()).totals
     assert not totals.under_replicated + totals.moves_queued + totals.lost
 
@@ -116,7 +111,7 @@ async def test_what_changes_while_fsck_looks_is_no_damage(
 
     for name in ("moved", "renamed", "replaced", "deleted"):
         await fs.put(name.encode() * 1000, f"/{name}")
-    target = await server(fs, "chunkserver1")
+    target = await server_at(fs, "chunkserver1")
 
     async def pages(core: ClientCore, path: str) -> AsyncIterator[FsckPageReply]:
         async for page in walk(core, path):
@@ -143,7 +138,7 @@ async def test_what_changes_while_fsck_looks_is_no_damage(
     monkeypatch.setattr(fsck, "_known_again", later)
     await cluster.wait_until(partial(_is_calm, fs), DRAIN_SECONDS)
     await fs.repair(paused=True)
-    damaged = await server(fs, "chunkserver2")
+    damaged = await server_at(fs, "chunkserver2")
     path = cluster.chunk_files("chunkserver2")[0]
     cluster.machine("chunkserver2").disk.truncate(path, 20_000)
     report = await fs.fsck(verify=verify, server=damaged.id)
@@ -160,7 +155,7 @@ async def test_it_outlives_the_master_and_can_be_cancelled(cluster: SimCluster, 
     data = content(Random(5), 3 * MIB)
     for n in range(8):
         await fs.put(data, f"/f{n}")
-    target = await server(fs, "chunkserver2")
+    target = await server_at(fs, "chunkserver2")
     await fs.drain(target.address)
     await cluster.restart("master")
     await wait_drained(cluster, fs, "chunkserver2")
@@ -170,11 +165,11 @@ async def test_it_outlives_the_master_and_can_be_cancelled(cluster: SimCluster, 
     # A stopped one is not waited for, nor missed.
     await cluster.crash("chunkserver2")
     await cluster.restart("master")
-    assert (await server(fs, "chunkserver2")).drain == "drained"
+    assert (await server_at(fs, "chunkserver2")).drain == "drained"
     await fs.put(data, "/h")
     await cluster.start("chunkserver2")
     assert (await fs.drain(target.id, cancel=True)).drain == ""
-    assert (await server(fs, "chunkserver2")).drain == ""
+    assert (await server_at(fs, "chunkserver2")).drain == ""
     # Chunks that this client reserved before are on the other servers.
     await trio.sleep(RESERVED_SECONDS)
     for n in range(8):
@@ -192,7 +187,7 @@ async def test_it_outlives_the_master_and_can_be_cancelled(cluster: SimCluster, 
 async def test_it_is_refused_when_goals_could_not_be_met(cluster: SimCluster, fs: Client) -> None:
 
     await fs.put(b"x", "/x", replication=3)
-    ids = {name: (await server(fs, name)).id for name in cluster.chunkservers}
+    ids = {name: (await server_at(fs, name)).id for name in cluster.chunkservers}
     with pytest.raises(NotFound, match="no chunkserver nobody"):
         await fs.drain("nobody")
     with pytest.raises(DrainRefused, match="in 2 racks now would be in 1"):

@@ -25,7 +25,7 @@ from gfs.testing.life import Crashed
 from gfs.testing.network import LATENCY_SECONDS
 
 from .packs import handles_on
-from .promises import content, later, replicas
+from .promises import content, is_dead, later, replicas
 from .seeds import over_seeds
 
 LENGTH = 200_000
@@ -186,11 +186,6 @@ async def test_a_restarted_master_copies_no_chunk_under_the_lease_it_was_made_wi
 
     on_lease(fs, 2, between)
     await assert_acknowledged(cluster, fs, data, begin=bytes(data))
-
-
-async def is_dead(fs: Client, name: str) -> bool:
-    servers = (await fs.status()).servers
-    return any(machine_of(s.address) == name and s.state == "dead" for s in servers)
 
 
 @over_seeds(1, chunkservers=1, start=False)

@@ -8,13 +8,12 @@ from random import Random
 import pytest
 import trio
 
-from gfs.blocks import MIB
 from gfs.client import Client
 from gfs.errors import NotFound
 from gfs.testing import SimCluster
 
 from .packs import handles_on
-from .promises import LARGE_BYTES, assert_sound, content, later, settled, wait_for_goal
+from .promises import content, wait_settled
 from .seeds import over_seeds
 
 
@@ -98,23 +97,7 @@ async def test_the_master_dies_and_comes_back(chance: Random, cluster: SimCluste
             await trio.sleep(0.1)
             nursery.cancel_scope.cancel()
         await work.check(one)
-        await cluster.wait_until(lambda: settled(one), 90, every=1)
-        await assert_sound(one)
-
-
-@over_seeds(4)
-async def test_the_master_dies_in_a_large_put(
-    chance: Random, cluster: SimCluster, fs: Client
-) -> None:
-    data = content(chance, LARGE_BYTES)
-    async with trio.open_nursery() as nursery:
-        death, return_ = chance.uniform(0, 0.3), chance.choice([0, 1, 10])
-        nursery.start_soon(later, death, cluster.crash, "master")
-        nursery.start_soon(later, death + return_ + 0.1, cluster.start, "master")
-        await fs.put(data, "/file")
-    assert await fs.get("/file") == data
-    await wait_for_goal(cluster, fs, "/file", 3)
-    await assert_sound(fs)
+        await wait_settled(cluster, one, 90)
 
 
 @over_seeds(6)
@@ -138,38 +121,10 @@ async def test_everything_dies_at_once(chance: Random, cluster: SimCluster) -> N
         async with cluster.client() as fs:
             await work.check(fs)
     async with cluster.client() as fs:
-        await cluster.wait_until(lambda: settled(fs), 90, every=1)
-        await assert_sound(fs)
+        await wait_settled(cluster, fs, 90)
         wanted = (await fs.status()).totals.chunks
 
         def no_garbage() -> bool:
             return all(len(handles_on(cluster, s)) == wanted for s in cluster.chunkservers)
 
         await cluster.wait_until(no_garbage, 300, f"{wanted} chunks each", every=5)
-
-
-@over_seeds(3)
-async def test_everything_dies_in_a_large_put_over_a_file(
-    chance: Random, cluster: SimCluster
-) -> None:
-    """The old file or the new one, never a mixture and never none."""
-    old, new = content(chance, MIB), content(chance, LARGE_BYTES)
-    acknowledged = False
-
-    async def put() -> None:
-        nonlocal acknowledged
-        async with cluster.client("writer") as fs:
-            await fs.put(old, "/file")
-            await fs.put(new, "/file", overwrite=True)
-            acknowledged = True
-            await trio.sleep_forever()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(put)
-        await trio.sleep(chance.uniform(0.1, 0.4))
-        cluster.kill("writer")
-        await cluster.crash_all()
-    await cluster.start_all()
-    async with cluster.client() as fs:
-        found = await fs.get("/file")
-        assert found == new or (found == old and not acknowledged)

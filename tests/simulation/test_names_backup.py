@@ -77,8 +77,7 @@ async def test_what_is_restored_is_what_the_master_had(
     await more("second")
     assert records(file).startswith(before)
     # One that was started since knows of no backup, and trims what nobody waits for.
-    await cluster.crash("master")
-    await cluster.start("master")
+    await cluster.restart("master")
     await trio.sleep(200)
     point = await more("third")
     assert not records(file).startswith(before)
@@ -133,8 +132,7 @@ async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
     credentials = as_credentials(cluster.key)
     operator = cluster.universe.machine("operator").start_process().world
     async with cluster.client() as fs:
-        await cluster.level("shadow0")
-        await cluster.level("shadow1")
+        await cluster.level("shadow0", "shadow1")
         await fs.put(b"old", "/old")
         await take_backup(operator, [address(MASTER)], credentials, file)
         await fs.put(bytes(MIB), "/new")  # has a chunk file
@@ -170,7 +168,7 @@ async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
 
 @over_seeds(1)
 async def test_where_a_backup_is_restored(
-    seed: int, chance: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SimCluster, fs: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also at the top of a disk, through a link, and where a restore was killed; not where
     a master's metadata is, nor where one is restored now. On the disk when it returns."""
@@ -181,56 +179,53 @@ async def test_where_a_backup_is_restored(
         synced.append(f"{directory}: {sorted(os.listdir(directory))}")
 
     monkeypatch.setattr(restoring, "sync_directory", sync_directory)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.mkdir("/made")
-        credentials = as_credentials(cluster.key)
-        operator = cluster.universe.machine("operator").start_process().world
-        await take_backup(operator, [MASTER_ADDRESS], credentials, file)
-        restore = partial(restore_backup, operator, credentials, file)
-        (tmp_path / "disk" / "lost+found").mkdir(parents=True)
-        (tmp_path / "disk" / "restoring").mkdir()
-        (tmp_path / "disk" / "restoring" / "data.mdb").write_bytes(b"torn")
-        link = tmp_path / "link"
-        link.symlink_to("disk")
-        with pytest.raises(DiskFull):
-            await restore(str(link), 1 << 16)
-        assert not (link / "restoring").exists()
-        synced.clear()
+    await fs.mkdir("/made")
+    credentials = as_credentials(cluster.key)
+    operator = cluster.universe.machine("operator").start_process().world
+    await take_backup(operator, [MASTER_ADDRESS], credentials, file)
+    restore = partial(restore_backup, operator, credentials, file)
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    (tmp_path / "disk" / "restoring").mkdir()
+    (tmp_path / "disk" / "restoring" / "data.mdb").write_bytes(b"torn")
+    link = tmp_path / "link"
+    link.symlink_to("disk")
+    with pytest.raises(DiskFull):
+        await restore(str(link), 1 << 16)
+    assert not (link / "restoring").exists()
+    synced.clear()
+    await restore(str(link), 1 << 28)
+    there = ["data.mdb", "lost+found", "master.lock", "restoring"]
+    assert synced[0] == f"{link}: {there}"
+    assert synced[1].startswith(f"{tmp_path}: ")
+    assert link.is_symlink()
+    assert stored_in(str(link))["entries"]
+    with pytest.raises(InvalidArgument, match="is not empty"):
         await restore(str(link), 1 << 28)
-        there = ["data.mdb", "lost+found", "master.lock", "restoring"]
-        assert synced[0] == f"{link}: {there}"
-        assert synced[1].startswith(f"{tmp_path}: ")
-        assert link.is_symlink()
-        assert stored_in(str(link))["entries"]
-        with pytest.raises(InvalidArgument, match="is not empty"):
-            await restore(str(link), 1 << 28)
-        lock = take_lock(str(tmp_path / "other"))
-        with pytest.raises(StartupError, match="another master"):
-            await restore(str(tmp_path / "other"), 1 << 28)
-        os.close(lock)
-        assert [path.name for path in (tmp_path / "other").iterdir()] == ["master.lock"]
+    lock = take_lock(str(tmp_path / "other"))
+    with pytest.raises(StartupError, match="another master"):
+        await restore(str(tmp_path / "other"), 1 << 28)
+    os.close(lock)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["master.lock"]
 
 
-@over_seeds(2)
+@over_seeds(2, master=MasterSettings(map_bytes=1 << 28, log_rows_max=100))
 async def test_a_backup_that_is_mostly_log_is_made_anew(
-    seed: int, chance: Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SimCluster, fs: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_file, "LOG_BYTES_MIN", 0)
     file = tmp_path / "backup"
-    settings = MasterSettings(map_bytes=1 << 28, log_rows_max=100)
-    async with SimCluster(seed, master=settings) as cluster, cluster.client() as fs:
-        operator = cluster.universe.machine("operator").start_process().world
-        sizes = []
-        for turn in range(6):
-            for number in range(30):
-                await fs.mkdir(f"/{turn}-{number}")
-                await fs.delete(f"/{turn}-{number}", now=True)
-            await trio.sleep(200)  # answers of before are not remembered any more
-            credentials = as_credentials(cluster.key)
-            point = await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
-            assert point.sequence >= 60 * (turn + 1)
-            sizes.append(file.stat().st_size)
-            with closing(backup_file.BackupFile.open(str(file), to_read=True)) as backup:
-                last = backup.last_point()
-            assert last.sequence == point.sequence
-        assert any(after < before for before, after in pairwise(sizes)), sizes
+    operator = cluster.universe.machine("operator").start_process().world
+    sizes = []
+    for turn in range(6):
+        for number in range(30):
+            await fs.mkdir(f"/{turn}-{number}")
+            await fs.delete(f"/{turn}-{number}", now=True)
+        await trio.sleep(200)  # answers of before are not remembered any more
+        credentials = as_credentials(cluster.key)
+        point = await take_backup(operator, [MASTER_ADDRESS], credentials, str(file))
+        assert point.sequence >= 60 * (turn + 1)
+        sizes.append(file.stat().st_size)
+        with closing(backup_file.BackupFile.open(str(file), to_read=True)) as backup:
+            last = backup.last_point()
+        assert last.sequence == point.sequence
+    assert any(after < before for before, after in pairwise(sizes)), sizes

@@ -12,6 +12,7 @@ from gfs.chunkserver.packs import DATA_NAME, INDEX_NAME, layout
 from gfs.chunkserver.packs.layout import Record
 from gfs.client import Client
 from gfs.config import ChunkserverSettings
+from gfs.errors import DiskFailed
 from gfs.testing import SimCluster
 
 from .promises import assert_sound, content, wait_until_sound
@@ -148,6 +149,7 @@ async def test_a_lost_server_is_made_good_with_packed_replicas(seed: int, chance
 async def test_a_disk_is_drained_of_packed_replicas_and_a_gone_index_fails_it(
     chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
+    """Until it is put back."""
     files = await put_some(fs, chance)
     server = (await fs.status()).servers[0]
     name = server.address.partition(":")[0]
@@ -156,12 +158,20 @@ async def test_a_disk_is_drained_of_packed_replicas_and_a_gone_index_fails_it(
     assert not (await fs.status()).servers[0].disks[0].chunks
     assert not files_of(cluster)
     await check(fs, files)
-    disk = cluster.machine(name).disk
-    disk.delete(f"{server.disks[1].path}/{INDEX_NAME}")
+    disk, path = cluster.machine(name).disk, server.disks[1].path
+    index = disk.read(f"{path}/{INDEX_NAME}")
+    disk.delete(f"{path}/{INDEX_NAME}")
     await trio.sleep(20)
     [broken] = [s for s in (await fs.status()).servers if s.id == server.id]
     assert broken.disks[1].state == "failed"
     assert f"{INDEX_NAME} is gone" in broken.disks[1].reason
+    await check(fs, files)
+    with pytest.raises(DiskFailed, match=f"{INDEX_NAME} is gone"):
+        await fs.order_disk(server.id, path, "retry")
+    disk.open_inode(f"{path}/{INDEX_NAME}", "create").write(index, 0)
+    disks = await fs.order_disk(server.id, path, "retry")
+    assert [each.state for each in disks if each.path == path] == ["ok"]
+    await wait_until_sound(cluster, fs)
     await check(fs, files)
 
 

@@ -51,6 +51,13 @@ async def lose_power(cluster: SimCluster, *names: str) -> None:
         cluster.machine(name).disk.power_cut()
 
 
+async def lose_power_everywhere(cluster: SimCluster, fs: Client) -> None:
+    await cluster.crash_all()
+    await lose_power(cluster, *cluster.chunkservers)
+    await cluster.start_all()
+    await cluster.wait_until(lambda: settled(fs), 200)
+
+
 class Work:
     """A file that is written in place, or records that are appended."""
 
@@ -123,8 +130,7 @@ async def test_a_machine_that_lost_its_power_shows_nothing_older(
             await reader.get(PATH)
     cluster.network.heal()
     for name in others:
-        await cluster.crash(name)
-        await cluster.start(name)
+        await cluster.restart(name)
     assert await work.is_there(fs)
     await work.step(fs)
     await cluster.wait_until(lambda: sound(fs), 200)
@@ -203,10 +209,7 @@ async def test_after_a_power_cut_of_everything_files_can_be_read(
     before, first = bytes(work.data), list(work.records)
     await work.step(fs)
     await trio.sleep(3)
-    await cluster.crash_all()
-    await lose_power(cluster, *cluster.chunkservers)
-    await cluster.start_all()
-    await cluster.wait_until(lambda: settled(fs), 200)
+    await lose_power_everywhere(cluster, fs)
     data = await fs.get(PATH)
     if kind == "append":
         found = [record.data async for record in fs.records(PATH)]
@@ -239,10 +242,7 @@ async def test_a_grant_that_all_lose_with_the_power_costs_nothing(
     before = bytes(work.data)
     write_back(cluster)
     await work.step(fs)
-    await cluster.crash_all()
-    await lose_power(cluster, *cluster.chunkservers)
-    await cluster.start_all()
-    await cluster.wait_until(lambda: settled(fs), 200)
+    await lose_power_everywhere(cluster, fs)
     assert await fs.get(PATH) in (before, bytes(work.data))
 
 

@@ -22,7 +22,7 @@ from gfs.master.upkeep import copies
 from gfs.protocol.rpc import Rpc
 from gfs.testing import SimCluster
 
-from .packs import handles_on
+from .packs import handles_on, stored
 from .promises import assert_sound, content, replicas
 from .seeds import over_seeds
 
@@ -224,7 +224,3 @@ async def test_a_disk_that_fails_while_others_of_its_order_are_copied_loses_noth
             await trio.sleep(30)
             await assert_sound(fs)
             assert await fs.get_many(files) == list(files.values())
-
-
-def stored(cluster: SimCluster) -> int:
-    return sum(len(handles_on(cluster, name)) for name in cluster.chunkservers)

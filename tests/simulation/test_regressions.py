@@ -171,23 +171,6 @@ async def test_of_two_files_of_one_replica_the_better_one_is_kept(
     assert await fs.get("/file") == data
 
 
-@over_seeds(1, chunkserver=ChunkserverSettings(scrub_seconds=20))
-async def test_a_sector_that_the_scrubber_cannot_read_is_repaired(
-    chance: Random, cluster: SimCluster, fs: Client
-) -> None:
-    """The scrubber wrote it into its log, and went on to the next chunk."""
-    await fs.put(content(chance, 300_000), "/file")
-    victim = chance.choice(cluster.chunkservers)
-    (path,) = cluster.chunk_files(victim)
-    cluster.machine(victim).disk.spoil(path, 100_000)
-
-    def repaired() -> bool:
-        files = cluster.chunk_files(victim)
-        return bool(files) and not cluster.machine(victim).disk.inode(files[0]).unreadable
-
-    await cluster.wait_until(repaired, 100, every=1)
-
-
 @over_seeds(1, disks=2)
 async def test_a_copy_replaces_an_unreadable_replica_on_another_disk(
     chance: Random, cluster: SimCluster, fs: Client
@@ -297,29 +280,28 @@ async def test_a_server_that_lost_an_upload_while_it_was_committed_is_no_holder(
     assert await sound(fs)
 
 
-@over_seeds(1)
+@over_seeds(1, chunkservers=4)
 async def test_a_dead_server_of_an_upload_that_was_given_up_is_forgotten(
-    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its replicas were put down as garbage, of a server that nobody knew any more."""
     monkeypatch.setattr(servers, "FORGET_SECONDS", 120.0)
-    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(begin_upload, cluster)
-            await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
-            victim = chance.choice(holders(cluster))
-            await cluster.crash("dying")
-            await cluster.crash(victim)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin_upload, cluster)
+        await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
+        victim = chance.choice(holders(cluster))
+        await cluster.crash("dying")
+        await cluster.crash(victim)
 
-        async def forgotten() -> bool:
-            return len((await fs.status()).servers) == 3
+    async def forgotten() -> bool:
+        return len((await fs.status()).servers) == 3
 
-        async def collected() -> bool:
-            return not (await fs.status()).totals.orphaned
+    async def collected() -> bool:
+        return not (await fs.status()).totals.orphaned
 
-        await cluster.wait_until(forgotten, 1000)
-        await cluster.wait_until(collected, 200)
-        assert await sound(fs)
+    await cluster.wait_until(forgotten, 1000)
+    await cluster.wait_until(collected, 200)
+    assert await sound(fs)
 
 
 async def begin_upload(cluster: SimCluster) -> None:
@@ -332,7 +314,7 @@ async def begin_upload(cluster: SimCluster) -> None:
 
 @over_seeds(1)
 async def test_a_slow_copy_of_a_shared_chunk_is_waited_for(
-    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, cluster: SimCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that knows other masters went to them after 10 s, found none, and came back:
     each time the copy began anew."""
@@ -344,18 +326,17 @@ async def test_a_slow_copy_of_a_shared_chunk_is_waited_for(
 
     monkeypatch.setattr(copying, "_copy", slow)
     data = bytearray(content(chance, 1000))
-    async with SimCluster(seed) as cluster:
-        process = cluster.universe.machine("c").start_process()
-        addresses = [MASTER_ADDRESS, "shadow:9400"]
-        async with connect(addresses, key=cluster.key, world=process.world) as fs:
-            await fs.put(bytes(data), "/file")
-            await fs.snapshot("/file", "/copy")
-            async with await fs.open("/file", "r+") as file:
-                await file.pwrite(0, b"new")
-            assert await fs.get("/copy") == data
-            data[:3] = b"new"
-            assert await fs.get("/file") == data
-        process.kill()
+    process = cluster.universe.machine("c").start_process()
+    addresses = [MASTER_ADDRESS, "shadow:9400"]
+    async with connect(addresses, key=cluster.key, world=process.world) as fs:
+        await fs.put(bytes(data), "/file")
+        await fs.snapshot("/file", "/copy")
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, b"new")
+        assert await fs.get("/copy") == data
+        data[:3] = b"new"
+        assert await fs.get("/file") == data
+    process.kill()
 
 
 @over_seeds(2, chunkserver=ChunkserverSettings(durability="fsync"))

@@ -10,13 +10,9 @@ from gfs.client import Client
 from gfs.errors import InvalidArgument, IsADirectory, NotFound
 from gfs.testing import SimCluster
 
-from .packs import handles_on
-from .promises import assert_sound, content, replicas, settled
+from .packs import stored
+from .promises import assert_sound, content, replicas, wait_settled
 from .seeds import over_seeds
-
-
-def stored(cluster: SimCluster) -> int:
-    return sum(len(handles_on(cluster, name)) for name in cluster.chunkservers)
 
 
 @over_seeds(3, chunkservers=5)
@@ -42,8 +38,7 @@ async def test_replicas_follow_a_new_goal(chance: Random, cluster: SimCluster, f
     await cluster.wait_until(lambda: stored(cluster) == 7, 60)
     for path in wanted:
         assert await fs.get(path) == data
-    await cluster.wait_until(lambda: settled(fs))
-    await assert_sound(fs)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(1)

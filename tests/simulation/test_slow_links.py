@@ -10,8 +10,9 @@ from gfs.blocks import MIB
 from gfs.client import Client
 from gfs.testing import SimCluster
 
-from .promises import content
+from .promises import content, replicas
 from .seeds import over_seeds
+from .test_data_path import counted
 
 #: 100 Mbit/s.
 LINK_BYTES_PER_SECOND = 12_500_000
@@ -60,11 +61,12 @@ async def test_a_reader_stays_with_a_server_that_is_slow(
     assert trio.current_time() - began < 4.5, "bytes were sent in vain"
 
 
-@over_seeds(2, chunkservers=3)
+@over_seeds(2, user="writer")
 async def test_links_of_a_chain_are_never_idle(
     chance: Random, cluster: SimCluster, fs: Client
 ) -> None:
-    """A server does not wait for an acknowledgement while the next one still writes."""
+    """A server does not wait for an acknowledgement while the next one still writes; the client
+    sends once."""
     data = content(chance, 16 * MIB)
     await fs.put(b"warm", "/warm")
     cluster.network.bytes_per_second = LINK_BYTES_PER_SECOND
@@ -72,6 +74,12 @@ async def test_links_of_a_chain_are_never_idle(
     for name in cluster.chunkservers:
         cluster.machine(name).blocking_seconds = (0.03, 0.03)
     began = trio.current_time()
-    await fs.put(data, "/file")
+    with counted(cluster) as sent:
+        await fs.put(data, "/file")
     links = (trio.current_time() - began) / (len(data) / LINK_BYTES_PER_SECOND)
-    assert links < 1.2, f"it took the time of {links:.2f} links"
+    assert 1 <= links < 1.2, f"it took the time of {links:.2f} links"
+    heavy = {pair: count for pair, count in sent.items() if count > MIB}
+    assert len(heavy) == 3
+    assert [source for source, _ in heavy].count("writer") == 1
+    assert all(len(data) <= count < len(data) + MIB for count in heavy.values())
+    assert await replicas(fs, "/file") == 3

@@ -51,8 +51,8 @@ from gfs.protocol.rpc import REPLY_BYTES_MAX, Reply, Rpc
 from gfs.testing import SimCluster
 from gfs.testing.inode import Hang
 
-from .packs import handles_on, packed_of
-from .promises import assert_sound, content, replicas, settled, wait_for_goal
+from .packs import packed_of, stored
+from .promises import assert_sound, content, noted, replicas, settled, wait_for_goal, wait_settled
 from .seeds import over_seeds
 
 Asked = tuple[Message, bytes]
@@ -114,7 +114,7 @@ async def test_each_error_is_in_its_place(cluster: SimCluster, fs: Client) -> No
     assert isinstance(results[0], Entry)
     assert await fs.get("/there") == b"2"
     # What was written for files that did not get their names goes at once.
-    await cluster.wait_until(lambda: has_only(cluster, 9), 30)
+    await cluster.wait_until(lambda: stored(cluster) == 9, 30)
     await fs.put(b"below", "/folder/file")
     inode = (await fs.stat("/x")).inode
     expect = [None, None, None, None, inode + 1000, inode]
@@ -176,16 +176,8 @@ async def test_ranges_of_files_of_all_sizes(chance: Random, fs: Client) -> None:
     assert await fs.get_ranges(ranges) == [files[p][start:end] for p, start, end in ranges]
 
 
-async def has_only(cluster: SimCluster, count: int) -> bool:
-    """Whether there are so many chunk files on all servers together."""
-    return sum(len(handles_on(cluster, name)) for name in cluster.chunkservers) == count
-
-
-@over_seeds(2, chunkservers=4)
-async def test_single_calls_at_one_time_are_each_what_was_asked(
-    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They share messages, and neither options, nor errors, nor answers, nor a giving up."""
+def frames_sent(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many from now on, to whom."""
     sent: Counter[str] = Counter()
     queue = Rpc._queue
 
@@ -193,6 +185,15 @@ async def test_single_calls_at_one_time_are_each_what_was_asked(
         sent[rpc.peer] += 1
         queue(rpc, frame)
 
+    patch.setattr(Rpc, "_queue", counted)
+    return sent
+
+
+@over_seeds(2, chunkservers=4)
+async def test_single_calls_at_one_time_are_each_what_was_asked(
+    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share messages, and neither options, nor errors, nor answers, nor a giving up."""
     results: dict[int, object] = {}
     old = await fs.put(b"old", "/f/there")
 
@@ -221,7 +222,7 @@ async def test_single_calls_at_one_time_are_each_what_was_asked(
 
     await fs.put_many([(f"/warm/{n}", b"x") for n in range(64)])
     with monkeypatch.context() as patched:
-        patched.setattr(Rpc, "_queue", counted)
+        sent = frames_sent(patched)
         async with trio.open_nursery() as nursery:
             for n in range(200):
                 nursery.start_soon(one, n)
@@ -247,13 +248,12 @@ async def test_single_calls_at_one_time_are_each_what_was_asked(
         assert (await fs.stat(f"/f/{n}")).attributes == {"n": f"{n}"}
         assert await replicas(fs, f"/f/{n}") == (n % 3 or 3)
     assert await fs.get("/f/there") == b"old"
-    await cluster.wait_until(lambda: settled(fs), 60)
-    await assert_sound(fs)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(1)
 async def test_a_file_that_was_given_up_takes_no_later_ones_place(
-    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the master was busy when it was asked, and another caller of its round waits."""
     busy_until = 0.0
@@ -265,26 +265,25 @@ async def test_a_file_that_was_given_up_takes_no_later_ones_place(
         return check(*arguments)
 
     monkeypatch.setattr(uploads, "check_publish", check_or_wait)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
 
-        async def put_other() -> None:
-            await fs.put(b"other", "/other", overwrite=True)
+    async def put_other() -> None:
+        await fs.put(b"other", "/other", overwrite=True)
 
-        for number in range(20):
-            busy_until = trio.current_time() + chance.uniform(0.1, 0.5)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(put_other)
-                with trio.move_on_after(0.02):
-                    await fs.put(b"given up", "/f", overwrite=True)
-                await trio.sleep(chance.uniform(0, 0.1))
-                await fs.put(b"kept %d" % number, "/f", overwrite=True)
-                await trio.sleep(2)
-                assert await fs.get("/f") == b"kept %d" % number
+    for number in range(20):
+        busy_until = trio.current_time() + chance.uniform(0.1, 0.5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put_other)
+            with trio.move_on_after(0.02):
+                await fs.put(b"given up", "/f", overwrite=True)
+            await trio.sleep(chance.uniform(0, 0.1))
+            await fs.put(b"kept %d" % number, "/f", overwrite=True)
+            await trio.sleep(2)
+            assert await fs.get("/f") == b"kept %d" % number
 
 
 @over_seeds(1)
 async def test_a_small_file_is_written_again_if_its_chunk_was_given_up(
-    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+    cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the master, between the write and the publication; a call for one file repeats that."""
     refusals = 0
@@ -301,27 +300,25 @@ async def test_a_small_file_is_written_again_if_its_chunk_was_given_up(
         return [None] * len(requests)
 
     monkeypatch.setattr(uploads, "_holders", holders_or_none)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
 
-        async def create(path: str) -> None:
-            async with fs.create(path) as file:
-                await file.write(b"bytes")
+    async def create(path: str) -> None:
+        async with fs.create(path) as file:
+            await file.write(b"bytes")
 
-        ways: list[Callable[[str], Awaitable[object]]] = [
-            lambda path: fs.put(b"bytes", path),
-            lambda path: fs.put_many([(path, b"bytes")]),
-            create,
-        ]
-        for refused, is_answered in product((ChunkUnavailable, DiskFull), (True, False)):
-            if not is_answered:
-                monkeypatch.setattr(MasterClient, "ask_now", unanswered)
-            for number, way in enumerate(ways):
-                refusals = 1
-                path = f"/{refused.code}/{is_answered}/{number}"
-                await way(path)
-                assert (await fs.get(path), refusals) == (b"bytes", 0)
-        await cluster.wait_until(lambda: settled(fs), 60)
-        await assert_sound(fs)
+    ways: list[Callable[[str], Awaitable[object]]] = [
+        lambda path: fs.put(b"bytes", path),
+        lambda path: fs.put_many([(path, b"bytes")]),
+        create,
+    ]
+    for refused, is_answered in product((ChunkUnavailable, DiskFull), (True, False)):
+        if not is_answered:
+            monkeypatch.setattr(MasterClient, "ask_now", unanswered)
+        for number, way in enumerate(ways):
+            refusals = 1
+            path = f"/{refused.code}/{is_answered}/{number}"
+            await way(path)
+            assert (await fs.get(path), refusals) == (b"bytes", 0)
+    await wait_settled(cluster, fs)
 
 
 async def seconds_of(calls: Mapping[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
@@ -537,18 +534,11 @@ async def test_a_batch_is_a_round_trip_for_each_server(
     chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not for each file."""
-    sent: Counter[str] = Counter()
-    queue = Rpc._queue
-
-    def counted(rpc: Rpc, frame: bytes) -> None:
-        sent[rpc.peer] += 1
-        queue(rpc, frame)
-
     files = {f"/f/{n}": content(chance, 1000) for n in range(200)}
     await fs.put_many(list(files.items()))  # the connections are made
     await fs.get_many(files)
     with monkeypatch.context() as patched:
-        patched.setattr(Rpc, "_queue", counted)
+        sent = frames_sent(patched)
         assert all(isinstance(e, Entry) for e in await fs.put_many(files.items(), overwrite=True))
         asked = {peer: sent[peer] for peer in sent if "chunkserver" in peer}
         sent.clear()
@@ -623,8 +613,7 @@ async def test_a_batch_that_is_cancelled_leaves_nothing(
     got = await fs.get_many(files)
     for data, expected in zip(got, files.values(), strict=True):
         assert isinstance(data, NotFound) or data == expected
-    await cluster.wait_until(lambda: settled(fs), 60)
-    await assert_sound(fs)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(1)
@@ -687,51 +676,43 @@ async def multiplexed(fs: Client, address: str) -> BulkConnection:
 
 @over_seeds(1)
 async def test_what_waits_at_a_server_is_bounded(
-    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads that are not in the page cache, whose answers nobody takes; and writes whose next
     server is gone."""
-    made: list[SmallRequests] = []
-    begin = SmallRequests.__init__
-
-    def noted(requests: SmallRequests, *arguments: object) -> None:
-        begin(requests, *arguments)
-        made.append(requests)
-
-    monkeypatch.setattr(SmallRequests, "__init__", noted)
+    made = noted(monkeypatch, SmallRequests)
     monkeypatch.setattr(ChunkFile, "read_at_cached", lambda *_: False)
     data = content(chance, BLOCK_BYTES)
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(data, "/one")
-        [chunk] = (await fs.locate("/one")).chunks
-        server, other = cluster.address("chunkserver0"), cluster.address("chunkserver1")
-        made.clear()
-        reader = await multiplexed(fs, server)
-        read = ReadChunk(1, chunk.handle, chunk.version, 0, BLOCK_BYTES)
-        await reader.stream.send_all(encode_frame(read) * 2000)
-        await trio.sleep(30)
-        [requests] = made
-        held = sum(map(len, requests._rpc._out)) + READS_MAX * BLOCK_BYTES
-        assert REPLY_BYTES_MAX < held < REPLY_BYTES_MAX + 2 * READS_MAX * BLOCK_BYTES
-        reader.close()
+    await fs.put(data, "/one")
+    [chunk] = (await fs.locate("/one")).chunks
+    server, other = cluster.address("chunkserver0"), cluster.address("chunkserver1")
+    made.clear()
+    reader = await multiplexed(fs, server)
+    read = ReadChunk(1, chunk.handle, chunk.version, 0, BLOCK_BYTES)
+    await reader.stream.send_all(encode_frame(read) * 2000)
+    await trio.sleep(30)
+    [requests] = made
+    held = sum(map(len, requests._rpc._out)) + READS_MAX * BLOCK_BYTES
+    assert REPLY_BYTES_MAX < held < REPLY_BYTES_MAX + 2 * READS_MAX * BLOCK_BYTES
+    reader.close()
 
-        cluster.network.partition(["chunkserver0"], ["chunkserver1"])
-        following = ServerAddress("other", other, "")
-        monkeypatch.setattr(small, "WAITING_BYTES_MAX", BOUND)
-        writers = [await multiplexed(fs, server) for _ in range(3)]
-        number, most = 0xABC000, 0
-        for _ in range(50):
-            for connection in writers:
-                number += 1
-                write = WriteSmall(number, number, 1, block_sum(data), [following])
-                await connection.send_frames(encode_frame(write, data))
-                most = max(most, made[-1]._writer.under_way_bytes)
-        writer = made[-1]._writer
-        assert BOUND - len(data) < most <= BOUND
-        await trio.sleep(10)
-        assert (writer.under_way_bytes, writer._bytes, writer._handles) == (0, 0, set())
+    cluster.network.partition(["chunkserver0"], ["chunkserver1"])
+    following = ServerAddress("other", other, "")
+    monkeypatch.setattr(small, "WAITING_BYTES_MAX", BOUND)
+    writers = [await multiplexed(fs, server) for _ in range(3)]
+    number, most = 0xABC000, 0
+    for _ in range(50):
         for connection in writers:
-            connection.close()
+            number += 1
+            write = WriteSmall(number, number, 1, block_sum(data), [following])
+            await connection.send_frames(encode_frame(write, data))
+            most = max(most, made[-1]._writer.under_way_bytes)
+    writer = made[-1]._writer
+    assert BOUND - len(data) < most <= BOUND
+    await trio.sleep(10)
+    assert (writer.under_way_bytes, writer._bytes, writer._handles) == (0, 0, set())
+    for connection in writers:
+        connection.close()
 
 
 @pytest.mark.costly
@@ -759,14 +740,7 @@ async def test_whoever_gives_up_has_no_chunks_reserved(
     seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the master's answer is on its way, and the client lives on."""
-    tables: list[ReservationTable] = []
-    begin = ReservationTable.__init__
-
-    def noted(table: ReservationTable, *arguments: object) -> None:
-        begin(table, *arguments)
-        tables.append(table)
-
-    monkeypatch.setattr(ReservationTable, "__init__", noted)
+    tables = noted(monkeypatch, ReservationTable)
     async with SimCluster(seed) as cluster, cluster.client() as fs:
         file = await fs.open("/open", "w")
         async with file:

@@ -11,12 +11,12 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.client import Client
-from gfs.errors import AlreadyExists, GfsError, InvalidArgument, NotFound
+from gfs.errors import AlreadyExists, GfsError
 from gfs.master.service import snapshots
 from gfs.testing import SimCluster
 
 from .metadata import problems, read_metadata
-from .promises import assert_sound, content, replicas, settled
+from .promises import content, replicas, settled, wait_settled
 from .seeds import over_seeds
 from .shadowed import MASTER, ShadowedCluster
 
@@ -80,31 +80,7 @@ async def test_a_copy_has_what_was_there_and_goes_its_own_way(
     await trio.sleep(30)
     assert (await tree(fs, "/deep/dst"))["/d/b"] == data["/d/b"]
     assert (await fs.status()).totals.shared_bytes == 0
-    await cluster.wait_until(lambda: settled(fs))
-    await assert_sound(fs)
-    assert_right(cluster)
-
-
-@over_seeds(1)
-async def test_what_is_refused(cluster: SimCluster, fs: Client) -> None:
-    await fs.put(b"x", "/a/b")
-    await fs.put(b"y", "/c")
-    for source, target, error in (
-        ("/nowhere", "/d", NotFound),
-        ("/a", "/c", AlreadyExists),
-        ("/a", "/", AlreadyExists),
-        ("/a", "/a/d", InvalidArgument),
-        ("/a", "/a/new/d", InvalidArgument),
-        ("/", "/d", InvalidArgument),
-        ("/a", "/no/d", NotFound),
-        ("/a/b/c", "/d", NotADirectoryError),
-    ):
-        with pytest.raises(error):
-            await fs.snapshot(source, target, parents="new" in target)
-    await fs.snapshot("/a/b", "/a/d")
-    await fs.snapshot("/a", "/e")
-    assert await tree(fs, "/e") == {"/b": b"x", "/d": b"x"}
-    assert read_metadata(cluster.directory).state.snapshots == []
+    await wait_settled(cluster, fs)
     assert_right(cluster)
 
 
@@ -186,54 +162,6 @@ async def test_a_snapshot_is_of_one_instant(
     assert_right(cluster)
 
 
-@over_seeds(4, chunkservers=4)
-async def test_a_file_that_is_appended_to(chance: Random, cluster: SimCluster, fs: Client) -> None:
-    """The records that were acknowledged before are in it, those begun afterwards are
-    not; and each side goes on by itself."""
-    begun = acknowledged = 0
-
-    async def append(writer: Client) -> None:
-        nonlocal begun, acknowledged
-        while True:
-            begun += 1
-            data = b"%d" % begun
-            while True:
-                try:
-                    await writer.append("/log", data)
-                    break
-                except GfsError:
-                    await trio.sleep(0.5)
-            acknowledged = begun
-            await trio.sleep(PAUSE_SECONDS)
-
-    async def read(path: str) -> list[int]:
-        return sorted({int(record.data) async for record in fs.records(path)})
-
-    await fs.append("/log", b"0")
-    taken: dict[str, list[int]] = {}
-    async with trio.open_nursery() as nursery, cluster.client() as writer:
-        nursery.start_soon(append, writer)
-        nursery.start_soon(_harm, cluster, chance)
-        for number in range(4):
-            await trio.sleep(chance.expovariate(1))
-            before = acknowledged
-            await _insist(fs, "/log", f"/copy{number}")
-            after = begun
-            taken[f"/copy{number}"] = seen = await read(f"/copy{number}")
-            assert seen == list(range(len(seen)))
-            assert before <= seen[-1] <= after
-        nursery.cancel_scope.cancel()
-    await cluster.wait_until(lambda: settled(fs), 120)
-    await fs.append("/copy0", b"-1")
-    last = acknowledged
-    for path, seen in taken.items():
-        assert await read(path) == [-1] * (path == "/copy0") + seen
-    found = await read("/log")
-    assert found[:-1] == list(range(found[-1]))
-    assert last <= found[-1] <= begun
-    assert_right(cluster)
-
-
 async def _insist(fs: Client, source: str, target: str) -> None:
     failed = False
     while True:
@@ -258,41 +186,6 @@ async def _harm(cluster: SimCluster, chance: Random) -> None:
         with trio.CancelScope(shield=True):
             await trio.sleep(chance.uniform(0, 3))
             cluster.begin(name)
-
-
-@over_seeds(3)
-async def test_a_master_that_dies_leaves_nothing_half_done(
-    chance: Random, cluster: SimCluster, fs: Client
-) -> None:
-    files = {f"/src/{n % 7}/{n}": b"%d" % n for n in range(400)}
-    async with trio.open_nursery() as nursery:
-        for path, data in files.items():
-            nursery.start_soon(fs.put, data, path)
-    wanted = await tree(fs, "/src")
-    seen: list[set[str]] = []
-
-    async def look() -> None:
-        while True:
-            if await fs.exists("/dst"):
-                seen.append({entry.path async for entry in fs.walk("/dst")})
-                return
-            await trio.sleep(0.01)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(look)
-        nursery.start_soon(fs.snapshot, "/src", "/dst")
-        for _ in range(chance.randint(1, 3)):
-            await trio.sleep(chance.uniform(0, 0.1))
-            await cluster.restart("master")
-    assert {path.removeprefix("/dst") for path in seen[0]} == set(wanted)
-    assert await tree(fs, "/dst") == wanted
-    await fs.put(b"new", "/src/new")
-    await fs.delete("/dst", recursive=True, now=True)
-    await trio.sleep(60)
-    await cluster.wait_until(lambda: settled(fs), 60)
-    totals = (await fs.status()).totals
-    assert (totals.files, totals.shared_bytes) == (len(files) + 1, 0)
-    assert_right(cluster)
 
 
 @over_seeds(1)

@@ -10,12 +10,11 @@ import trio
 from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.client import Client
 from gfs.errors import Busy, InvalidArgument, NotFound
-from gfs.protocol.messages import ServerStatus
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 
-from .packs import handles_on
-from .promises import assert_sound, content, settled
+from .packs import handles_on, stored
+from .promises import assert_sound, content, server_at, settled
 from .seeds import over_seeds
 
 FILES = 12
@@ -25,17 +24,6 @@ DEAD_SECONDS = 15.0
 async def filled(fs: Client, chance: Random) -> None:
     for number in range(FILES):
         await fs.put(content(chance, 5000), f"/f{number}")
-
-
-def stored(cluster: SimCluster, without: str) -> int:
-    """Replicas on the others."""
-    names = [name for name in cluster.chunkservers if name != without]
-    return sum(len(handles_on(cluster, name)) for name in names)
-
-
-async def server_at(fs: Client, name: str) -> ServerStatus:
-    (found,) = [s for s in (await fs.status()).servers if s.address.partition(":")[0] == name]
-    return found
 
 
 async def below_goal(fs: Client) -> int:
@@ -50,8 +38,7 @@ async def test_repair_is_paused_until_it_is_resumed(chance: Random, cluster: Sim
         victim = next(name for name in cluster.chunkservers if handles_on(cluster, name))
         cluster.kill(victim)
         await cluster.wait_until(lambda: below_goal(fs), 2 * DEAD_SECONDS)
-    await cluster.crash(MASTER)
-    await cluster.start(MASTER)
+    await cluster.restart(MASTER)
     async with cluster.client() as fs:
         await trio.sleep(3 * DEAD_SECONDS)
         reply = await fs.repair()
@@ -82,8 +69,7 @@ async def test_limits_are_set_while_it_runs(cluster: SimCluster) -> None:
                 await fs.repair(settings={name: value})
         wanted = {"clones_total": 7, "moves_total": 0, "bytes_per_second": MIB}
         assert (await fs.repair(settings=wanted)).settings == {**before, **wanted}
-    await cluster.crash(MASTER)
-    await cluster.start(MASTER)
+    await cluster.restart(MASTER)
     async with cluster.client() as fs:
         assert (await fs.repair()).settings == {**before, **wanted}
         assert (await fs.repair(settings=dict.fromkeys(wanted, -1))).settings == before
@@ -128,8 +114,7 @@ async def test_a_server_under_maintenance_is_waited_for(
         with pytest.raises(InvalidArgument, match=f"gfs maintenance {server.id} off"):
             await fs.forget_server(server.id)
         assert stored(cluster, victim) == before
-    await cluster.crash(MASTER)
-    await cluster.start(MASTER)
+    await cluster.restart(MASTER)
     async with cluster.client() as fs:
         await trio.sleep(4 * DEAD_SECONDS)
         assert stored(cluster, victim) == before
@@ -168,7 +153,7 @@ async def test_a_server_that_is_gone_is_forgotten(
     # Should it come back all the same, it is a new one, with what it has.
     await cluster.start(victim)
     await cluster.wait_until(lambda: settled(fs), 30)
-    await cluster.wait_until(lambda: stored(cluster, "") == 3 * FILES, 60)
+    await cluster.wait_until(lambda: stored(cluster) == 3 * FILES, 60)
 
     server = await server_at(fs, drained)
     await fs.drain(server.id)
