@@ -13,7 +13,7 @@ import trio
 from gfs.blocks import BLOCK_BYTES, packet_sums
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal
-from gfs.chunkserver.files.layout import Redo
+from gfs.chunkserver.files.layout import HEAD_BYTES, Redo
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
@@ -225,6 +225,7 @@ async def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_
         ("current", "", ""),
         ("current", "stale", ""),
         ("current", "damaged", ""),
+        ("current", "torn", ""),
         ("", "", "has nothing"),
         ("stale", "", "has nothing"),
         ("stale", "stale", "has chunkserver0 v1"),
@@ -250,6 +251,7 @@ async def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alo
             await file.pwrite(0, b"y")
         metadata = read_metadata(cluster.directory)
         content["current"] = content["damaged"] = disk.read(path)
+        content["torn"] = content["current"][:HEAD_BYTES] + bytes(5)
         disk.unlink(path)
         free = iter(cluster.disks[1:])
         for state, directory in [
@@ -264,6 +266,8 @@ async def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alo
         record = Record(cluster.trace)
         settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
         settling.down = {("chunkserver0", cluster.disks[0])}
+        waits = given_up == "current" and "current" not in used
+        assert settling._away(metadata) == (set(metadata.chunks) if waits else set())
         found, short = settling._replica_problems(metadata)
         assert [problem.partition(" v2 ")[2] for problem in found] == [told] * bool(told)
         assert bool(short) == (told in ("has nothing", "has chunkserver0 v1"))
