@@ -326,6 +326,9 @@ class RealFileSystem:
         try:
             with file.held as number:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(number).st_nlink:
+                    # Whoever had it has deleted it meanwhile, and another may have made it anew.
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
         except BaseException:
             file.close()
             raise
@@ -375,6 +378,10 @@ class RealFileSystem:
                 except FileExistsError:
                     if not stat.S_ISDIR(os.stat(name, dir_fd=place.at).st_mode):
                         raise
+
+    def remove_directory(self, path: str) -> None:
+        with self._place(path) as place:
+            os.rmdir(place.name, dir_fd=place.at)
 
     def sync_directory(self, path: str) -> None:
         with self._open_directory(path) as number:

@@ -225,6 +225,9 @@ class FileSystem(Protocol):
 
     def make_directories(self, path: str) -> None: ...
 
+    def remove_directory(self, path: str) -> None:
+        """Delete a directory. Raises ``OSError`` (ENOTEMPTY) if there is anything in it."""
+
     def sync_directory(self, path: str) -> None: ...
 
     def sync_all(self, files: Sequence[File]) -> None:

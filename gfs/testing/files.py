@@ -466,6 +466,13 @@ class Place(NamedTuple):
                 raise disk_error(errno.EEXIST, self.path)
             directory = node
 
+    def remove_directory(self) -> None:
+        directory = self.directory()
+        if directory.entries:
+            raise disk_error(errno.ENOTEMPTY, self.path)
+        directory.deleted = True
+        del self.parent().entries[self.parts[-1]]
+
     def space(self) -> DiskSpace:
         volume = self.directory_or_parent().volume
         free = max(volume.capacity_bytes - volume.used_bytes, 0)
@@ -482,7 +489,7 @@ def _drop_name(inode: Inode) -> None:
 #: What a call does to a disk: a fault may affect only reads, writes or syncs.
 _CLASSES = {
     "write": "write", "truncate": "write", "create": "write", "unlink": "write",
-    "rename": "write", "mkdir": "write", "sync": "sync",
+    "rename": "write", "mkdir": "write", "rmdir": "write", "sync": "sync",
 }  # fmt: skip
 
 
@@ -720,6 +727,10 @@ class SimFileSystem:
     @blocking
     def make_directories(self, path: str) -> None:
         self._place(path, "mkdir").make_directories()
+
+    @blocking
+    def remove_directory(self, path: str) -> None:
+        self._place(path, "rmdir").remove_directory()
 
     @blocking
     def sync_directory(self, path: str) -> None:

@@ -57,20 +57,28 @@ def unsound_after_kill(cluster: SimCluster, name: str) -> list[str]:
     for path in cluster.chunk_files(name):
         if disk.inode(path).harmed:
             continue
-        files, handle = copy_of(disk, path), handle_of(path)
-        records = records_of(SimFileSystem(disk, Onlooker()), path)
         try:
-            if ChunkFile.probe(files, path, handle, records) is None:
-                continue  # never committed
-            chunk = ChunkFile.open(files, path, handle, journal_of(files, path), records)
-            bad = chunk.bad_blocks()
-            chunk.close()
+            bad = bad_blocks(disk, path)
         except GfsError as error:
             found.append(f"{path} of {name}: {error}")
             continue
         if bad:
             found.append(f"{path} of {name}: blocks {bad} fail their checksums")
     return found
+
+
+def bad_blocks(disk: SimDisk, path: str) -> list[int]:
+    """The blocks that recovery, tried on a copy of a chunk file, does not make sound; none of one
+    that was never committed. Raises CorruptReplica."""
+    files, handle = copy_of(disk, path), handle_of(path)
+    records = records_of(SimFileSystem(disk, Onlooker()), path)
+    if ChunkFile.probe(files, path, handle, records) is None:
+        return []
+    chunk = ChunkFile.open(files, path, handle, journal_of(files, path), records)
+    try:
+        return chunk.bad_blocks()
+    finally:
+        chunk.close()
 
 
 def unnamed(disk: SimDisk, directories: list[str], handle: int) -> list[str]:

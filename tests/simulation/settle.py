@@ -41,7 +41,7 @@ from .faults import Faults
 from .files_model import FileModel
 from .linear import Event, Undecided, explain, find_order
 from .log_model import records_in
-from .losses import Losses, handle_of, journal_of, records_of
+from .losses import Losses, bad_blocks, handle_of, journal_of, records_of
 from .metadata import Metadata, problems, read_metadata
 from .names_model import OK, Everything, Sight, split
 from .packs import bytes_of, packed_on
@@ -360,18 +360,24 @@ class Settling:
         if not self.down:
             return set()
         away: set[int] = set()
-        used: set[int] = set()
         for handle, replicas in replicas_on_disks(self.cluster, self.losses).items():
             chunk = metadata.chunks.get(handle)
-            for replica in replicas:
-                if chunk is None or not is_current(replica, chunk):
-                    continue
-                if is_on(self.down, replica.server, replica.path):
-                    away.add(handle)
-                # Nobody can tell of a damaged one whether it is enough to repair the chunk.
-                elif replica.version < VERSION_MAX:
-                    used.add(handle)
-        return away - used
+            current = [r for r in replicas if chunk is not None and is_current(r, chunk)]
+            used = [r for r in current if not is_on(self.down, r.server, r.path)]
+            if len(used) < len(current) and not any(map(self._is_whole, used)):
+                away.add(handle)
+        return away
+
+    def _is_whole(self, replica: Replica) -> bool:
+        """Nobody can tell of a damaged one, or of one of which a power cut has left a part,
+        whether it is enough to repair the chunk."""
+        is_packed = replica.path.rpartition("/")[0].endswith(f"/{DATA_NAME}")
+        if is_packed or replica.version == VERSION_MAX:
+            return replica.version < VERSION_MAX
+        try:
+            return not bad_blocks(self.cluster.machine(replica.server).disk, replica.path)
+        except GfsError:
+            return False
 
     def _check_told(self, short: set[int], totals: ClusterTotals) -> None:
         """Status must not say for long that all chunks are at their goal if some are not."""

@@ -12,7 +12,7 @@ import trio
 from gfs.blocks import BLOCK_BYTES, packet_sums
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal
-from gfs.chunkserver.files.layout import Redo
+from gfs.chunkserver.files.layout import HEAD_BYTES, Redo
 from gfs.client import Client
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
 from gfs.master.rules import election
@@ -187,6 +187,60 @@ async def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_
         losses.count()  # there are sound copies now
         assert await fs.get("/x") == (b"new" if "a" in whole else b"old")
         assert losses.handles == ({handle} if is_lost else set())
+
+
+@pytest.mark.parametrize(
+    ("given_up", "used", "told"),
+    [
+        ("current", "", ""),
+        ("current", "stale", ""),
+        ("current", "damaged", ""),
+        ("current", "torn", ""),
+        ("", "", "has nothing"),
+        ("stale", "", "has nothing"),
+        ("stale", "stale", "has chunkserver0 v1"),
+        ("current", "current stale", "has chunkserver0 v2, chunkserver0 v1"),
+    ],
+)
+@over_seeds([0])
+async def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alone(
+    given_up: str, used: str, told: str
+) -> None:
+    plan = make_plan(0, kinds=[])
+    plan.master = MasterSettings(replication=1, replicas_min=1)
+    plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
+    cluster = SimCluster(
+        0, chunkservers=1, disks=3, master=plan.master, chunkserver=plan.chunkserver
+    )
+    async with cluster, cluster.client() as fs:
+        disk = cluster.machine("chunkserver0").disk
+        await fs.put(b"bytes", "/x")
+        (path,) = cluster.chunk_files("chunkserver0")
+        content = {"stale": disk.read(path)}
+        async with await fs.open("/x", "r+") as file:
+            await file.pwrite(0, b"y")
+        metadata = read_metadata(cluster.directory)
+        content["current"] = content["damaged"] = disk.read(path)
+        content["torn"] = content["current"][:HEAD_BYTES] + bytes(5)
+        disk.unlink(path)
+        free = iter(cluster.disks[1:])
+        for state, directory in [
+            *((each, cluster.disks[0]) for each in given_up.split()),
+            *((each, next(free)) for each in used.split()),
+        ]:
+            copy = f"{directory}/chunks/{path.partition('/chunks/')[2]}"
+            disk.make_directories(copy.rpartition("/")[0])
+            disk.open_inode(copy, "create").write(content[state], 0)
+            if state == "damaged":
+                disk.spoil(copy, 0)
+        record = Record(cluster.trace)
+        settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+        settling.down = {("chunkserver0", cluster.disks[0])}
+        waits = given_up == "current" and "current" not in used
+        assert settling._away(metadata) == (set(metadata.chunks) if waits else set())
+        found, short = settling._replica_problems(metadata)
+        assert [problem.partition(" v2 ")[2] for problem in found] == [told] * bool(told)
+        assert bool(short) == (told in ("has nothing", "has chunkserver0 v1"))
 
 
 @over_seeds([0])

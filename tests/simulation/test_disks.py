@@ -33,6 +33,8 @@ from .seeds import over_seeds
 
 DISK = "/disk0"
 FILES = 40
+#: More disk calls than a new server makes that change something, until it has ended, refused.
+START_CALLS = 45
 #: The same as in faults.
 NAMED_SECONDS = 10.0
 Act = Callable[[SimDisk], object]
@@ -326,6 +328,51 @@ async def test_a_server_that_lost_its_only_mount_does_not_begin_as_another(
             await cluster.wait_until(is_whole, 120, every=1)
             after = {server.id for server in (await fs.status()).servers}
             assert len(after - before) == is_another
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_a_server_that_is_refused_leaves_nothing_below_its_mount(
+    seed: int, chance: random.Random
+) -> None:
+    """Nor does one that was killed before that, once it is refused. But a replica that it has not
+    made stays, and whatever is not a server's."""
+    settings = ChunkserverSettings(packed_bytes_max=0)
+    async with (
+        SimCluster(seed, supervised=True, chunkserver=settings) as cluster,
+        cluster.client() as fs,
+    ):
+        files = await write_files(fs, chance, "file")
+        victim, other = chance.sample(cluster.chunkservers, 2)
+        machine = cluster.machine(victim).disk
+        await cluster.crash(victim)
+        volume = machine.unmount(DISK)
+
+        async def start(calls: int = 0) -> list[str]:
+            """Killed at one of its disk calls, or refused. What is there then."""
+            cluster.begin(victim)
+            cluster.hold(victim)
+            cluster.kill_in_call(victim, calls)
+            await cluster.node(victim).ended.wait()
+            return machine.paths(DISK)
+
+        remains = set[str]()
+        for calls in range(1, START_CALLS):
+            remains.update(await start(calls))
+            assert not await start()
+            assert not machine.exists(f"{DISK}/chunks")
+        names = {path.rpartition("/")[2] for path in remains}
+        assert names >= {*NAMES, "server.json.new", "journal.0", "journal.1", "marks", "lock"}
+        replica = cluster.chunk_files(other)[0]
+        kept = {f"{DISK}/note": b"of a person", replica: cluster.machine(other).disk.read(replica)}
+        machine.make_directories(replica.rpartition("/")[0])
+        for path, data in kept.items():
+            machine.open_inode(path, "create").write(data, 0)
+        left = await start()
+        assert {path: machine.read(path) for path in left if path in kept} == kept
+        assert not {f"{DISK}/{name}" for name in NAMES} & set(left)
+        machine.mount_again(DISK, volume)
+        await cluster.start(victim)
         await check_files(fs, files)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import socket
@@ -399,6 +400,20 @@ def test_a_lock_is_refused_without_a_leak(world: World, tmp_path: Path) -> None:
         world.files.lock(str(tmp_path / "lock"))
     held.close()
     world.files.lock(str(tmp_path / "lock")).close()
+
+
+def test_a_lock_that_its_holder_deletes_meanwhile_is_not_got(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def lock_late(number: int, how: int) -> None:
+        path.unlink()
+        flock(number, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with none_left(), pytest.raises(BlockingIOError):
+        world.files.lock(str(path))
 
 
 def test_space(world: World, tmp_path: Path) -> None:

@@ -399,6 +399,14 @@ def test_within_leads_to_the_directory_that_was_there(
         assert not held.exists(f"{root}/dd")
         assert held.file_size(f"{root}/d/newer") == 3
         held.unlink(f"{root}/d/newer")
+        with refused(errno.ENOTEMPTY):
+            held.remove_directory(f"{root}/d/g")
+        with refused(errno.ENOTDIR):
+            held.remove_directory(f"{root}/d/lock")
+        with refused(errno.ENOENT):
+            held.remove_directory(f"{root}/d/none")
+        held.remove_directory(f"{root}/d/g/h")
+        assert held.list(f"{root}/d/g") == []
         assert sorted(files.list(f"{root}/away")) == ["e", "g", "lock"]
         assert files.list(root) == before
         files.unlink(f"{root}/away/e/f")

@@ -200,8 +200,13 @@ class Disk:
 
     # --- paths and space ------------------------------------------------------------
 
+    @property
+    def chunks_path(self) -> str:
+        """The folder of the folders of its chunk files."""
+        return f"{self.path}/chunks"
+
     def folder(self, handle: int) -> str:
-        return f"{self.path}/chunks/{handle & 0xFF:02x}"
+        return f"{self.chunks_path}/{handle & 0xFF:02x}"
 
     def chunk_path(self, handle: int) -> str:
         return f"{self.folder(handle)}/{handle:016x}.chunk"

@@ -21,6 +21,7 @@ copy that is damaged, or cannot be read, is rewritten from the other one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -29,9 +30,8 @@ from contextlib import suppress
 import msgspec
 
 from gfs.blocks import block_sum
-from gfs.chunkserver.disks.disk import Disk, describe
-from gfs.chunkserver.files.intents import NAME as MARKS_NAME
-from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
+from gfs.chunkserver.disks.disk import PROBE, Disk, describe
+from gfs.chunkserver.files import NAMES as JOURNAL_NAMES
 from gfs.errors import StartupError
 from gfs.io import FileSystem, ReadFailed, World, lost_mount
 
@@ -178,14 +178,25 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
     disk.is_recorded = True
 
 
-def delete_new(disk: Disk) -> None:
-    """Delete the record, which is not written again, and, if there is no replica, all other files
-    that a new disk has. Raises ``OSError``."""
-    others = () if disk.chunks else (*JOURNAL_NAMES, MARKS_NAME, LOCK)
-    for name in (*NAMES, *others):
-        with suppress(FileNotFoundError):
-            disk.files.unlink(f"{disk.path}/{name}")
-    disk.files.sync_directory(disk.path)
+def leave_disk(disk: Disk) -> None:
+    """Delete the record, which is not written again, and everything else that a start makes in
+    a directory, if there is no replica in it. All is gone for good when this returns. Raises
+    ``OSError``, ENOTEMPTY if there is anything among the replicas, which stays with the rest."""
+    files, at = disk.files, disk.path
+    _unlink(files, *(f"{at}/{name}" for name in NAMES))
+    if not files.exists(disk.packs.index_path) and not files.exists(disk.packs.data_path):
+        files.remove_directory(disk.chunks_path)
+        _unlink(files, *(f"{at}/{name}.new" for name in NAMES), f"{at}/{PROBE}")
+        _unlink(files, *(f"{at}/{name}" for name in JOURNAL_NAMES), disk.intents.path)
+        # The last one: whoever gets the lock finds nothing that is about to be deleted.
+        _unlink(files, f"{at}/{LOCK}")
+    files.sync_directory(at)
+
+
+def _unlink(files: FileSystem, *paths: str) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            files.unlink(path)
 
 
 def look_at(disk: Disk) -> ServerRecord | None:

@@ -74,7 +74,7 @@ class _Reader:
 
     def read(self) -> Contents:
         disk, files = self._disk, self._files
-        chunks = f"{disk.path}/chunks"
+        chunks = disk.chunks_path
         files.make_directories(chunks)
         for path in (*(f"{disk.path}/{name}" for name in NAMES), disk.intents.path):
             self._drop_cached(path)

@@ -190,10 +190,12 @@ class DiskOpening:
                     await self._world.run_blocking(disk.close, abandon_on_cancel=True)
 
     async def withdraw(self) -> None:
-        """Delete what a new server, which the master has refused, has made."""
-        for disk in self._disks.used.values():
-            with contextlib.suppress(OSError):
-                await disk.run(identity.delete_new, disk)
+        """Delete what a new server, which the master has refused, has made on its disks, now or
+        at an earlier start that ended before it was refused."""
+        async with self._saving:
+            for disk in list(self._disks.used.values()):
+                with contextlib.suppress(OSError):
+                    await disk.run(identity.leave_disk, disk)
 
     async def save(self) -> None:
         """Save the server's record on every disk that is used. Raises StartupError if
