@@ -37,8 +37,8 @@ VERIFY_AT_ONCE = 8
 #: A chunk that changes during each of these checks is reported as the last one found it.
 LOOKS_MAX = 5
 CHANGING = f"it changed during each of {LOOKS_MAX} checks: run gfs fsck again"
-#: How long is waited for the master to have damage verified that it was told of, and of how many
-#: replicas.
+#: How long is waited for the master to have the damage verified that was reported to it, and in
+#: how many replicas.
 AGREE_SECONDS = 5.0
 AGREE_POLL_SECONDS = 0.1
 REPORTED_MAX = 200

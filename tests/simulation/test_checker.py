@@ -14,6 +14,7 @@ from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal
 from gfs.chunkserver.files.layout import HEAD_BYTES, Redo
 from gfs.client import Client
+from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
 from gfs.master.rules import election
 from gfs.master.tables import Server
@@ -24,6 +25,7 @@ from gfs.testing.life import Life
 from gfs.testing.trace import Trace
 
 from .ancestry import Ancestry
+from .faults import Faults
 from .files_model import FileModel
 from .linear import Event, find_order
 from .losses import Losses, hangs_on_a_record
@@ -34,6 +36,7 @@ from .promises import settled
 from .record import LOG, MADE_BY, Record, Violation
 from .run import told_of_elections
 from .seeds import over_seeds
+from .settle import Settling
 from .truth import COUNTED, CURRENT_SECONDS, Truth
 from .workload import Actor
 

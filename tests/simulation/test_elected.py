@@ -52,6 +52,7 @@ async def test_another_one_takes_over_from_a_master_that_dies(
     await work.check(one)
 
 
+@pytest.mark.costly
 @over_seeds(6, kind=ElectedCluster)
 async def test_nothing_acknowledged_is_lost_whatever_the_engine_does(
     chance: Random, cluster: ElectedCluster, one: Client, other: Client
@@ -151,6 +152,7 @@ async def test_no_read_is_older_than_what_was_acknowledged(
     await cluster.followed()
 
 
+@pytest.mark.costly
 @over_seeds(8, kind=ElectedCluster)
 async def test_names_are_linearizable_over_failovers(
     chance: Random, cluster: ElectedCluster

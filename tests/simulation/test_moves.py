@@ -43,6 +43,7 @@ async def begin(cluster: SimCluster, names: list[str]) -> None:
         await cluster.ready(name)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("packed_bytes_max", [0, BLOCK_BYTES])
 @over_seeds([0])
 async def test_small_replicas_move_as_fast_as_they_are_copied(

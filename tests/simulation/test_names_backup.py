@@ -43,6 +43,7 @@ def records(path: Path) -> bytes:
     return path.read_bytes()[32:] if path.exists() else b""
 
 
+@pytest.mark.costly
 @over_seeds(6)
 async def test_what_is_restored_is_what_the_master_had(
     chance: Random, cluster: SimCluster, fs: Client, tmp_path: Path
@@ -208,6 +209,7 @@ async def test_where_a_backup_is_restored(
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["master.lock"]
 
 
+@pytest.mark.costly
 @over_seeds(2, master=MasterSettings(map_bytes=1 << 28, log_rows_max=100))
 async def test_a_backup_that_is_mostly_log_is_made_anew(
     cluster: SimCluster, fs: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -145,6 +145,7 @@ async def test_a_lost_server_is_made_good_with_packed_replicas(seed: int, chance
         await check(fs, files)
 
 
+@pytest.mark.costly
 @over_seeds(2, chunkserver=SETTINGS, disks=2)
 async def test_a_disk_is_drained_of_packed_replicas_and_a_gone_index_fails_it(
     chance: Random, cluster: SimCluster, fs: Client

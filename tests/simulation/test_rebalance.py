@@ -95,6 +95,7 @@ async def test_a_new_rack_gets_one_replica_of_each_chunk(seed: int, chance: Rand
                 assert await fs.get(path) == data
 
 
+@pytest.mark.costly
 @over_seeds(2)
 async def test_a_new_server_fills_up_to_the_others(seed: int, chance: Random) -> None:
     async with cluster_of(seed, ["a", "a", "a", "a"]) as cluster:

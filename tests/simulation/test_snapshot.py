@@ -292,6 +292,7 @@ async def test_a_snapshot_whose_beginning_is_not_safe_yet_is_given_up(
     assert await fs.get("/b/file") == b"1"
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("asked_again", [True, False])
 @over_seeds(3)
 async def test_a_snapshot_ends_though_masters_die_all_the_time(

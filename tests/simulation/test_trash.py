@@ -113,6 +113,7 @@ async def known(cluster: SimCluster) -> bool:
     return all(entry.files >= 0 for entry in await told(cluster))
 
 
+@pytest.mark.costly
 @over_seeds(2, master=MASTER)
 async def test_who_reads_a_file_that_is_deleted_reads_it_to_its_end(
     chance: Random, cluster: SimCluster, fs: Client
@@ -132,6 +133,7 @@ async def test_who_reads_a_file_that_is_deleted_reads_it_to_its_end(
         await fs.undelete("/file")
 
 
+@pytest.mark.costly
 @over_seeds(2, master=MASTER)
 async def test_a_replaced_file_is_kept_for_ten_minutes_or_not_at_all(
     chance: Random, cluster: SimCluster, fs: Client
@@ -229,6 +231,7 @@ def fill(cluster: SimCluster, name: str) -> None:
     disk.mount("/disk0", space.total_bytes - space.free_bytes)
 
 
+@pytest.mark.costly
 @over_seeds(3)
 async def test_without_space_anywhere_the_oldest_of_the_trash_goes(
     seed: int, chance: Random, caplog: pytest.LogCaptureFixture
@@ -363,6 +366,7 @@ async def test_a_deleted_file_is_not_written(fs: Client) -> None:
 DAY_SECONDS = 86_400.0
 
 
+@pytest.mark.costly
 @over_seeds(6, kind=ShadowedCluster, master={"trash_seconds": KEPT_SECONDS})
 async def test_clocks_that_jump_by_days_change_nothing(
     chance: Random, cluster: ShadowedCluster, fs: Client

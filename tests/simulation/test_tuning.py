@@ -75,6 +75,7 @@ async def test_limits_are_set_while_it_runs(cluster: SimCluster) -> None:
         assert (await fs.repair(settings=dict.fromkeys(wanted, -1))).settings == before
 
 
+@pytest.mark.costly
 @over_seeds(1, chunkservers=4)
 async def test_a_low_limit_gives_copies_the_time_they_take(
     chance: Random, cluster: SimCluster, fs: Client
@@ -97,6 +98,7 @@ async def test_a_low_limit_gives_copies_the_time_they_take(
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.costly
 @over_seeds(2, chunkservers=4)
 async def test_a_server_under_maintenance_is_waited_for(
     chance: Random, cluster: SimCluster

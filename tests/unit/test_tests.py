@@ -217,7 +217,6 @@ def fixed_ports(tree: ast.AST) -> Iterator[ast.AST]:
 ALLOWED: dict[Callable[[ast.AST], Iterator[ast.AST]], dict[str, int]] = {
     literal_limits: {
         "control/test_compute_machine.py": 1,
-        "control/test_contract_storage.py": 1,
         "control/test_several_planes_deaths.py": 1,
     },
     cpu_time: {},

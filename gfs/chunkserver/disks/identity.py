@@ -25,7 +25,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 
 import msgspec
 
