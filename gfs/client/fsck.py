@@ -279,8 +279,8 @@ async def _count(check: Check, finding: Finding, report: FsckReport) -> None:
 
 
 async def _wait_for_master(check: Check) -> None:
-    """Wait until the master counts the damage that it was told of, or for AGREE_SECONDS: it has it
-    verified first, and who asks for its status right after this is to be told the same."""
+    """Wait until the master counts the damage that was reported to it, or for AGREE_SECONDS: it has
+    it verified first, and its status right after this is to say the same."""
     left = check.reported
     with trio.move_on_after(AGREE_SECONDS):
         while left:

@@ -327,7 +327,7 @@ class RealFileSystem:
             with file.held as number:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not os.fstat(number).st_nlink:
-                    # Whoever had it has deleted it meanwhile, and another may have made it anew.
+                    # Its holder has deleted it meanwhile, and another may have made a new one.
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
         except BaseException:
             file.close()

@@ -187,7 +187,7 @@ def leave_disk(disk: Disk) -> None:
         files.remove_directory(disk.chunks_path)
         _unlink(files, *(f"{at}/{name}.new" for name in NAMES), f"{at}/{PROBE}")
         _unlink(files, *(f"{at}/{name}" for name in JOURNAL_NAMES), disk.intents.path)
-        # The last one: whoever gets the lock finds nothing that is about to be deleted.
+        # The last one: a server that gets the lock finds nothing that is about to be deleted.
         _unlink(files, f"{at}/{LOCK}")
     files.sync_directory(at)
 
