@@ -87,15 +87,16 @@ class Progress:
             terminal.write_line(line)
 
     def line(self, now: float) -> str:
+        # In a thread: what the reports change meanwhile is copied, in one step.
         seconds = now - self._began
         done = self._total - len(self._left)
         words = f"{done} of {self._total} tests, {self._failed} failed, {seconds:.0f} s"
-        behind = sum(self._known.get(name, UNKNOWN_SECONDS) for name in self._taken)
+        behind = sum(self._known.get(name, UNKNOWN_SECONDS) for name in self._taken.copy())
         ahead = sum(self._known.get(name, UNKNOWN_SECONDS) for name in self._left.copy())
         if behind:
             words += f", about {seconds * ahead / behind:.0f} s left"
-        if self._running:
-            name, began = min(self._running.copy().items(), key=lambda each: each[1])
+        if running := self._running.copy():
+            name, began = min(running.items(), key=lambda each: each[1])
             if now - began > LONG_SECONDS:
                 words += f" ({now - began:.0f} s in {name})"
         return words
