@@ -560,9 +560,21 @@ async def packing(disks: int = 1) -> Server:
     return server
 
 
-@pytest.mark.parametrize(("pause", "hops"), [(0.0, 1), (0.1, 2)])
+class EmptyFirst(Packets):
+    """It pauses after an empty packet."""
+
+    def __init__(self, data: bytes, pause: float) -> None:
+        super().__init__(data, pause)
+        self._left.append((0, b""))
+
+
+@pytest.mark.parametrize(
+    ("packets", "pause", "hops"), [(Packets, 0.0, 1), (Packets, 0.1, 2), (EmptyFirst, 0.1, 3)]
+)
 @simulated(0)
-async def test_packets_that_have_arrived_are_written_in_one_hop(pause: float, hops: int) -> None:
+async def test_packets_that_have_arrived_are_written_in_one_hop(
+    packets: type[Packets], pause: float, hops: int
+) -> None:
     server = Server(0, "replicated", 1)
     await server.start()
     (disk,) = server.node.store.disks.used.values()
@@ -574,9 +586,10 @@ async def test_packets_that_have_arrived_are_written_in_one_hop(pause: float, ho
         return await run(function, *args)
 
     disk.run = counted  # type: ignore[method-assign]
-    assert await server.upload(HANDLES[0], 2, pause)
-    assert called.count("_write") == hops
     data = content(HANDLES[0], 2)
+    request = WriteChunk(0, 2, HANDLES[0], 0, "upload", [], False)
+    assert await WriteExchange(server.node, packets(data, pause), request).run()
+    assert called.count("_write") == hops
     async with server.node.store.open_chunks.using(HANDLES[0]) as chunk:
         assert chunk.file.read_verified(0, len(data)) == data
     server.process.kill()
