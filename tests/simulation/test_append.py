@@ -80,7 +80,9 @@ async def chain(fs: Client, cluster: SimCluster) -> list[str]:
     return sorted(named.values(), key=lambda name: name != first)
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize(
+    "victim", [0, *(pytest.param(later, marks=pytest.mark.costly) for later in (1, 2))]
+)
 @pytest.mark.parametrize("comes_back", [False, True])
 @over_seeds(4, chunkservers=4)
 async def test_any_server_of_the_chain_may_die(
@@ -166,6 +168,7 @@ async def test_a_secondary_that_lost_the_end_fails_no_append(
     await wait_settled(cluster, fs)
 
 
+@pytest.mark.costly
 @over_seeds(
     3,
     chunkservers=5,

@@ -236,7 +236,9 @@ async def test_the_locations_of_many_chunks_are_asked_for_at_once_and_remembered
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["", "and the master was restarted"])
-@pytest.mark.parametrize("away", [0.0, 1.0, 20.0])
+@pytest.mark.parametrize(
+    "away", [0.0, *(pytest.param(away, marks=pytest.mark.costly) for away in (1.0, 20.0))]
+)
 @over_seeds(1, user="writer")
 async def test_a_writer_that_was_away_for_long_gets_the_error_that_its_chunks_are_gone(
     chance: Random, cluster: SimCluster, fs: Client, restarts: bool, away: float

@@ -497,7 +497,10 @@ async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
 @pytest.mark.parametrize("step", range(6))
 @pytest.mark.parametrize("at", ["/disk0", "/disk1"])
 @pytest.mark.parametrize("fails", ["/disk0", "/disk1"])
-@pytest.mark.parametrize("what", ["small", "large", "changed"])
+@pytest.mark.parametrize(
+    "what",
+    ["small", *(pytest.param(what, marks=pytest.mark.costly) for what in ("large", "changed"))],
+)
 @over_seeds(1)
 async def test_a_disk_that_fails_while_a_replica_is_moved_loses_none(
     seed: int,
@@ -789,7 +792,10 @@ async def test_a_disk_returns_when_another_one_has_its_replicas(
         await check_files(fs, files)
 
 
-@pytest.mark.parametrize("before", [0.0, 1.7, 3.0])
+@pytest.mark.parametrize(
+    "before",
+    [pytest.param(0.0, marks=pytest.mark.costly), 1.7, pytest.param(3.0, marks=pytest.mark.costly)],
+)
 @over_seeds(1)
 async def test_no_call_takes_longer_than_promised_when_a_disk_hangs(
     seed: int, chance: random.Random, before: float

@@ -53,7 +53,9 @@ async def check(fs: Client, files: dict[str, bytes]) -> None:
             assert await file.pread(len(data) // 2, 9) == data[len(data) // 2 :][:9]
 
 
-@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+@pytest.mark.parametrize(
+    "durability", [pytest.param("replicated", marks=pytest.mark.costly), "fsync"]
+)
 @over_seeds(3)
 async def test_small_files_are_packed_and_outlive_kills(
     seed: int, chance: Random, durability: str

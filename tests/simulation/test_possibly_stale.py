@@ -385,7 +385,7 @@ async def is_unsound(fs: Client) -> bool:
     return not await sound(fs)
 
 
-@pytest.mark.parametrize("restarts_first", [False, True])
+@pytest.mark.parametrize("restarts_first", [False, pytest.param(True, marks=pytest.mark.costly)])
 @over_seeds(2, client=IMPATIENT)
 async def test_a_disk_that_was_away_for_a_while_damaged_nothing(
     chance: Random, cluster: SimCluster, fs: Client, restarts_first: bool

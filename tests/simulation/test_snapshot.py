@@ -34,6 +34,7 @@ def assert_right(cluster: SimCluster) -> None:
     assert not problems(read_metadata(cluster.directory))
 
 
+@pytest.mark.costly
 @over_seeds(3)
 async def test_a_copy_has_what_was_there_and_goes_its_own_way(
     chance: Random, cluster: SimCluster, fs: Client

@@ -275,6 +275,7 @@ async def test_without_space_anywhere_the_oldest_of_the_trash_goes(
 
 
 # Nor is room made in another way.
+@pytest.mark.costly
 @over_seeds(3, chunkservers=4, chunkserver=SMALL_DISKS, master=replace(MASTER, moves_total=0))
 async def test_nothing_goes_early_that_makes_no_room(chance: Random, cluster: SimCluster) -> None:
     """Half of the servers are full, while others have room; then all but one are, and what
@@ -323,6 +324,7 @@ async def test_all_of_the_trash_goes_before_a_write_is_refused(
         assert not await told(cluster)
 
 
+@pytest.mark.costly
 @over_seeds(3, chunkserver=SMALL_DISKS, master=replace(MASTER, moves_total=0))
 async def test_nothing_goes_because_a_server_is_away_until_it_is_forgotten(
     chance: Random, cluster: SimCluster

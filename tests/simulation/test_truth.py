@@ -60,6 +60,7 @@ def test_mkdir_is_refused_and_answered_for_a_reason() -> None:
     run_simulated(0, answered)
 
 
+@pytest.mark.costly
 @over_seeds([0])
 async def test_status_is_held_to_the_truth_while_a_disk_is_down() -> None:
     """All that is lost then, and no more, is what only that disk had."""
