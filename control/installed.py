@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from msgspec.structs import fields
 
 from control.api import Module, QuotaUsage, Schema, Settings, StartupError
+from control.api.internals import SYSTEM
 from control.identity.rows import IDENTITY
 from control.paths import KINDS
 from control.quota import QUOTA, Limits
@@ -28,8 +29,6 @@ GROUP = "gfs.control.modules"
 #: The entry points of tables of settings that belong to no module.
 SETTINGS_GROUP = "gfs.settings"
 OURS = "the control plane itself"
-#: The module of the routes of health, metrics and documentation.
-SYSTEM = "system"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 #: In a scope, whose parts are separated by dots.

@@ -7,7 +7,8 @@ names that are not here may change with any version.
 
 Inside, each file imports only those before it: :mod:`.workloads` (what runs for users),
 :mod:`.runtime` (the state that the modules of a process share), :mod:`.call`, :mod:`.route`,
-:mod:`.module`. :mod:`.answers` makes responses.
+:mod:`.module`. :mod:`.answers` makes responses. :mod:`.internals` has what the modules that come
+with the control plane use beside these names.
 :mod:`control.installed` finds modules and checks them. Tests of a module have
 :mod:`control.testing`.
 """

@@ -17,6 +17,9 @@ from control.identity import Need
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 AnswerT = TypeVar("AnswerT")
 
+#: The module of the routes of health, metrics and documentation.
+SYSTEM = "system"
+
 
 @dataclass(frozen=True)
 class Content:

@@ -38,6 +38,7 @@ from control.api import (
     Upgrade,
     json_response,
 )
+from control.api.internals import SYSTEM
 from control.app.cors import Cors
 from control.app.loop import Loop
 from control.app.routing import Routes
@@ -66,7 +67,7 @@ from control.http import (
 )
 from control.http.socket import CLOSE_SECONDS, NORMAL, OUR_FAULT, REFUSED
 from control.identity import PUBLIC, Fault, Need, Principal, decide
-from control.installed import SYSTEM, blamed, check_clashes, choose, discover, one_line, package_of
+from control.installed import blamed, check_clashes, choose, discover, one_line, package_of
 from control.metrics import CONTENT_TYPE
 from control.recent import Recent
 from control.records import RecordsFailed, RecordsUpgraded

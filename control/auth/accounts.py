@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import msgspec
 from quart import Response
 
-from control.api import Call, Control, Route, json_array
+from control.api import SESSION, BadRequest, Call, Control, NoSuchThing, Route, Txn, json_array
+from control.api.internals import ServiceAccount, accounts, check_grants, clean_label, ids, tokens
 from control.auth.shapes import (
     AccountBody,
     AccountInfo,
@@ -19,11 +20,6 @@ from control.auth.shapes import (
     TokenInfo,
 )
 from control.auth.tokens import check_room, new_token, newest_first, token_info
-from control.errors import BadRequest, NoSuchThing
-from control.identity import SESSION, check_grants, ids
-from control.identity.rows import ServiceAccount, accounts, tokens
-from control.identity.users import clean_label
-from control.records import Txn
 
 #: The most service accounts of one user.
 ACCOUNTS_MAX = 100

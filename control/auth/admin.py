@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from quart import Response
 
-from control.api import Call, Control, Route, in_order, json_array
+from control.api import (
+    ADMIN,
+    BadRequest,
+    Call,
+    Control,
+    NoSuchThing,
+    Route,
+    Txn,
+    in_order,
+    json_array,
+)
+from control.api.internals import Passwords, Session, User, new_password, people, sessions, users
 from control.auth.first_start import FILE_NAME
 from control.auth.shapes import (
     SessionQuery,
@@ -19,11 +30,6 @@ from control.auth.shapes import (
     UserInfo,
     UserQuery,
 )
-from control.errors import BadRequest, NoSuchThing
-from control.identity import ADMIN, Passwords, new_password
-from control.identity import users as people
-from control.identity.rows import Session, User, sessions, users
-from control.records import Txn
 
 #: Seconds for the deletion of a user in all modules.
 DELETE_SECONDS = 60.0

@@ -38,9 +38,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from control.errors import TooManyRequests
-from control.http import network_of
-from control.volatile import Volatile
+from control.api import TooManyRequests, Volatile
+from control.api.internals import network_of
 
 MESSAGE = "too many failed logins: try again later"
 #: Most failures of a user that cause no delay, however high the limit is.

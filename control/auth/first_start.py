@@ -17,11 +17,8 @@ import secrets
 import time
 from pathlib import Path
 
-from control.errors import ApiError
-from control.identity import Passwords, new_password, read_secret, write_secret
-from control.identity import users as people
-from control.identity.rows import users
-from control.records import Records, Txn
+from control.api import ApiError, Records, Txn
+from control.api.internals import Passwords, new_password, people, read_secret, users, write_secret
 from gfs.errors import StartupError
 
 VARIABLE = "GFS_ADMIN_PASSWORD"

@@ -8,26 +8,36 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from control.api import Call, Control, Route
+from control.api import (
+    ANYBODY,
+    PUBLIC,
+    SESSION,
+    ApiError,
+    BadRequest,
+    Call,
+    Control,
+    Forbidden,
+    Route,
+    Txn,
+    Unauthorized,
+    Unavailable,
+)
+from control.api.internals import (
+    LOGGED_IN_OR_COOKIE,
+    PasswordChanged,
+    Passwords,
+    User,
+    check_password,
+    clean_username,
+    network_of,
+    new_password,
+    people,
+    sessions,
+    users,
+)
 from control.auth.failures import Attempt, Failures
 from control.auth.first_start import FILE_NAME
 from control.auth.shapes import LoginAnswer, LoginBody, PasswordBody, SessionInfo, Status
-from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
-from control.http import network_of
-from control.identity import (
-    ANYBODY,
-    LOGGED_IN_OR_COOKIE,
-    PUBLIC,
-    SESSION,
-    PasswordChanged,
-    Passwords,
-    check_password,
-    new_password,
-)
-from control.identity import users as people
-from control.identity.rows import User, sessions, users
-from control.identity.users import clean_username
-from control.records import Txn
 
 CHANGING = "your password is being changed: try again"
 #: While a password is verified, another login may renew the hash, or the password may be changed.

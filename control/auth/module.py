@@ -9,6 +9,7 @@ import trio
 from argon2 import PasswordHasher
 
 from control.api import Control, Module, Route
+from control.api.internals import Passwords, make_hasher, users
 from control.auth.accounts import AccountRoutes
 from control.auth.admin import AdminRoutes
 from control.auth.failures import Failures
@@ -16,8 +17,6 @@ from control.auth.first_start import make_first_admin
 from control.auth.login import LoginRoutes
 from control.auth.quotas import QuotaRoutes
 from control.auth.tokens import TokenRoutes
-from control.identity import Passwords, make_hasher
-from control.identity.rows import users
 
 
 class Auth(Module):

@@ -7,13 +7,9 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from control.api import Call, Control, Route
+from control.api import ADMIN, LOGGED_IN, Call, Control, NoSuchThing, Route, Txn
+from control.api.internals import NOUNS, User, limits_of, override, overrides, users
 from control.auth.shapes import NewLimits, Quota, QuotaInfo, UserQuery, UserQuotaInfo
-from control.errors import NoSuchThing
-from control.identity import ADMIN, LOGGED_IN
-from control.identity.rows import User, users
-from control.quota import NOUNS, limits_of, override, overrides
-from control.records import Txn
 
 
 class QuotaRoutes:

@@ -7,15 +7,17 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from control.identity import (
+from control.api.internals import (
+    DISPLAY_NAME_BYTES_MAX,
+    LIMIT_MAX,
+    NAME_BYTES_MAX,
+    NAME_SIGNS,
     PASSWORD_BYTES_MAX,
     PASSWORD_LENGTH_MIN,
     PASSWORD_LETTERS_MIN,
     SCOPES_BYTES_MAX,
     SCOPES_MAX,
 )
-from control.identity.users import DISPLAY_NAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SIGNS
-from control.quota import LIMIT_MAX
 
 #: The limits are in bytes and are checked as such; these texts are for the documentation.
 Name = Annotated[str, Meta(min_length=1, description=f"At most {NAME_BYTES_MAX} bytes, trimmed")]

@@ -7,13 +7,30 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from quart import Response
 
-from control.api import Call, Control, Route, in_order, json_array
+from control.api import (
+    SERVICE,
+    SESSION,
+    BadRequest,
+    Call,
+    Control,
+    NoSuchThing,
+    Route,
+    Txn,
+    in_order,
+    json_array,
+)
+from control.api.internals import (
+    Credentials,
+    Token,
+    accounts,
+    check_grants,
+    clean_label,
+    current_scopes,
+    is_live,
+    tokens,
+    users,
+)
 from control.auth.shapes import NewToken, Status, TokenBody, TokenInfo, Validity
-from control.errors import BadRequest, NoSuchThing
-from control.identity import SERVICE, SESSION, Credentials, check_grants, current_scopes, is_live
-from control.identity.rows import Token, accounts, tokens, users
-from control.identity.users import clean_label
-from control.records import Txn
 
 #: The most tokens of one user, with those of the user's service accounts.
 TOKENS_MAX = 1000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from control.records import Schema, Table, Txn
+from control.api import Schema, Table, Txn
 from gfs.failures import plural
 
 if TYPE_CHECKING:

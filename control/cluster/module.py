@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import trio
 
 import gfs
-from control.api import Call, Connection, Control, Module, Route, admins, within
+from control.api import (
+    Call,
+    Conflict,
+    Connection,
+    Control,
+    Module,
+    NoSuchThing,
+    Route,
+    Schema,
+    admins,
+    within,
+)
 from control.cluster import series
 from control.cluster.events import EVENTS, events
 from control.cluster.shapes import (
@@ -44,8 +55,6 @@ from control.cluster.shapes import (
     TrashInfo,
 )
 from control.cluster.watch import Watch
-from control.errors import Conflict, NoSuchThing
-from control.records import Schema
 from gfs.cli.health import advice, elections, masters
 from gfs.config import ClientSettings, load
 from gfs.errors import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from control.volatile import Volatile
+from control.api import Volatile
 
 if TYPE_CHECKING:
     from gfs.protocol.messages import RepairReply, StatusReply

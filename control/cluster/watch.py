@@ -13,13 +13,11 @@ from functools import partial
 import trio
 from msgspec.structs import replace
 
-from control.api import Connection, Control
+from control.api import ApiError, Connection, Control, RecordsFailed
+from control.api.internals import Lock
 from control.cluster import series
 from control.cluster.events import LAST, WARNING, Facts, Happened, add, between, facts_of, last
 from control.cluster.series import STEP_SECONDS, Counters, counters_of, of_master, rates
-from control.errors import ApiError
-from control.quota import Lock
-from control.records import RecordsFailed
 from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)

@@ -9,18 +9,26 @@ from typing import ClassVar
 import trio
 
 from control.api import (
+    ADMIN,
+    BadRequest,
     Call,
     Content,
     Control,
     Module,
+    Need,
     QuotaUsage,
     Response,
     Route,
+    Schema,
+    ScopeTable,
+    Socket,
     Upgrade,
     UserDeletion,
     Workload,
+    scoped,
     upgrade_only,
 )
+from control.api.internals import SEED_SCOPES, make_private_directory
 from control.compute import names
 from control.compute.backend import Backend, Elsewhere, Installation
 from control.compute.reconcile import Changes, Driver, Lead
@@ -58,10 +66,6 @@ from control.compute.streams import (
     Logs,
     Terminals,
 )
-from control.errors import BadRequest
-from control.http import Socket
-from control.identity import ADMIN, SEED_SCOPES, Need, ScopeTable, make_private_directory, scoped
-from control.records import Schema
 from gfs.cluster import process
 from gfs.config import Settings
 

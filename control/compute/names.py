@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from control.api import BadRequest
 from control.compute.backend import Port
-from control.errors import BadRequest
 
 NAME_LENGTH_MAX = 64
 KEY_BYTES_MAX = 16 * 1024

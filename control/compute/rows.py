@@ -19,9 +19,8 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from control.api import Schema, Table, Target, Txn
 from control.compute.backend import Phase
-from control.identity import Target
-from control.records import Schema, Table, Txn
 
 Wanted = Literal["running", "stopped", "deleted"]
 #: What users see.

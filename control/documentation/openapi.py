@@ -21,9 +21,8 @@ from typing import Any
 
 import msgspec
 
-from control.api import JSON, Content, Route, Upgrade, upgrade_only
-from control.identity import Need
-from control.paths import PARAMETER
+from control.api import JSON, Content, Need, Route, Upgrade, upgrade_only
+from control.api.internals import PARAMETER
 
 OPENAPI = "3.1.0"
 

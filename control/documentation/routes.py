@@ -14,11 +14,9 @@ import msgspec
 import trio
 from werkzeug.exceptions import NotFound
 
-from control.api import JSON, NO_STORE, Call, Content, Response, Route
+from control.api import JSON, NO_STORE, PUBLIC, Call, Content, NoSuchThing, Response, Route
+from control.api.internals import SYSTEM
 from control.documentation.openapi import describe
-from control.errors import NoSuchThing
-from control.identity import PUBLIC
-from control.installed import SYSTEM
 from gfs import __version__
 
 _SYSTEM_SUMMARY = "Health, metrics and this documentation."

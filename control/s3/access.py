@@ -5,10 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
-from control.api import Response
-from control.identity import PRIVATE
-from control.identity.rows import users
-from control.records import Txn
+from control.api import PRIVATE, Response, Txn
+from control.api.internals import users
 from control.s3 import acl
 from control.s3.authority import ENFORCED, GRANTS, OWNERSHIP, PUBLIC_LISTS, Authority
 from control.s3.buckets import Buckets, xml

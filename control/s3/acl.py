@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 
 import msgspec
 
-from control.identity import PRIVATE, PUBLIC_VISIBILITY
+from control.api import PRIVATE, PUBLIC_VISIBILITY
 from control.s3.documents import Child, text_of
 from control.s3.errors import S3Error
 from control.storage import Space

@@ -18,11 +18,8 @@ from xml.etree.ElementTree import Element
 
 from msgspec.structs import replace
 
-from control.api import Control, Response
-from control.errors import ApiError
-from control.identity import PRIVATE, Principal, decide, decide_target
-from control.identity.rows import users
-from control.records import Txn
+from control.api import PRIVATE, ApiError, Control, Principal, Response, Txn
+from control.api.internals import decide, decide_target, users
 from control.s3 import acl
 from control.s3 import metadata as stored_with
 from control.s3 import policy as policies

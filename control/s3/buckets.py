@@ -13,11 +13,8 @@ from typing import NamedTuple
 import trio
 from msgspec.structs import replace
 
-from control.api import RecordsFailed, Response
-from control.errors import BadRequest, Conflict, NoSuchThing
-from control.identity import PRIVATE
-from control.identity.rows import users
-from control.records import Txn
+from control.api import PRIVATE, BadRequest, Conflict, NoSuchThing, RecordsFailed, Response, Txn
+from control.api.internals import users
 from control.s3.acl import BUCKETS, STORED, of_bucket
 from control.s3.call import S3Call
 from control.s3.documents import (

@@ -9,10 +9,8 @@ from xml.etree.ElementTree import Element
 
 import trio
 
-from control.api import Call, Control, StreamingRequest
-from control.errors import ENDED, InvalidToken
-from control.identity import Need, Principal
-from control.records import Txn
+from control.api import Call, Control, Need, Principal, StreamingRequest, Txn
+from control.api.internals import ENDED, InvalidToken
 from control.s3.checksums import INLINE_BYTES_MAX
 from control.s3.documents import parse
 from control.s3.errors import S3Error

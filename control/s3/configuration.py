@@ -14,8 +14,7 @@ from xml.etree.ElementTree import Element
 import msgspec
 from msgspec.structs import replace
 
-from control.api import Response
-from control.records import Records, Table, Txn
+from control.api import Records, Response, Table, Txn
 from control.s3.buckets import Buckets, xml
 from control.s3.call import S3Call
 from control.s3.documents import CONTENT_TYPE, Child, around, inside

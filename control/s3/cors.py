@@ -11,8 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-from control.api import Control, Response
-from control.errors import NoSuchThing
+from control.api import Control, NoSuchThing, Response
 from control.s3.configuration import stored
 from control.s3.documents import around, parse, text_of
 from control.s3.errors import S3Error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from control.errors import (
+from control.api import (
     ApiError,
     BadRequest,
+    BodyCutShort,
     Conflict,
     Forbidden,
-    InTheWay,
     NoSuchThing,
     QuotaReached,
     TooLarge,
@@ -17,9 +17,8 @@ from control.errors import (
     TooSlow,
     Unauthorized,
     Unavailable,
-    explain,
 )
-from control.http import BodyCutShort, Refusal
+from control.api.internals import InTheWay, Refusal, explain
 from gfs.failures import leaves
 
 #: The statuses of the codes that are used here.

@@ -23,8 +23,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import trio
 
-from control.api import BodyCutShort, Response
-from control.identity import Principal
+from control.api import BodyCutShort, Principal, Response
 from control.s3.call import S3Call
 from control.s3.documents import CONTENT_TYPE, document, parse, text_of
 from control.s3.errors import S3Error

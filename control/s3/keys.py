@@ -20,22 +20,30 @@ import msgspec
 from cryptography.fernet import Fernet, InvalidToken
 from msgspec import Meta
 
-from control.api import Call, Control, Route
-from control.auth import Status, TokenBody
-from control.errors import BadRequest, NoSuchThing
-from control.identity import (
+from control.api import (
     SESSION,
+    BadRequest,
+    Call,
+    Control,
+    NoSuchThing,
     Principal,
+    Route,
+    Table,
+    Txn,
+)
+from control.api.internals import (
+    Secret,
+    Token,
     check_grants,
+    clean_label,
     locked,
     make_private_directory,
     read_secret,
+    tokens,
     write_secret,
 )
-from control.identity.rows import Secret, Token, tokens
-from control.identity.rows import secrets as shared_secrets
-from control.identity.users import clean_label
-from control.records import Table, Txn
+from control.api.internals import secrets as shared_secrets
+from control.auth import Status, TokenBody
 from gfs.errors import StartupError
 
 #: The most access keys of one user.

@@ -26,10 +26,8 @@ from xml.etree.ElementTree import Element, SubElement
 
 import trio
 
-from control.api import Control, RecordsFailed
-from control.errors import ApiError, Conflict
-from control.quota import Lock
-from control.records import Txn
+from control.api import ApiError, Conflict, Control, RecordsFailed, Txn
+from control.api.internals import Lock
 from control.s3.buckets import Buckets
 from control.s3.configuration import configurations, stored
 from control.s3.documents import around, parse, text_of

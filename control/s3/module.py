@@ -13,12 +13,12 @@ from control.api import (
     Module,
     Response,
     Route,
+    Schema,
     SettingsError,
     StreamingRequest,
     UserDeletion,
 )
-from control.http import Explained, Refusal
-from control.records import Schema
+from control.api.internals import Explained, Refusal
 from control.s3.configuration import configurations
 from control.s3.documents import CONTENT_TYPE, error_document
 from control.s3.errors import of_refusal

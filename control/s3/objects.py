@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import trio
 from msgspec.structs import replace
 
-from control.api import Control, Response
-from control.errors import Conflict, InTheWay, NoSuchThing
+from control.api import Conflict, Control, NoSuchThing, Response
+from control.api.internals import InTheWay
 from control.s3 import acl
 from control.s3 import metadata as stored
 from control.s3.buckets import Buckets, Conditions, xml

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 
 import trio
 
-from control.http import BodyCutShort
+from control.api import BodyCutShort
 from control.s3 import checksums
 from control.s3.checksums import Sum
 from control.s3.errors import S3Error

@@ -16,9 +16,17 @@ from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from control.api import Call, Control, RecordsFailed, Response, StreamingRequest
-from control.errors import NoSuchThing
-from control.identity import Need, Principal, scoped
+from control.api import (
+    Call,
+    Control,
+    Need,
+    NoSuchThing,
+    Principal,
+    RecordsFailed,
+    Response,
+    StreamingRequest,
+    scoped,
+)
 from control.s3 import cors, lifecycle
 from control.s3.access import Access
 from control.s3.authority import BLOCK, BLOCK_ROOT, OWNERSHIP, POLICY, Authority, Block

@@ -30,8 +30,7 @@ from xml.etree.ElementTree import Element
 import trio
 from msgspec.structs import replace
 
-from control.api import Control, RecordsFailed, Response
-from control.errors import NoSuchThing
+from control.api import Control, NoSuchThing, RecordsFailed, Response
 from control.s3 import metadata as stored
 from control.s3.buckets import Buckets, xml
 from control.s3.call import S3Call

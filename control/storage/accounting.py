@@ -14,8 +14,8 @@ from functools import partial
 
 import trio
 
-from control.quota import Change, Floor, Ledger, Tally, floors, usage
-from control.records import PAGE_ROWS, Records, RecordsFailed, Txn, in_pages
+from control.api import Records, RecordsFailed, Txn
+from control.api.internals import PAGE_ROWS, Change, Floor, Ledger, Tally, floors, in_pages, usage
 from control.storage.permission import owner_of
 from control.storage.rows import SNAPSHOTS, Space, spaces
 from control.storage.spaces import all_in_pages

@@ -7,9 +7,16 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 
 import trio
 
-from control.api import Connection, Control
-from control.errors import BadRequest, Conflict, InTheWay, NoSuchThing, Unavailable
-from control.identity import Principal
+from control.api import (
+    BadRequest,
+    Conflict,
+    Connection,
+    Control,
+    NoSuchThing,
+    Principal,
+    Unavailable,
+)
+from control.api.internals import InTheWay
 from gfs.errors import (
     AlreadyExists,
     FileChanged,

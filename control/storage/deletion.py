@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import trio
 
-from control.api import Call, Control
-from control.errors import Conflict, NoSuchThing
+from control.api import Call, Conflict, Control, NoSuchThing
 from control.storage.accounting import PRUNE_SECONDS, REFUSALS, change_of, prune
 from control.storage.cluster import Cluster, as_answers
 from control.storage.keys import key_of

@@ -16,9 +16,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from control.api import Call, Control, Route, within
-from control.errors import BadRequest, NoSuchThing, Unauthorized
-from control.identity import scoped
+from control.api import BadRequest, Call, Control, NoSuchThing, Route, Unauthorized, scoped, within
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, KEPT, check_path, last_segment
 from control.storage.paging import (

@@ -10,9 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from control.api import Call, Control, Route, within
-from control.errors import NoSuchThing, TooManyRequests
-from control.identity import ADMIN
+from control.api import ADMIN, Call, Control, NoSuchThing, Route, TooManyRequests, within
 from control.storage.cluster import Cluster
 from control.storage.folders import LOOK_SECONDS, OWN
 from control.storage.names import DEFAULT, check_own_path

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 
-from control.errors import BadRequest
+from control.api import BadRequest
 from control.storage import listing
 from control.storage.names import KEPT, PATH_BYTES_MAX, check_path
 from gfs.client import Client, Entry

@@ -18,10 +18,19 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from control.api import Call, Content, Control, Response, Route, within
-from control.errors import Conflict, NoSuchThing
-from control.identity import PUBLIC, scoped
-from control.records import Txn
+from control.api import (
+    PUBLIC,
+    Call,
+    Conflict,
+    Content,
+    Control,
+    NoSuchThing,
+    Response,
+    Route,
+    Txn,
+    scoped,
+    within,
+)
 from control.storage.cluster import Cluster
 from control.storage.folders import LOOK_SECONDS, Purged
 from control.storage.names import check_own_path, last_segment

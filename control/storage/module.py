@@ -11,23 +11,31 @@ import msgspec
 import trio
 
 from control.api import (
+    ADMIN,
     JSON,
+    LOGGED_IN,
+    PUBLIC,
+    ApiError,
+    BadRequest,
     Call,
     Content,
     Control,
     Module,
+    Need,
+    NoSuchThing,
     QuotaUsage,
+    RecordsFailed,
     Response,
     Route,
+    Schema,
+    ScopeTable,
     UserDeletion,
     json_response,
+    scoped,
     stream_response,
     within,
 )
-from control.errors import ApiError, BadRequest, NoSuchThing
-from control.identity import ADMIN, LOGGED_IN, PUBLIC, SEED_SCOPES, Need, ScopeTable, scoped
-from control.recent import Recent
-from control.records import RecordsFailed, Schema
+from control.api.internals import SEED_SCOPES, Recent
 from control.storage import listing, snapshots
 from control.storage.accounting import Recounts
 from control.storage.cluster import Cluster

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from control.errors import BadRequest
+from control.api import BadRequest
 
 #: Created at the first start. It has no owner; all users who are logged in may use it.
 DEFAULT = "default"

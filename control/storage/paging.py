@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from control.errors import BadRequest
+from control.api import BadRequest
 
 ItemT = TypeVar("ItemT")
 

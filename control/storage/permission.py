@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from control.api import Call
-from control.errors import Forbidden
-from control.identity import Target, decide_target, scoped
+from control.api import Call, Forbidden, Target, scoped
+from control.api.internals import decide_target
 from control.storage.names import DEFAULT
 from control.storage.rows import Space
 from gfs.client import Entry

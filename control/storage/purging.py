@@ -20,10 +20,8 @@ from contextlib import aclosing
 
 import trio
 
-from control.api import Control, RecordsFailed
-from control.quota import usage
-from control.quota.usage import Trash
-from control.records import Txn
+from control.api import Control, RecordsFailed, Txn
+from control.api.internals import Trash, usage
 from control.storage.accounting import weight_in_trash
 from control.storage.cluster import Cluster
 from control.storage.permission import owner_of

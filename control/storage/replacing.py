@@ -20,8 +20,7 @@ from functools import partial
 import msgspec
 import trio
 
-from control.api import Control, RecordsFailed
-from control.errors import ApiError, NoSuchThing
+from control.api import ApiError, Control, NoSuchThing, RecordsFailed
 from control.storage.accounting import REFUSALS, change_of
 from control.storage.cluster import Cluster, as_answers
 from control.storage.deletion import delete_entry

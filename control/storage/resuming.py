@@ -22,10 +22,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from control.api import Call, Content, Control, Route
-from control.errors import BadRequest, Conflict, NoSuchThing
-from control.quota import check_quota
-from control.quota.usage import count, used_by
+from control.api import BadRequest, Call, Conflict, Content, Control, NoSuchThing, Route
+from control.api.internals import check_quota, count, used_by
 from control.storage.cluster import Cluster
 from control.storage.names import check_own_path, check_path, last_segment
 from control.storage.permission import CREATE, owner_of

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec.structs import replace
 
-from control.identity import PRIVATE, PUBLIC_VISIBILITY, Target
-from control.records import Schema, Table, Txn
+from control.api import PRIVATE, PUBLIC_VISIBILITY, Schema, Table, Target, Txn
 from control.storage.names import DEFAULT
 
 #: The directory in the file system that has a directory for each storage namespace.

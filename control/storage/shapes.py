@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from control.identity import PRIVATE
+from control.api import PRIVATE
 from control.storage.names import DEFAULT, PATH_PATTERN, SPACE_PATTERN
 
 Visibility = Annotated[

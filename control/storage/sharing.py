@@ -18,8 +18,7 @@ from functools import partial
 
 import trio
 
-from control.api import Call, Control
-from control.errors import ApiError, NoSuchThing, Unavailable
+from control.api import ApiError, Call, Control, NoSuchThing, Unavailable
 from control.storage.accounting import REFUSALS, change_of, weight_at
 from control.storage.cluster import Cluster
 from control.storage.permission import OWNER

@@ -19,9 +19,18 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from control.api import Call, Content, Control, Response, Route, within
-from control.errors import BadRequest, Conflict, NoSuchThing
-from control.quota.usage import add_space
+from control.api import (
+    BadRequest,
+    Call,
+    Conflict,
+    Content,
+    Control,
+    NoSuchThing,
+    Response,
+    Route,
+    within,
+)
+from control.api.internals import add_space
 from control.storage.accounting import REFUSALS, change_of
 from control.storage.cluster import Cluster
 from control.storage.folders import (

@@ -34,12 +34,33 @@ from functools import partial
 import trio
 from msgspec.structs import replace
 
-from control.api import Call, Control
-from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
-from control.identity import PUBLIC_VISIBILITY, Need, Principal, decide_target
-from control.quota import check_quota, limits_of
-from control.quota.usage import add_space, count, drop_space, forget_purge, trash_space
-from control.records import PAGE_ROWS, Records, RecordsFailed, Taken, Txn, in_pages
+from control.api import (
+    PUBLIC_VISIBILITY,
+    ApiError,
+    Call,
+    Conflict,
+    Control,
+    Forbidden,
+    Need,
+    NoSuchThing,
+    Principal,
+    Records,
+    RecordsFailed,
+    Taken,
+    Txn,
+)
+from control.api.internals import (
+    PAGE_ROWS,
+    add_space,
+    check_quota,
+    count,
+    decide_target,
+    drop_space,
+    forget_purge,
+    in_pages,
+    limits_of,
+    trash_space,
+)
 from control.storage import listing
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name

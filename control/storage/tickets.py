@@ -14,9 +14,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from control.api import Call, Control, Route, within
-from control.errors import NoSuchThing
-from control.identity import TICKET_SECONDS, scoped
+from control.api import Call, Control, NoSuchThing, Route, scoped, within
+from control.api.internals import TICKET_SECONDS
 from control.storage.cluster import Cluster
 from control.storage.folders import LOOK_SECONDS
 from control.storage.names import check_own_path

@@ -31,12 +31,8 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from control.api import Call, Control
-from control.errors import BadRequest, Conflict, NoSuchThing, Unavailable
-from control.identity import Target, decide_target
-from control.quota import Change, usage
-from control.quota.usage import Trash
-from control.records import Txn
+from control.api import BadRequest, Call, Conflict, Control, NoSuchThing, Target, Txn, Unavailable
+from control.api.internals import Change, Trash, decide_target, usage
 from control.storage.accounting import (
     PRUNE_SECONDS,
     REFUSALS,

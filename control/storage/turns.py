@@ -15,9 +15,8 @@ from hashlib import blake2b
 
 import trio
 
-from control.api import Control
-from control.errors import Unavailable
-from control.records import SharedLock
+from control.api import Control, Unavailable
+from control.api.internals import SharedLock
 from gfs.io import try_lock_byte
 
 #: Longer than most objects take to be put together.

@@ -24,9 +24,8 @@ from pathlib import Path
 
 import trio
 
-from control.api import Control, RecordsFailed, SettingsError
-from control.errors import ApiError
-from control.quota import Lock
+from control.api import ApiError, Control, RecordsFailed, SettingsError
+from control.api.internals import Lock
 from control.storage.cluster import Cluster
 from control.storage.deletion import remove_folder
 from control.storage.keys import UPLOADS

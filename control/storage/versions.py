@@ -45,9 +45,8 @@ from typing import NamedTuple
 
 import trio
 
-from control.api import Control
-from control.errors import Conflict
-from control.quota import Change
+from control.api import Conflict, Control
+from control.api.internals import Change
 from control.storage import listing
 from control.storage.accounting import PRUNE_SECONDS, REFUSALS, change_of, prune, weight_at
 from control.storage.cluster import Cluster

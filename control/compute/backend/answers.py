@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import trio
 
+from control.api import BadRequest, Unavailable
 from control.compute.backend.interface import BackendUnavailable, Impossible
-from control.errors import BadRequest, Unavailable
 from gfs.failures import the_one
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 import msgspec
 import trio
 
-from control.http import Proxies
+from control.api.internals import Proxies
 from gfs.errors import GfsError, Retryable
 
 Phase = Literal["pending", "initializing", "running", "stopped", "failed"]

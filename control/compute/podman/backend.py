@@ -48,6 +48,7 @@ from typing import Protocol
 
 import trio
 
+from control.api.internals import Proxies
 from control.compute.backend import (
     COLUMNS,
     ROWS,
@@ -84,7 +85,6 @@ from control.compute.podman.store import Disk, Disks, Images
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
-from control.http import Proxies
 
 __all__ = ["Podman", "make"]
 

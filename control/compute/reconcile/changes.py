@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import trio
 
+from control.api import Records
 from control.compute.rows import last_event
-from control.records import Records
 
 #: How soon changes that another process of this machine made are noticed here.
 POLL_SECONDS = 0.15

@@ -22,6 +22,7 @@ from typing import cast
 
 import trio
 
+from control.api import Records, Txn
 from control.compute.backend import (
     Backend,
     BackendUnavailable,
@@ -31,7 +32,6 @@ from control.compute.backend import (
 )
 from control.compute.rows import Fact, containers, facts
 from control.compute.settings import ComputeSettings
-from control.records import Records, Txn
 from gfs.errors import GfsError, StartupError
 
 log = logging.getLogger(__name__)

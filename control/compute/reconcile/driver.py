@@ -41,6 +41,8 @@ from contextlib import aclosing
 
 import trio
 
+from control.api import Records, RecordsFailed, Txn
+from control.api.internals import PAGE_ROWS, in_pages
 from control.compute.backend import Backend, BackendUnavailable, Impossible, Sighting
 from control.compute.reconcile import machine
 from control.compute.reconcile.changes import Changes
@@ -53,7 +55,6 @@ from control.compute.rows import (
     last_event,
     remove_deleted,
 )
-from control.records import PAGE_ROWS, Records, RecordsFailed, Txn, in_pages
 from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)

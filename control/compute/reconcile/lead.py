@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from control.records import SharedLock
+from control.api.internals import SharedLock
 from gfs.errors import StartupError
 from gfs.io import try_flock
 

@@ -13,7 +13,21 @@ import trio
 from msgspec.structs import replace
 from quart import Response
 
-from control.api import Call, Workload, in_order, json_array
+from control.api import (
+    ADMIN,
+    BadRequest,
+    Call,
+    Limits,
+    NoSuchThing,
+    Records,
+    Taken,
+    Txn,
+    Unavailable,
+    Workload,
+    in_order,
+    json_array,
+)
+from control.api.internals import check_quota, limits_of, users
 from control.compute import names
 from control.compute.backend import Backend, Room, Spec, Usage, as_answers
 from control.compute.reconcile import Changes, machine
@@ -37,11 +51,6 @@ from control.compute.rows import (
     of_user,
     usage,
 )
-from control.errors import BadRequest, NoSuchThing, Unavailable
-from control.identity import ADMIN
-from control.identity.rows import users
-from control.quota import Limits, check_quota, limits_of
-from control.records import Records, Taken, Txn
 from gfs.blocks import MIB
 from gfs.errors import GfsError
 from gfs.failures import plural

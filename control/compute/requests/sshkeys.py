@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 
-from control.api import Call
+from control.api import BadRequest, Call, NoSuchThing, Records, Txn
 from control.compute import names
 from control.compute.reconcile import Changes, machine
 from control.compute.requests.shapes import KeyInfo, NewKey
 from control.compute.rows import KEYS_MAX, Key, add_event, containers, count_up, keys, numbered
-from control.errors import BadRequest, NoSuchThing
-from control.records import Records, Txn
 
 #: The longest number of a key that is looked up.
 ID_DIGITS_MAX = 15

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
-from control.errors import TooManyRequests
+from control.api import TooManyRequests
 
 AGAIN_SECONDS = 5
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from control.api import Call
+from control.api import Call, Records, Socket
 from control.compute.reconcile import Changes
 from control.compute.requests import (
     Containers,
@@ -22,8 +22,6 @@ from control.compute.requests import (
     status_message,
 )
 from control.compute.rows import events_after, last_event, of_user
-from control.http import Socket
-from control.records import Records
 
 EVENTS_PING_SECONDS = 30.0
 

@@ -17,13 +17,11 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from control.api import Call
+from control.api import ApiError, BadRequest, Call, Socket, Unavailable
 from control.compute.backend import TERM, Backend, Terminal, as_answers
 from control.compute.requests import Containers
 from control.compute.rows import Container
 from control.compute.streams.counted import Counted
-from control.errors import ApiError, BadRequest, Unavailable
-from control.http import Socket
 
 TERMINAL_PING_SECONDS = 5.0
 #: How many terminals one container has in one process: each costs this machine or its node a

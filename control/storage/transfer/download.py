@@ -14,9 +14,7 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
-from control.api import Call, Response, json_response
-from control.errors import NoSuchThing, Unavailable
-from control.identity import PRIVATE
+from control.api import PRIVATE, Call, NoSuchThing, Response, Unavailable, json_response
 from control.storage.names import last_segment
 from control.storage.rows import Space
 from control.storage.transfer import ranges

@@ -20,7 +20,7 @@ from multipart import (  # type: ignore[import-untyped]
     parse_options_header,
 )
 
-from control.errors import BadRequest
+from control.api import BadRequest
 
 FORM = "multipart/form-data"
 #: The name of the part with the file.

@@ -23,10 +23,8 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from control.api import Call, Control
-from control.errors import BadRequest, Forbidden
-from control.metrics import Metrics
-from control.volatile import Volatile
+from control.api import BadRequest, Call, Control, Forbidden, Volatile
+from control.api.internals import Metrics
 from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)

@@ -30,18 +30,18 @@ from functools import partial
 
 import trio
 
-from control.api import Call, Control
-from control.errors import (
+from control.api import (
     BadRequest,
+    Call,
     Conflict,
-    InTheWay,
+    Control,
+    Limits,
     NoSuchThing,
     QuotaReached,
     TooLarge,
     Unavailable,
 )
-from control.quota import Claim, Limits, check_quota
-from control.quota.usage import count, used_by
+from control.api.internals import Claim, InTheWay, check_quota, count, used_by
 from control.storage.accounting import REFUSALS, change_of, weight_at
 from control.storage.cluster import Cluster, as_answers
 from control.storage.names import check_own_path, in_folder, last_segment, reduced

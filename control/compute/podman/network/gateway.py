@@ -37,7 +37,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from control.http import Slots, network_of
+from control.api.internals import Slots, network_of
 
 __all__ = ["DESCRIPTORS_MIN", "Address", "Connect", "Foreign", "Gateway", "Target"]
 
