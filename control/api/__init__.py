@@ -130,6 +130,7 @@ __all__ = [
     "WorkloadsOf",
     "admins",
     "in_order",
+    "internals",
     "json_array",
     "json_response",
     "scoped",
