@@ -18,6 +18,7 @@ from gfs.chunkserver.exchanges import small
 from gfs.chunkserver.exchanges.small import READS_MAX, SmallRequests
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.packs import DATA_NAME
+from gfs.chunkserver.upkeep import Scrubber
 from gfs.client import Client, Entry
 from gfs.client import small as client_small
 from gfs.client.core import ClientCore
@@ -141,6 +142,19 @@ async def test_many_are_deleted_in_the_time_of_a_few(fs: Client) -> None:
     assert await fs.list("/f") == []
 
 
+def exchanges_opened(fs: Client, patch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of the chunkservers with which this client opens exchanges from now on."""
+    opened: list[str] = []
+    acquire = fs._core.pool.acquire
+
+    async def noted_acquire(address: str) -> BulkConnection:
+        opened.append(address)
+        return await acquire(address)
+
+    patch.setattr(fs._core.pool, "acquire", noted_acquire)
+    return opened
+
+
 @over_seeds(2)
 async def test_files_of_a_few_blocks_are_read_in_rounds_too(
     chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch
@@ -149,14 +163,7 @@ async def test_files_of_a_few_blocks_are_read_in_rounds_too(
     files = {f"/f/{n}": chance.randbytes(size) for n, size in enumerate(sizes * 20)}
     await fs.put_many(files.items())
     await fs.put(large := chance.randbytes(client_small.FEW_BYTES_MAX + 1), "/large")
-    exchanges: list[str] = []
-    acquire = fs._core.pool.acquire
-
-    async def counted(address: str) -> BulkConnection:
-        exchanges.append(address)
-        return await acquire(address)
-
-    monkeypatch.setattr(fs._core.pool, "acquire", counted)
+    exchanges = exchanges_opened(fs, monkeypatch)
     await check(fs, files)
     assert not exchanges
     assert await fs.get_many([*files, "/large"]) == [*files.values(), large]
@@ -538,15 +545,24 @@ async def test_a_batch_is_a_round_trip_for_each_server(
     await fs.put_many(list(files.items()))  # the connections are made
     await fs.get_many(files)
     with monkeypatch.context() as patched:
-        sent = frames_sent(patched)
+        sent, exchanges = frames_sent(patched), exchanges_opened(fs, patched)
         assert all(isinstance(e, Entry) for e in await fs.put_many(files.items(), overwrite=True))
         asked = {peer: sent[peer] for peer in sent if "chunkserver" in peer}
         sent.clear()
         assert await fs.get_many(files) == list(files.values())
+        read = sent.copy()
+        sent.clear()
+        entries = await fs.stat_many(files)
+        looked_up = {peer: sent[peer] for peer in sent if peer.endswith((":9400", ":9500"))}
+        await fs.put(b"one", "/one")
     # A few batches, whatever the number of servers, and each is passed on twice; then the
     # first chunk of all that is read from them.
-    assert requests_of(asked) <= 3 * 4, asked
-    assert 1 <= requests_of(sent) <= 8, sent
+    assert 3 <= requests_of(asked) <= 3 * 4, asked
+    assert 1 <= requests_of(read) <= 8, read
+    assert [entry.length for entry in entries if isinstance(entry, Entry)] == [1000] * 200
+    assert list(looked_up.values()) == [1], looked_up
+    # What fails in a round is stored by an exchange, which nobody notices who does not look.
+    assert not exchanges
 
 
 @pytest.mark.parametrize("fate", ["dead", "hanging", "full", "cut off"])
@@ -600,6 +616,44 @@ async def test_a_small_file_is_read_where_it_is_good(
     await cluster.wait_until(found, 60)
     for path in files:
         await wait_for_goal(cluster, fs, path, 3)
+
+
+@over_seeds(2)
+async def test_damage_that_a_round_meets_is_reported(
+    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each file is read by itself then, from servers where nothing is wrong."""
+
+    async def rest(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Scrubber, "_pass", rest)
+    files = {f"/f/{n}": content(chance, 1000) for n in range(20)}
+    files["/f/blocks"] = content(chance, 3 * BLOCK_BYTES)
+    await fs.put_many(files.items())
+    victim = chance.choice(cluster.chunkservers)
+    address, disk = cluster.address(victim), cluster.machine(victim).disk
+    for packed in packed_of(cluster, victim):
+        path = f"{packed.directory}/{DATA_NAME}"
+        disk.flip_bit(path, 8 * packed.record.offset + chance.randrange(8000))
+    [path] = cluster.chunk_files(victim)
+    disk.flip_bit(path, 8 * (disk.file_size(path) - 1000))
+
+    def choose(_: ClientCore, holders: list[ServerAddress], __: object) -> ServerAddress:
+        return next(server for server in holders if server.address == address)
+
+    def in_order(_: ClientCore, servers: list[ServerAddress]) -> list[ServerAddress]:
+        return sorted(servers, key=lambda server: server.address == address)
+
+    monkeypatch.setattr(client_small, "_choose", choose)
+    monkeypatch.setattr(ClientCore, "in_order", in_order)
+    assert await fs.get_many(files) == list(files.values())
+
+    async def all_found() -> bool:
+        return (await fs.status()).totals.corruptions == len(files)
+
+    await cluster.wait_until(all_found, 10)
+    await wait_settled(cluster, fs)
 
 
 @over_seeds(1)
