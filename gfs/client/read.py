@@ -55,6 +55,7 @@ from gfs.protocol.messages import (
     Locate,
     LocateReply,
     Message,
+    Multiplex,
     ReadChunk,
     ReadReply,
     ReportReplica,
@@ -378,6 +379,19 @@ async def ask_server(
     return reply
 
 
+async def _known_state(
+    core: ClientCore, server: ServerAddress, question: VerifyChunk, seconds: float
+) -> VerifyReply:
+    """As :func:`ask_state`, without an exchange, since no block is to be read."""
+    rpc = await core.links.get(server.address, seconds)
+    if rpc.version < Multiplex.STATES_SINCE:
+        return await ask_state(core, server, question, seconds)
+    reply, _ = await rpc.call(question, b"", seconds)
+    if not isinstance(reply, VerifyReply):
+        raise ProtocolError(f"{type(reply).__name__} instead of VerifyReply")
+    return reply
+
+
 async def lengths_of(
     core: ClientCore, chunk: ChunkLocation, servers: list[ServerAddress]
 ) -> list[int]:
@@ -389,7 +403,7 @@ async def lengths_of(
 
     async def ask(server: ServerAddress) -> None:
         try:
-            reply = await ask_state(core, server, question, core.settings.hedge_seconds)
+            reply = await _known_state(core, server, question, core.settings.hedge_seconds)
         except (ConnectionError, GfsError) as error:
             log.info("chunk %016x at %s: %s", chunk.handle, server.address, error)
             return

@@ -47,7 +47,16 @@ from gfs.master.tables import ReservationTable
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.frames import encode_frame
-from gfs.protocol.messages import Message, Multiplex, ReadChunk, ServerAddress, Stat, WriteSmall
+from gfs.protocol.messages import (
+    PROTOCOL_NEWEST,
+    Message,
+    Multiplex,
+    ReadChunk,
+    ServerAddress,
+    Stat,
+    VerifyChunk,
+    WriteSmall,
+)
 from gfs.protocol.rpc import REPLY_BYTES_MAX, Reply, Rpc
 from gfs.testing import SimCluster
 from gfs.testing.inode import Hang
@@ -168,6 +177,28 @@ async def test_files_of_a_few_blocks_are_read_in_rounds_too(
     assert not exchanges
     assert await fs.get_many([*files, "/large"]) == [*files.values(), large]
     assert exchanges
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@over_seeds(1)
+async def test_the_length_of_a_small_log_takes_no_exchange(
+    chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch, is_old: bool
+) -> None:
+    """Unless a server is of a release that answers that in exchanges only."""
+    logs = {f"/f/{n}": content(chance, 1000) for n in range(20)}
+    for path, record in logs.items():
+        await fs.append(path, record)
+    if is_old:
+        monkeypatch.setattr(Multiplex, "STATES_SINCE", PROTOCOL_NEWEST + 1)
+    exchanges = exchanges_opened(fs, monkeypatch)
+    found = await fs.get_many(logs)
+    for (path, record), data in zip(logs.items(), found, strict=True):
+        assert isinstance(data, bytes)
+        assert record in data
+        assert await fs.get(path) == data
+    entries = await fs.stat_many(logs)
+    assert [e.length for e in entries if isinstance(e, Entry)] == [len(data) for data in found]
+    assert bool(exchanges) == is_old
 
 
 @over_seeds(2)
@@ -688,6 +719,8 @@ async def test_wrong_requests_are_refused_one_by_one(cluster: SimCluster, fs: Cl
         ((ReadChunk(0, handle, version, 0, 5), b""), b"bytes"),
         ((ReadChunk(0, handle, version, 1, 2), b""), b"yt"),
         ((Stat(0, "/file"), b""), ProtocolError),
+        ((VerifyChunk(0, handle, version), b""), ProtocolError),
+        ((VerifyChunk(0, handle, version, blocks=False), b""), b""),
         ((ReadChunk(0, handle, version, 0, BLOCK_BYTES + 1), b""), ProtocolError),
         ((ReadChunk(0, handle, version, 0, 0), b""), InvalidArgument),
         ((ReadChunk(0, handle, version, -1, 2), b""), InvalidArgument),
