@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 import gfs
-from bench import bare, cluster, loads, report
+from bench import bare, cluster, loads, picture, report
 from bench.circumstances import OUT, add_page_option, circumstances
 from gfs.blocks import MIB
 
@@ -36,7 +36,7 @@ def main() -> None:
         result = measure(arguments.mib * MIB, arguments.seconds, arguments.dir)
     OUT.mkdir(exist_ok=True)
     (OUT / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    report.draw(result, OUT / "bench.png")
+    picture.draw(result, OUT / "bench.png")
     if arguments.page:
         report.update_page(result)
     print(report.table(result))

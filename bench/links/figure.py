@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from bench import report
+from bench import picture, report
 
 #: MB/s of the paper's figure 3, with 1 and with 16 clients.
 PAPER: dict[str, dict[int, float]] = {
@@ -48,30 +48,30 @@ def draw(result: report.Result, path: Path) -> None:
     """Figure 3: each load beside the limit of its links."""
     loads = [load for load in TITLES if any(row["load"] == load for row in result["rows"])]
     as_paper = (result["chunkservers"], result["mbit"]) == (16, 100)
-    with plt.rc_context({"font.size": 10, "text.color": report.INK}):
+    with plt.rc_context({"font.size": 10, "text.color": picture.INK}):
         fig, panels = plt.subplots(1, len(loads), figsize=(4 * len(loads), 4.6), squeeze=False)
         for axes, load in zip(panels[0], loads, strict=True):
             rows = [row for row in result["rows"] if row["load"] == load]
             clients = [row["clients"] for row in rows]
-            report.bare_axes(axes, TITLES[load])
-            axes.plot(clients, [row["limit_mb_s"] for row in rows], color=report.FAINT, ls="--")
-            axes.plot(clients, [row["mb_s"] for row in rows], color=report.READ, marker="o")
+            picture.bare_axes(axes, TITLES[load])
+            axes.plot(clients, [row["limit_mb_s"] for row in rows], color=picture.FAINT, ls="--")
+            axes.plot(clients, [row["mb_s"] for row in rows], color=picture.READ, marker="o")
             for row in rows:
                 axes.annotate(
                     f"{row['of_limit']:.0%}", (row["clients"], row["mb_s"]), (0, -14),
-                    textcoords="offset points", ha="center", fontsize=8.5, color=report.INK,
+                    textcoords="offset points", ha="center", fontsize=8.5, color=picture.INK,
                 )  # fmt: skip
             if as_paper and load in PAPER:
                 axes.scatter(
-                    *zip(*PAPER[load].items(), strict=True), color=report.SMALL_COLOR, s=20
+                    *zip(*PAPER[load].items(), strict=True), color=picture.SMALL_COLOR, s=20
                 )
             axes.set_ylim(0, 1.1 * max(row["limit_mb_s"] for row in rows))
             axes.set_xticks(clients)
-            axes.grid(axis="y", color=report.GRID)
+            axes.grid(axis="y", color=picture.GRID)
         panels[0][0].set_ylabel("MB/s, all clients together")
-        report.caption(panels[0][0], "clients; dashed: the links' limit in payload"
+        picture.caption(panels[0][0], "clients; dashed: the links' limit in payload"
                        + "; violet: the paper's figures" * as_paper)  # fmt: skip
-        fig.text(0.012, 0.015, conditions(result), fontsize=8.5, color=report.FAINT)
+        fig.text(0.012, 0.015, conditions(result), fontsize=8.5, color=picture.FAINT)
         fig.tight_layout(rect=(0, 0.04, 1, 1), w_pad=2)
         fig.savefig(path, dpi=130)
         plt.close(fig)

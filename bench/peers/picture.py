@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.peers.table import FIGURES, WAYS, Result
-from bench.report import FAINT, INK, plt
+from bench.picture import FAINT, INK, plt
 
 COLORS = {
     "ours-http": "#2a9d6f",

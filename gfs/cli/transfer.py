@@ -35,7 +35,6 @@ from gfs.cli.progress import Progress
 from gfs.cli.session import client_settings, closing, run_with_client
 from gfs.client import Client, LocalPart, check_free
 from gfs.errors import (
-    AlreadyExists,
     GfsError,
     InvalidArgument,
     IsADirectory,
@@ -44,8 +43,8 @@ from gfs.errors import (
 )
 from gfs.protocol.messages import SMALL_BYTES_MAX, Entry
 
-#: Small files of a tree that are copied together.
-SMALL_FILES, SMALL_FILES_BYTES = 64, 1024 * 1024
+#: Directories of a tree that are made together, and small files that are copied together.
+TOGETHER, TOGETHER_BYTES = 64, 1024 * 1024
 
 recursive_option = click.option("-r", "--recursive", is_flag=True, help="Copy directories, too.")
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
@@ -103,12 +102,55 @@ class _SmallFiles:
         """The files to copy now; none before there are enough."""
         self._files.append(file)
         self._bytes += length
-        is_enough = len(self._files) >= SMALL_FILES or self._bytes >= SMALL_FILES_BYTES
+        is_enough = len(self._files) >= TOGETHER or self._bytes >= TOGETHER_BYTES
         return self.take() if is_enough else []
 
     def take(self) -> list[tuple[str, str]]:
         files, self._files, self._bytes = self._files, [], 0
         return files
+
+
+class _Directories:
+    """Makes the directories of a tree, many at a time, so that they share the commits of the
+    master. What is below one that cannot be made is left out."""
+
+    def __init__(self, client: Client, batch: Batch) -> None:
+        self._client = client
+        self._batch = batch
+        self._waiting: list[str] = []
+        self._refused: set[str] = set()
+
+    def has_refused(self, target: str) -> bool:
+        """Whether this, or the directory that it is in, cannot be made; as far as is known."""
+        return target in self._refused or os.path.dirname(target) in self._refused
+
+    async def add(self, target: str) -> None:
+        """A directory, after those above it."""
+        self._waiting.append(target)
+        if len(self._waiting) >= TOGETHER:
+            await self.make()
+
+    async def make(self) -> None:
+        """Make those that wait. Of those that cannot be made the highest are reported."""
+        targets, self._waiting = self._waiting, []
+        errors: dict[str, GfsError] = {}
+
+        async def make_one(target: str) -> None:
+            try:
+                await self._client.mkdir(target, parents=True, exist_ok=True)
+            except GfsError as error:
+                errors[target] = error
+
+        async with trio.open_nursery() as nursery:
+            for target in targets:
+                nursery.start_soon(make_one, target)
+        self._batch.directories += len(targets) - len(errors)
+        for target in targets:
+            if target in errors:
+                is_highest = not self.has_refused(target)
+                self._refused.add(target)
+                if is_highest:
+                    self._batch.fail(errors[target])
 
 
 def _read_all(sources: list[str]) -> list[bytes | OSError | None]:
@@ -194,29 +236,40 @@ class _Put:
     ) -> AsyncIterator[Job]:
         name = _local_name(source)
         root = join(self.target, name) if into and name else self.target
-        small = _SmallFiles()
+        small, large = _SmallFiles(), list[tuple[str, str]]()
+        directories = _Directories(client, batch)
+
+        async def jobs(files: list[tuple[str, str]]) -> list[Job]:
+            """To copy these small files, and the large ones so far, where they have a directory."""
+            await directories.make()
+            files, others = (
+                [file for file in some if not directories.has_refused(file[1])]
+                for some in (files, large)
+            )
+            large.clear()
+            singly = [partial(self._put_file, client, batch, *file) for file in others]
+            return [*singly, partial(self._put_small, client, batch, files)]
+
         async with closing(local.walk(source)) as items:
             async for item in items:
                 target = join(root, item.relative) if item.relative else root
-                if item.error is not None:
+                some: list[tuple[str, str]] = []
+                if directories.has_refused(target):
+                    item.descend = False
+                elif item.error is not None:
                     batch.fail(item.error)
                 elif item.is_directory:
-                    item.descend = await self._make_directory(client, batch, target)
+                    await directories.add(target)
+                    item.descend = not directories.has_refused(target)
                 elif item.length > SMALL_BYTES_MAX:
-                    yield partial(self._put_file, client, batch, item.path, target)
-                elif some := small.add((item.path, target), item.length):
-                    yield partial(self._put_small, client, batch, some)
-        if some := small.take():
-            yield partial(self._put_small, client, batch, some)
-
-    async def _make_directory(self, client: Client, batch: Batch, target: str) -> bool:
-        try:
-            await client.mkdir(target, parents=True, exist_ok=True)
-        except (AlreadyExists, NotADirectory) as error:
-            batch.fail(error)
-            return False
-        batch.directories += 1
-        return True
+                    large.append((item.path, target))
+                else:
+                    some = small.add((item.path, target), item.length)
+                if some or len(large) >= TOGETHER:
+                    for job in await jobs(some):
+                        yield job
+        for job in await jobs(small.take()):
+            yield job
 
     async def _put_small(
         self, client: Client, batch: Batch, files: list[tuple[str, str]]

@@ -387,7 +387,8 @@ class Client:
         """As :meth:`get` of each path, small files together: a round trip for each server and
         each 256 files, whatever else is read at the same time. Returns the bytes, every one
         verified, in the order of ``paths``, and in the place of a file that could not be read
-        the error that ``get`` raises. All of it is in memory at once.
+        the error that ``get`` raises. All of it is in memory at once. Large files, and those
+        with appended records, are read one by one, ``parallel_files`` at a time.
 
         The files wait together for chunkservers that do not answer: when one has had no good
         replica for ``retry_seconds``, those that are left ask each of theirs once.
@@ -396,8 +397,9 @@ class Client:
 
     @one_request
     async def stat_many(self, paths: Iterable[str]) -> list[Entry | GfsError]:
-        """As :meth:`stat` of each path, 256 in one round trip. Returns the entries in the order
-        of ``paths``, and in the place of one that failed the error that ``stat`` raises.
+        """As :meth:`stat` of each path, 256 in one round trip; for a file with appended records
+        its chunkservers are asked as well. Returns the entries in the order of ``paths``, and in
+        the place of one that failed the error that ``stat`` raises.
         """
         return await many.stat_many(self._core, paths, self.stat)
 

@@ -55,6 +55,7 @@ from gfs.protocol.messages import (
     Locate,
     LocateReply,
     Message,
+    Multiplex,
     ReadChunk,
     ReadReply,
     ReportReplica,
@@ -81,6 +82,10 @@ BACKOFF_SECONDS_MAX = 1.0
 PATIENCE_SECONDS_MAX = 8.0
 #: The wait before a length that only a minority of the replicas reports is used.
 ALONE_SECONDS = 6.0
+#: For so long a reader waits for the master to take a report.
+REPORT_SECONDS = 2.0
+#: What a server says, or sends, of a replica that is to be reported.
+OF_BAD_REPLICAS = (CorruptReplica, NotFound)
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
 
@@ -264,18 +269,6 @@ class FileMap:
             raise FileChanged(f"{self.path}: became shorter while it was read")
         return known[1], known[2]
 
-    async def report(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
-        """Report a bad replica to the master, which has it checked."""
-        kind = "corrupt" if isinstance(error, CorruptReplica) else "missing"
-        request = ReportReplica(
-            id=0, handle=chunk.handle, version=chunk.version, server=server.id, kind=kind
-        )
-        with trio.move_on_after(2.0):
-            try:
-                await self._core.master.ask(request, Done)
-            except GfsError as failure:
-                log.info("report: %s", failure)
-
 
 class Attempts:
     """The replicas of one chunk in turn, in repeated rounds."""
@@ -332,14 +325,29 @@ class Attempts:
     async def failed(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
         log.warning("chunk %016x at %s: %s", chunk.handle, server.address, error)
         self.last = error
-        if isinstance(error, (CorruptReplica, NotFound)):
-            await self._file.report(chunk, server, error)
+        if isinstance(error, OF_BAD_REPLICAS):
+            await report(self._core, chunk, server, error)
         elif isinstance(error, (ConnectionError, DeadlineExceeded)):
             self._core.suspect(server.id)
 
     def progress(self) -> None:
         """Bytes arrived: the time limit starts again."""
         self._give_up = self._core.world.clock.monotonic() + self._core.settings.retry_seconds
+
+
+async def report(
+    core: ClientCore, chunk: ChunkLocation, server: ServerAddress, error: Exception
+) -> None:
+    """Report a bad replica to the master, which has it checked."""
+    kind = "corrupt" if isinstance(error, CorruptReplica) else "missing"
+    request = ReportReplica(
+        id=0, handle=chunk.handle, version=chunk.version, server=server.id, kind=kind
+    )
+    with trio.move_on_after(REPORT_SECONDS):
+        try:
+            await core.master.ask(request, Done)
+        except GfsError as failure:
+            log.info("report: %s", failure)
 
 
 async def ask_state(
@@ -371,6 +379,19 @@ async def ask_server(
     return reply
 
 
+async def _known_state(
+    core: ClientCore, server: ServerAddress, question: VerifyChunk, seconds: float
+) -> VerifyReply:
+    """As :func:`ask_state`, without an exchange, since no block is to be read."""
+    rpc = await core.links.get(server.address, seconds)
+    if rpc.version < Multiplex.STATES_SINCE:
+        return await ask_state(core, server, question, seconds)
+    reply, _ = await rpc.call(question, b"", seconds)
+    if not isinstance(reply, VerifyReply):
+        raise ProtocolError(f"{type(reply).__name__} instead of VerifyReply")
+    return reply
+
+
 async def lengths_of(
     core: ClientCore, chunk: ChunkLocation, servers: list[ServerAddress]
 ) -> list[int]:
@@ -382,7 +403,7 @@ async def lengths_of(
 
     async def ask(server: ServerAddress) -> None:
         try:
-            reply = await ask_state(core, server, question, core.settings.hedge_seconds)
+            reply = await _known_state(core, server, question, core.settings.hedge_seconds)
         except (ConnectionError, GfsError) as error:
             log.info("chunk %016x at %s: %s", chunk.handle, server.address, error)
             return
@@ -598,10 +619,15 @@ async def read_piece_at(
         await _read_large_piece(core, server, patience, question, target)
         return
     reply, data = await core.links.call(server.address, question, b"", patience)
-    if not isinstance(reply, ReadReply) or len(data) != length:
+    check_answer(question, reply, data)
+    target[:] = data
+
+
+def check_answer(question: ReadChunk, reply: Message, data: Buffer) -> None:
+    """Raises CorruptReplica, ProtocolError."""
+    if not isinstance(reply, ReadReply) or len(data) != question.length:
         raise ProtocolError(f"{type(reply).__name__} does not answer the read")
     _check_sums(question, reply, data)
-    target[:] = data
 
 
 async def _read_large_piece(

@@ -26,10 +26,16 @@ from typing import NamedTuple, TypeVar
 import outcome
 import trio
 
-from gfs.blocks import BLOCK_BYTES, KIB, Buffer, FileDigest, block_sum, block_sums
+from gfs.blocks import BLOCK_BYTES, KIB, Buffer, FileDigest, block_sum
 from gfs.client.core import RELEASE_SECONDS, ClientCore
 from gfs.client.publish import PublishOptions, publish_request
-from gfs.client.read import LOCATE_AHEAD, check_path
+from gfs.client.read import (
+    LOCATE_AHEAD,
+    OF_BAD_REPLICAS,
+    check_answer,
+    check_path,
+    report,
+)
 from gfs.client.rounds import BYTES_MAX, ITEMS_MAX, LATE_SECONDS, Item, Rounds
 from gfs.diagnostics import CALL_BITS, request_of, working_for
 from gfs.errors import (
@@ -50,7 +56,6 @@ from gfs.protocol.messages import (
     Publish,
     PublishReply,
     ReadChunk,
-    ReadReply,
     ServerAddress,
     WriteSmall,
 )
@@ -463,19 +468,32 @@ class _Read(NamedTuple):
 
 async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: float) -> None:
     requests = [
-        (ReadChunk(get.request, chunk.handle, chunk.version, offset, length), b"")
+        ReadChunk(get.request, chunk.handle, chunk.version, offset, length)
         for get, chunk, _, offset, length in reads
     ]
+    bad: dict[int, tuple[_Read, GfsError]] = {}
 
     def take(index: int, reply: Reply) -> None:
         read = reads[index]
-        if isinstance(reply, outcome.Error) and isinstance(
-            reply.error, (ConnectionError, DeadlineExceeded)
-        ):
-            core.suspect(read.server.id)
-        read.take(_verified(reply, read.length))
+        try:
+            answer, data = reply.unwrap()
+            check_answer(requests[index], answer, data)
+        except (ConnectionError, GfsError) as error:
+            if isinstance(error, (ConnectionError, DeadlineExceeded)):
+                core.suspect(read.server.id)
+            elif isinstance(error, OF_BAD_REPLICAS):
+                log.warning("chunk %016x at %s: %s", read.chunk.handle, address, error)
+                bad[read.chunk.handle] = read, error
+            read.take(None)
+        else:
+            read.take(data)
 
-    await _ask(core, address, requests, seconds, take)
+    await _ask(core, address, [(each, b"") for each in requests], seconds, take)
+    if bad:
+        # Whoever reads these files by themselves may ask other servers first, and not meet it.
+        async with trio.open_nursery() as nursery:
+            for read, error in bad.values():
+                nursery.start_soon(report, core, read.chunk, read.server, error)
 
 
 def _is_small(reply: LocateReply) -> bool:
@@ -487,16 +505,6 @@ def _is_small(reply: LocateReply) -> bool:
         and chunks[0].length == entry.length
         and bool(chunks[0].servers)
     )
-
-
-def _verified(reply: Reply, length: int) -> bytes | None:
-    """The bytes of an answer, if it is a good one."""
-    if not isinstance(reply, outcome.Value):
-        return None
-    answer, data = reply.value
-    if not isinstance(answer, ReadReply) or len(data) != length:
-        return None
-    return data if answer.sums == (block_sums(data) if answer.whole else block_sum(data)) else None
 
 
 # --- both --------------------------------------------------------------------------------

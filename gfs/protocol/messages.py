@@ -1309,7 +1309,10 @@ class ReadReply(Message, tag=83):
 class Multiplex(Message, tag=170):
     """The first message of a connection that carries small requests from then on, many at a
     time, each answered when it is done (:mod:`gfs.protocol.rpc`): ReadChunk and WriteSmall of
-    at most ``SMALL_BYTES_MAX``. It has no answer itself."""
+    at most ``SMALL_BYTES_MAX``; and with version ``STATES_SINCE`` of the protocol VerifyChunk
+    without ``blocks``. It has no answer itself."""
+
+    STATES_SINCE: ClassVar[int] = 2
 
 
 class WriteSmall(Message, tag=171):

@@ -18,6 +18,7 @@ from gfs.chunkserver.exchanges import small
 from gfs.chunkserver.exchanges.small import READS_MAX, SmallRequests
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.packs import DATA_NAME
+from gfs.chunkserver.upkeep import Scrubber
 from gfs.client import Client, Entry
 from gfs.client import small as client_small
 from gfs.client.core import ClientCore
@@ -46,7 +47,16 @@ from gfs.master.tables import ReservationTable
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.frames import encode_frame
-from gfs.protocol.messages import Message, Multiplex, ReadChunk, ServerAddress, Stat, WriteSmall
+from gfs.protocol.messages import (
+    PROTOCOL_NEWEST,
+    Message,
+    Multiplex,
+    ReadChunk,
+    ServerAddress,
+    Stat,
+    VerifyChunk,
+    WriteSmall,
+)
 from gfs.protocol.rpc import REPLY_BYTES_MAX, Reply, Rpc
 from gfs.testing import SimCluster
 from gfs.testing.inode import Hang
@@ -141,6 +151,19 @@ async def test_many_are_deleted_in_the_time_of_a_few(fs: Client) -> None:
     assert await fs.list("/f") == []
 
 
+def exchanges_opened(fs: Client, patch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of the chunkservers with which this client opens exchanges from now on."""
+    opened: list[str] = []
+    acquire = fs._core.pool.acquire
+
+    async def noted_acquire(address: str) -> BulkConnection:
+        opened.append(address)
+        return await acquire(address)
+
+    patch.setattr(fs._core.pool, "acquire", noted_acquire)
+    return opened
+
+
 @over_seeds(2)
 async def test_files_of_a_few_blocks_are_read_in_rounds_too(
     chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch
@@ -149,18 +172,33 @@ async def test_files_of_a_few_blocks_are_read_in_rounds_too(
     files = {f"/f/{n}": chance.randbytes(size) for n, size in enumerate(sizes * 20)}
     await fs.put_many(files.items())
     await fs.put(large := chance.randbytes(client_small.FEW_BYTES_MAX + 1), "/large")
-    exchanges: list[str] = []
-    acquire = fs._core.pool.acquire
-
-    async def counted(address: str) -> BulkConnection:
-        exchanges.append(address)
-        return await acquire(address)
-
-    monkeypatch.setattr(fs._core.pool, "acquire", counted)
+    exchanges = exchanges_opened(fs, monkeypatch)
     await check(fs, files)
     assert not exchanges
     assert await fs.get_many([*files, "/large"]) == [*files.values(), large]
     assert exchanges
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@over_seeds(1)
+async def test_the_length_of_a_small_log_takes_no_exchange(
+    chance: Random, fs: Client, monkeypatch: pytest.MonkeyPatch, is_old: bool
+) -> None:
+    """Unless a server is of a release that answers that in exchanges only."""
+    logs = {f"/f/{n}": content(chance, 1000) for n in range(20)}
+    for path, record in logs.items():
+        await fs.append(path, record)
+    if is_old:
+        monkeypatch.setattr(Multiplex, "STATES_SINCE", PROTOCOL_NEWEST + 1)
+    exchanges = exchanges_opened(fs, monkeypatch)
+    found = await fs.get_many(logs)
+    for (path, record), data in zip(logs.items(), found, strict=True):
+        assert isinstance(data, bytes)
+        assert record in data
+        assert await fs.get(path) == data
+    entries = await fs.stat_many(logs)
+    assert [e.length for e in entries if isinstance(e, Entry)] == [len(data) for data in found]
+    assert bool(exchanges) == is_old
 
 
 @over_seeds(2)
@@ -538,15 +576,24 @@ async def test_a_batch_is_a_round_trip_for_each_server(
     await fs.put_many(list(files.items()))  # the connections are made
     await fs.get_many(files)
     with monkeypatch.context() as patched:
-        sent = frames_sent(patched)
+        sent, exchanges = frames_sent(patched), exchanges_opened(fs, patched)
         assert all(isinstance(e, Entry) for e in await fs.put_many(files.items(), overwrite=True))
         asked = {peer: sent[peer] for peer in sent if "chunkserver" in peer}
         sent.clear()
         assert await fs.get_many(files) == list(files.values())
+        read = sent.copy()
+        sent.clear()
+        entries = await fs.stat_many(files)
+        looked_up = {peer: sent[peer] for peer in sent if peer.endswith((":9400", ":9500"))}
+        await fs.put(b"one", "/one")
     # A few batches, whatever the number of servers, and each is passed on twice; then the
     # first chunk of all that is read from them.
-    assert requests_of(asked) <= 3 * 4, asked
-    assert 1 <= requests_of(sent) <= 8, sent
+    assert 3 <= requests_of(asked) <= 3 * 4, asked
+    assert 1 <= requests_of(read) <= 8, read
+    assert [entry.length for entry in entries if isinstance(entry, Entry)] == [1000] * 200
+    assert list(looked_up.values()) == [1], looked_up
+    # What fails in a round is stored by an exchange, which nobody notices who does not look.
+    assert not exchanges
 
 
 @pytest.mark.parametrize("fate", ["dead", "hanging", "full", "cut off"])
@@ -602,6 +649,44 @@ async def test_a_small_file_is_read_where_it_is_good(
         await wait_for_goal(cluster, fs, path, 3)
 
 
+@over_seeds(2)
+async def test_damage_that_a_round_meets_is_reported(
+    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each file is read by itself then, from servers where nothing is wrong."""
+
+    async def rest(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Scrubber, "_pass", rest)
+    files = {f"/f/{n}": content(chance, 1000) for n in range(20)}
+    files["/f/blocks"] = content(chance, 3 * BLOCK_BYTES)
+    await fs.put_many(files.items())
+    victim = chance.choice(cluster.chunkservers)
+    address, disk = cluster.address(victim), cluster.machine(victim).disk
+    for packed in packed_of(cluster, victim):
+        path = f"{packed.directory}/{DATA_NAME}"
+        disk.flip_bit(path, 8 * packed.record.offset + chance.randrange(8000))
+    [path] = cluster.chunk_files(victim)
+    disk.flip_bit(path, 8 * (disk.file_size(path) - 1000))
+
+    def choose(_: ClientCore, holders: list[ServerAddress], __: object) -> ServerAddress:
+        return next(server for server in holders if server.address == address)
+
+    def in_order(_: ClientCore, servers: list[ServerAddress]) -> list[ServerAddress]:
+        return sorted(servers, key=lambda server: server.address == address)
+
+    monkeypatch.setattr(client_small, "_choose", choose)
+    monkeypatch.setattr(ClientCore, "in_order", in_order)
+    assert await fs.get_many(files) == list(files.values())
+
+    async def all_found() -> bool:
+        return (await fs.status()).totals.corruptions == len(files)
+
+    await cluster.wait_until(all_found, 10)
+    await wait_settled(cluster, fs)
+
+
 @over_seeds(1)
 async def test_a_batch_that_is_cancelled_leaves_nothing(
     chance: Random, cluster: SimCluster, fs: Client
@@ -634,6 +719,8 @@ async def test_wrong_requests_are_refused_one_by_one(cluster: SimCluster, fs: Cl
         ((ReadChunk(0, handle, version, 0, 5), b""), b"bytes"),
         ((ReadChunk(0, handle, version, 1, 2), b""), b"yt"),
         ((Stat(0, "/file"), b""), ProtocolError),
+        ((VerifyChunk(0, handle, version), b""), ProtocolError),
+        ((VerifyChunk(0, handle, version, blocks=False), b""), b""),
         ((ReadChunk(0, handle, version, 0, BLOCK_BYTES + 1), b""), ProtocolError),
         ((ReadChunk(0, handle, version, 0, 0), b""), InvalidArgument),
         ((ReadChunk(0, handle, version, -1, 2), b""), InvalidArgument),

@@ -2,7 +2,8 @@
 
 What one ``recv`` brought is one batch. Reads of open files that the page cache has are
 answered on the spot. Writes that go on to the same server are passed on in one ``send``, and
-share one hop to a thread meanwhile with all others that wait for that disk.
+share one hop to a thread meanwhile with all others that wait for that disk. Readers of files
+with appended records ask for the states of replicas, which have their lengths.
 
 A write is of a whole new chunk that is not published yet: nobody else writes to it, there is
 no lease, and nothing to repair when it fails. What it leaves then is garbage.
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 import outcome
 import trio
 
-from gfs.blocks import block_sum
+from gfs.blocks import Buffer, block_sum
 from gfs.chunkserver.disks import Disk
 from gfs.chunkserver.exchanges.read import read_open, read_small
 from gfs.chunkserver.node import Node
@@ -44,6 +45,7 @@ from gfs.protocol.messages import (
     Message,
     ReadChunk,
     ServerAddress,
+    VerifyChunk,
     WriteSmall,
 )
 from gfs.protocol.patience import (
@@ -97,6 +99,9 @@ class SmallRequests:
         for message, body in batch:
             if type(message) is ReadChunk and message.length <= SMALL_BYTES_MAX:
                 reads.append(message)
+            elif type(message) is VerifyChunk and not (message.blocks or message.sums):
+                if self._have_room([message], began):
+                    self._nursery.start_soon(self._answer, message, began)
             elif type(message) is WriteSmall:
                 error = _wrong(message, body)
                 if error is not None:
@@ -159,22 +164,25 @@ class SmallRequests:
                 node.read_bytes += read.length
                 done.append(read)
             elif self._have_room([read], began):
-                self._nursery.start_soon(self._read, read, began)
+                self._nursery.start_soon(self._answer, read, began)
         node.operations.all_done(done, node.world.clock.monotonic() - began)
 
-    async def _read(self, read: ReadChunk, began: float) -> None:
-        """The file has to be opened, or the page cache lacks the bytes."""
+    async def _answer(self, message: ReadChunk | VerifyChunk, began: float) -> None:
+        """The file may have to be opened, or the page cache lacks the bytes."""
         node = self._node
         node.throttle.client_starts()
         try:
             async with self._reading:
-                answer = await read_small(node, read)
+                if isinstance(message, VerifyChunk):
+                    answer: tuple[Message, Buffer] = await node.verify(message), b""
+                else:
+                    answer = await read_small(node, message)
+                    node.read_bytes += message.length
                 await self._rpc.room()
                 self._rpc.send(*answer)
-            node.read_bytes += read.length
-            node.operations.all_done([read], node.world.clock.monotonic() - began)
+            node.operations.all_done([message], node.world.clock.monotonic() - began)
         except GfsError as error:
-            self._failed(read, error, began)
+            self._failed(message, error, began)
         finally:
             node.throttle.client_ends()
             self._ended(1)

@@ -1,5 +1,9 @@
-"""Scan: every file is checked with a ``stat`` within ``scan_seconds``: one that was deleted or
-cut short is found without reading it. Blocks are read by :mod:`.scrub`.
+"""Scan: every replica is checked within ``scan_seconds``, but at most 2,000 a second, its file
+with a ``stat``: one that was deleted or cut short is found without reading it. Blocks are read by
+:mod:`.scrub`.
+
+Packed replicas go at the same pace: a look at the record of one takes 3 µs, and that their two
+files are gone is noticed with the first of them.
 """
 
 from __future__ import annotations
