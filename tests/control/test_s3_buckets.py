@@ -589,3 +589,25 @@ def test_the_policy_of_a_bucket_can_shut_out_one_key_also_from_forms(
     done(s3.call("PUT", bucket, {"policy": ""}, policy))
     failed(form.send(form.fields()), "AccessDenied")
     s3.put(f"{bucket}/f", b"x")
+
+
+def test_a_policy_about_tags_is_about_those_of_a_form_and_not_about_its_file(
+    cloud: Cloud, s3: S3Client, bucket: str
+) -> None:
+    form = Form(cloud, new_key(*cloud.make_user()), bucket)
+    allowed = {"Effect": "Allow", "Principal": "*", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    are_good = {"StringEquals": {"s3:RequestObjectTag/k": "good"}}
+    statements = [
+        {**allowed, "Action": "s3:PutObject"},
+        {**allowed, "Action": "s3:PutObjectTagging", "Condition": are_good},
+    ]
+    policy = json.dumps({"Statement": statements}).encode()
+    done(s3.call("PUT", bucket, {"policy": ""}, policy))
+    good, bad = tagging("k", "good"), tagging("k", "bad")
+    # Its bytes are those of a document about other tags.
+    checksum = {"x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(good).digest()).decode()}
+    failed(form.send(form.fields(tagging=bad.decode()) | checksum, good), "AccessDenied")
+    assert s3.keys(bucket) == []
+    assert form.send(form.fields(tagging=good.decode())).status_code == 204
+    assert s3.get(f"{bucket}/up/f.txt").content == b"data"
+    assert texts(xml(s3.call("GET", f"{bucket}/up/f.txt", {"tagging": ""})), "Value") == ["good"]
