@@ -85,6 +85,13 @@ LIFECYCLE = (
     "<Rule><ID>one</ID><Filter><Prefix>old/</Prefix></Filter><Status>Enabled</Status>"
     "<Expiration><Days>1</Days></Expiration></Rule>"
 )
+DATE = "<Date>2015-01-01T00:00:00Z</Date>"
+MARKERS = "<ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker>"
+ABORT = (
+    "<Rule><ID>one</ID><Filter><Prefix>p</Prefix></Filter><Status>Enabled</Status>"
+    "<AbortIncompleteMultipartUpload><DaysAfterInitiation>1</DaysAfterInitiation>"
+    "</AbortIncompleteMultipartUpload></Rule>"
+)
 TAGS = "<TagSet><Tag><Key>k</Key><Value>v &amp; w</Value></Tag></TagSet>"
 
 
@@ -112,6 +119,22 @@ TAGS = "<TagSet><Tag><Key>k</Key><Value>v &amp; w</Value></Tag></TagSet>"
                 (LIFECYCLE.replace("Expiration", "Transition"), "NotImplemented"),
                 (LIFECYCLE.replace("Expiration", "Other"), "InvalidRequest"),
                 (LIFECYCLE.replace("one", "x" * 256), "InvalidArgument"),
+                (LIFECYCLE.replace("<Days>1</Days>", ""), "MalformedXML"),
+                (LIFECYCLE.replace("<Days>1</Days>", f"<Days>1</Days>{DATE}"), "MalformedXML"),
+                (LIFECYCLE.replace("</Days>", f"</Days>{MARKERS}"), "MalformedXML"),
+                (
+                    ABORT.replace("<DaysAfterInitiation>1</DaysAfterInitiation>", ""),
+                    "InvalidRequest",
+                ),
+                # An upload has neither tags nor a size: the rule would end all.
+                *(
+                    (ABORT.replace("<Prefix>p</Prefix>", scope), "InvalidRequest")
+                    for scope in (
+                        "<Tag><Key>a</Key><Value>b</Value></Tag>",
+                        "<ObjectSizeGreaterThan>1</ObjectSizeGreaterThan>",
+                        "<And><Prefix/><ObjectSizeLessThan>9</ObjectSizeLessThan></And>",
+                    )
+                ),
             ],
         ),
         (
