@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from email.utils import formatdate
 from functools import partial
@@ -326,7 +326,7 @@ class Objects:
             metadata = replace(metadata, etag=etag_of(entry).strip('"'))
         algorithm = call.headers.get(f"{PREFIX}algorithm")
         if algorithm is not None:
-            metadata = await self._summed(entry, metadata, algorithm_of(algorithm))
+            metadata = await self.summed(entry, metadata, algorithm_of(algorithm))
         is_itself = is_itself and not self._buckets.find(call.bucket).versioning
         done = await self._describe_again(call, entry, metadata) if is_itself else None
         if done is None:
@@ -341,12 +341,12 @@ class Objects:
             ],
         )
 
-    async def _summed(self, entry: Entry, metadata: Metadata, algorithm: str) -> Metadata:
+    async def summed(self, entry: Entry, metadata: Metadata, algorithm: str) -> Metadata:
         """With the checksum of all its bytes by this algorithm: they are read if it has another."""
         if metadata.checksum.startswith(f"{algorithm}:") and metadata.checksum_type == FULL:
             return metadata
         total = ALGORITHMS[algorithm][0]()
-        async with aclosing(self._read_all([(entry, 0, entry.length)], total)) as pieces:
+        async with aclosing(self._read_all([(entry, 0, entry.length)], [total])) as pieces:
             async for _ in pieces:
                 pass
         text = f"{algorithm}:{text_of(total.digest())}"
@@ -402,7 +402,7 @@ class Objects:
         def described() -> Metadata:
             return replace(metadata, etag=md5.hexdigest(), checksum="")
 
-        await self.store_stream(call, pieces, described, path, md5, within)
+        await self.store_stream(call, pieces, described, path, [md5], within)
 
     async def store_stream(
         self,
@@ -410,17 +410,21 @@ class Objects:
         pieces: list[tuple[Entry, int, int]],
         described: Callable[[], Metadata],
         path: str = "",
-        md5: Sum | None = None,
+        sums: Sequence[Sum] = (),
         within: str = "",
     ) -> None:
-        """Store bytes of other files one after the other: (file, offset, length). ``md5`` gets
+        """Store bytes of other files one after the other: (file, offset, length). ``sums`` get
         them, too."""
-        body = self._read_all(pieces, md5)
+        body = self._read_all(pieces, sums)
         async with aclosing(body):
             call.read_from(body, sum(length for _, _, length in pieces))
             await self.store(call, call.bucket, path or call.path, described, within)
 
-    async def _read_all(self, pieces: list[tuple[Entry, int, int]], md5: Sum | None) -> Any:
+    async def _read_all(self, pieces: list[tuple[Entry, int, int]], sums: Sequence[Sum]) -> Any:
+        def add(data: bytes) -> None:
+            for each in sums:
+                each.update(data)
+
         for entry, offset, length in pieces:
             if not length:
                 continue
@@ -430,8 +434,8 @@ class Objects:
                     raise FileChanged(entry.path)
                 async with aclosing(file.stream(offset, length)) as stream:
                     async for piece in stream:
-                        if md5 is not None:
-                            await trio.to_thread.run_sync(md5.update, piece)
+                        if sums:
+                            await trio.to_thread.run_sync(add, piece)
                         yield piece
             except (FileChanged, NotFound, NotADirectory, IsADirectory):
                 raise S3Error(

@@ -278,5 +278,42 @@ def test_a_copy_has_the_checksum_that_is_asked_for(here: S3Client, place: str) -
     failed(here.call("PUT", f"{place}/x", headers=headers), "InvalidRequest")
 
 
+def test_the_parts_of_an_upload_have_the_checksum_that_it_began_with(
+    metered: Cloud, here: S3Client, place: str
+) -> None:
+    here.put(f"{place}/source", DATA)
+    path = f"{place}/joined"
+    data = os.urandom(5 * MIB)
+    pieces = [data, DATA + data[: 2 * MIB], DATA]  # the last one is the whole source
+    here.put(f"{place}/long", data + pieces[1])
+    upload = begin(here, path, x_amz_checksum_algorithm="SHA256")
+    sums = [hashlib.sha256(piece).digest() for piece in pieces]
+    query = {"uploadId": upload, "partNumber": "1"}
+    crc = {"x-amz-checksum-crc32": text(zlib.crc32(data).to_bytes(4, "big"))}
+    failed(here.call("PUT", path, query, data, crc), "InvalidRequest")
+    part = done(here.call("PUT", path, query, data))  # without one of the client's choice
+    assert part.headers["x-amz-checksum-sha256"] == text(sums[0])
+    etags = [part.headers["etag"]]
+    ranged = f"bytes={len(data)}-{len(data) + len(pieces[1]) - 1}"
+    for number, headers in (
+        (2, {"x-amz-copy-source": f"{place}/long", "x-amz-copy-source-range": ranged}),
+        (3, {"x-amz-copy-source": f"{place}/source"}),
+    ):
+        query = {"uploadId": upload, "partNumber": str(number)}
+        with no_bytes_written(metered) if number == 3 else contextlib.nullcontext():
+            root = xml(done(here.call("PUT", path, query, headers=headers)))
+        assert root.findtext(f"{XMLNS}ChecksumSHA256") == text(sums[number - 1])
+        etags.append(str(root.findtext(f"{XMLNS}ETag")))
+    listed = xml(done(here.call("GET", path, {"uploadId": upload})))
+    assert [e.text for e in listed.iter(f"{XMLNS}ChecksumSHA256")] == [text(s) for s in sums]
+    for name, value in (("Algorithm", "SHA256"), ("Type", "COMPOSITE")):
+        assert listed.findtext(f"{XMLNS}Checksum{name}") == value
+    done(complete(here, path, upload, list(enumerate(etags, 1))))
+    answer = here.get(path, x_amz_checksum_mode="ENABLED")
+    assert answer.content == b"".join(pieces)
+    total = text(hashlib.sha256(b"".join(sums)).digest())
+    assert answer.headers["x-amz-checksum-sha256"] == f"{total}-3"
+
+
 def text(value: bytes) -> str:
     return base64.b64encode(value).decode()
