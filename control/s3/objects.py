@@ -273,6 +273,10 @@ class Objects:
             there = None
         if there is not None and there.kind != "file":
             there = None
+        key = key_of(path)
+        if there is None and space.versioning and key is not None:
+            with suppress(S3Error):  # there is none, or its marker
+                there = await self._latest(space, key)
         etag = etag_of(there) if there is not None else None
         if if_match is not None:
             if there is None:
