@@ -305,10 +305,9 @@ class Objects:
         source, entry = await self.source(call)
         self._check_list(call, self._buckets.find(call.bucket))
         there = stored.of_entry(entry)
-        directive = call.headers.get("x-amz-metadata-directive", "COPY").upper()
         is_itself = source == (call.bucket, call.key)
         source_version = call.headers["x-amz-copy-source"].partition("?versionId=")[2]
-        if directive == "REPLACE":
+        if _replaces(call, "metadata"):
             metadata = replace(stored.of_request(call.headers), etag=there.etag,
                                checksum=there.checksum, parts=there.parts,
                                sums=there.sums)  # fmt: skip
@@ -316,7 +315,7 @@ class Objects:
             metadata = there
             if is_itself and not source_version:
                 raise S3Error("InvalidRequest", "a copy to itself must replace its metadata")
-        if call.headers.get("x-amz-tagging-directive", "COPY").upper() == "REPLACE":
+        if _replaces(call, "tagging"):
             metadata = replace(metadata, tags=tags_of_header(call.headers))
         else:
             metadata = replace(metadata, tags=there.tags)
@@ -465,7 +464,7 @@ class Objects:
         for name, value in _named(space, entry).items():
             call.answers[name.replace("x-amz-", "x-amz-copy-source-")] = value
         conditions = {
-            name.removeprefix("x-amz-copy-source-"): value
+            name.removeprefix("x-amz-copy-source-"): _quoted(value) if "match" in name else value
             for name, value in call.headers.items()
             if name.startswith("x-amz-copy-source-if-")
         }
@@ -497,6 +496,15 @@ async def _stream(file: Any, start: int, length: int) -> Any:
         yield first
         async for piece in stream:
             yield piece
+
+
+def _replaces(call: S3Call, what: str) -> bool:
+    """Whether a copy has this as the request says, and not as its source. Raises S3Error."""
+    name = f"x-amz-{what}-directive"
+    said = call.headers.get(name, "COPY").upper()
+    if said not in ("COPY", "REPLACE"):
+        raise S3Error("InvalidArgument", f"{name} is COPY or REPLACE")
+    return said == "REPLACE"
 
 
 def _quoted(etags: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import PLAIN, ok, paths, wait_for
+from checks import PLAIN, make_namespace, ok, paths, put, wait_for
 from cloud import Cloud
 from limits import HANG_SECONDS
 from s3_client import (
@@ -358,9 +358,23 @@ def test_attributes_of_an_object(s3: S3Client, bucket: str) -> None:
     failed(s3.call("GET", f"{bucket}/f", {"attributes": ""}, headers=wrong), "InvalidArgument")
 
 
+def test_names_that_s3_forbids(s3: S3Client, owner: Who) -> None:
+    for name in ("Ab-c", "a_b", "ab", "a" * 64, "1.2.3.4", "a..b", "files", "upload"):
+        failed(s3.call("PUT", name), "InvalidBucketName")
+    # A storage namespace may have one all the same: then it is read and written.
+    name = make_namespace(owner[0], "My_Space")
+    put(owner[0], name, "by-rest", b"one")
+    s3.put(f"{name}/by s3", b"two")
+    assert s3.get(f"{name}/by-rest").content == b"one"
+    assert s3.keys(name) == ["by s3", "by-rest"]
+    head = done(s3.call("HEAD", name)).headers
+    assert head["x-amz-bucket-region"] == "us-east-1"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "code"),
     [
+        ("x-amz-security-token", "of a session", "InvalidToken"),
         ("x-amz-storage-class", "GLACIER", "InvalidStorageClass"),
         ("x-amz-bucket-object-lock-enabled", "true", "NotImplemented"),
         ("x-amz-object-ownership", "ObjectWriter", "NotImplemented"),

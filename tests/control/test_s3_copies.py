@@ -146,9 +146,15 @@ def test_conditions_of_copies(here: S3Client, place: str) -> None:
     itself = {"x_amz_metadata_directive": "REPLACE"}
     failed(copy(here, target, target, if_match='"x"', **itself), "PreconditionFailed")
     done(copy(here, target, target, if_match=ETAG, **itself))
-    for name, value in (("if_match", '"x"'), ("if_none_match", ETAG)):
+    bare = ETAG.strip('"')
+    for name, value in (("if_match", '"x"'), ("if_none_match", ETAG), ("if_none_match", bare)):
         header = {f"x_amz_copy_source_{name}": value}
         failed(copy(here, f"{place}/source", f"{place}/x", **header), "PreconditionFailed")
+    done(copy(here, f"{place}/source", f"{place}/y", x_amz_copy_source_if_match=bare))
+    for name in ("metadata", "tagging"):
+        header = {f"x_amz_{name}_directive": "KEEP"}
+        failed(copy(here, f"{place}/source", f"{place}/x", **header), "InvalidArgument")
+    failed(here.call("GET", f"{place}/x"), "NoSuchKey")
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(
             lambda _: copy(here, f"{place}/source", f"{place}/race", if_none_match="*"), range(4)
