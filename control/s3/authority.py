@@ -166,7 +166,8 @@ class Authority:
             except S3Error:
                 pass  # an object that is not there has none
         if any(name.startswith(_REQUESTED) for name in asked):
-            if action == TAGGING and "tagging" in call.options:
+            # A form may have a field of that name: its tags are in its headers by now.
+            if key and "tagging" in call.options and call.request.method == "PUT":
                 document = await call.document("Tagging")
                 requested = tags_of(document, stored_with.TAGS_MAX)
             else:

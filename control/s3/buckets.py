@@ -233,7 +233,7 @@ class Buckets:
 
     async def head(self, call: S3Call) -> Response:
         self.readable(call)
-        return Response(b"", 200, content_type=CONTENT_TYPE)
+        return Response(b"", 200, {"x-amz-bucket-region": "us-east-1"}, content_type=CONTENT_TYPE)
 
     async def delete(self, call: S3Call) -> Response:
         self.find(call.bucket)

@@ -140,11 +140,14 @@ class S3Call(Call):
             return None if length is None else str(length)
         return None if name == "X-File-Size" else self.headers.get(name.lower())
 
-    def open_payload(self) -> Payload:
-        """Raises S3Error for headers that contradict one another."""
+    def open_payload(self, algorithm: str = "") -> Payload:
+        """``algorithm``: its checksum's, if the client has not chosen one; for the first who opens
+        it. Raises S3Error for headers that contradict one another."""
         if self.payload is None:
             body = aiter(self.request.body)
-            self.payload = Payload(body, self.headers, self.signed, self.signer)
+            self.payload = Payload(
+                body, self.headers, self.signed, self.signer, algorithm=algorithm
+            )
         return self.payload
 
     def read_from(self, source: AsyncIterator[bytes], length: int) -> None:

@@ -21,6 +21,9 @@ BYTES_MAX = 2 * 1024 * 1024
 #: What no document can have, however it is escaped: a message may repeat it.
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
+#: Readers take a bare one for a line feed: it would name another key.
+_CR = {"\r": "&#13;"}
+
 #: A child: its name (and attributes) and its text, a number, a truth, its own children, or None
 #: to leave it out.
 Child = tuple[str, Any]
@@ -42,7 +45,7 @@ def _elements(children: Iterable[Child]) -> Iterator[str]:
         elif isinstance(value, list):
             text = "".join(_elements(value))
         else:
-            text = escape(_NO_XML.sub("\ufffd", str(value)))
+            text = escape(_NO_XML.sub("\ufffd", str(value)), _CR)
         yield f"<{name}>{text}</{name.partition(' ')[0]}>"
 
 
@@ -50,7 +53,8 @@ def inside(root: ElementTree.Element) -> str:
     """What is in a document's root, to be stored, and sent back by :func:`around`. Raises
     S3Error."""
     try:
-        return "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+        text = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+        return text.replace("\r", _CR["\r"])
     except RecursionError:
         raise S3Error("MalformedXML", "the document is too deep") from None
 

@@ -50,6 +50,7 @@ STATUS = {
     "InvalidRequest": 400,
     "InvalidStorageClass": 400,
     "InvalidTag": 400,
+    "InvalidToken": 400,
     "InvalidURI": 400,
     "KeyTooLongError": 400,
     "MalformedPolicy": 400,

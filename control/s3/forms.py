@@ -25,12 +25,13 @@ import trio
 
 from control.api import BodyCutShort, Principal, Response
 from control.s3.call import S3Call
-from control.s3.documents import CONTENT_TYPE, document, parse, text_of
+from control.s3.documents import CONTENT_TYPE, document, parse
 from control.s3.errors import S3Error
-from control.s3.metadata import is_value
+from control.s3.metadata import TAGS_MAX, is_value
 from control.s3.objects import Objects
 from control.s3.payload import Payload
 from control.s3.signature import Key, find
+from control.s3.tagging import tags_of
 from control.storage import FileBegins, FormReader, is_form
 from gfs.blocks import KIB
 
@@ -162,7 +163,8 @@ class Forms:
         if "acl" in fields:
             headers["x-amz-acl"] = fields["acl"]
         if "tagging" in fields:
-            headers["x-amz-tagging"] = _tagging(fields["tagging"])
+            tags = tags_of(parse(fields["tagging"].encode(), "Tagging"), TAGS_MAX)
+            headers["x-amz-tagging"] = urlencode(tags)
         upload = S3Call(
             call.control, call.need, call.request, principal, call.bucket,
             fields["key"], fields, headers, None, None,
@@ -275,9 +277,3 @@ class _Form:
         if self._received < policy.least:
             raise S3Error("EntityTooSmall", f"the policy demands {policy.least} bytes")
         raise StopAsyncIteration
-
-
-def _tagging(text: str) -> str:
-    """Tags as the header has them."""
-    tags = parse(text.encode(), "Tagging").iter("Tag")
-    return urlencode([(text_of(tag, "Key"), text_of(tag, "Value")) for tag in tags])

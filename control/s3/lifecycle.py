@@ -63,6 +63,8 @@ _REFUSED = ("Transition", "NoncurrentVersionTransition")
 #: What a rule may do.
 _ACTIONS = ("Expiration", "AbortIncompleteMultipartUpload", "NoncurrentVersionExpiration")
 
+#: What an Expiration says.
+_ENDS = ("Days", "Date", "ExpiredObjectDeleteMarker")
 _SCOPES = ("Prefix", "Tag", "ObjectSizeGreaterThan", "ObjectSizeLessThan")
 
 
@@ -136,12 +138,28 @@ def check(root: Element) -> None:
                 raise S3Error("NotImplemented", f"{action} is not offered")
         if all(each.find(action) is None for action in _ACTIONS):
             raise S3Error("InvalidRequest", f"a rule does one of {', '.join(_ACTIONS)}")
-        _rule(each)
+        _check_expiration(each.find("Expiration"))
+        made = _rule(each)
+        if each.find("AbortIncompleteMultipartUpload") is not None and not made.abort_days:
+            raise S3Error(
+                "InvalidRequest",
+                "AbortIncompleteMultipartUpload has DaysAfterInitiation, and its rule neither tags "
+                "nor sizes: an upload has none",
+            )
     names = [text_of(each, "ID") for each in found]
     if len(set(names)) < len(names):
         raise S3Error("InvalidArgument", "two rules have one ID")
     if any(len(name) > ID_LETTERS_MAX or not name.isprintable() for name in names):
         raise S3Error("InvalidArgument", f"an ID has at most {ID_LETTERS_MAX} letters")
+
+
+def _check_expiration(expiration: Element | None) -> None:
+    """Raises S3Error unless it says one thing."""
+    if expiration is None:
+        return
+    said = [text_of(expiration, name).lower() for name in _ENDS]
+    if not any(said) or sum(text not in ("", "false") for text in said) > 1:
+        raise S3Error("MalformedXML", f"Expiration has one of {', '.join(_ENDS)}")
 
 
 def _rule(each: Element) -> Rule:
@@ -168,12 +186,13 @@ def _rule(each: Element) -> Rule:
     return Rule(
         text_of(each, "ID"),
         scope.findtext("Prefix") or "",  # a space more or less is another prefix
-        {text_of(tag, "Key"): text_of(tag, "Value") for tag in tags},
+        {tag.findtext("Key") or "": tag.findtext("Value") or "" for tag in tags},  # so is a tag
         -1 if above is None else above,
         below,
         days or 0,
         date,
-        abort_days or 0,
+        # Rules for uploads may be stored that have some, though they are refused: these end none.
+        0 if tags or (above, below) != (None, None) else abort_days or 0,
         old_days or 0,
         old_kept or 0,
         has_markers,

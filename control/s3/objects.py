@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from email.utils import formatdate
 from functools import partial
@@ -273,6 +273,10 @@ class Objects:
             there = None
         if there is not None and there.kind != "file":
             there = None
+        key = key_of(path)
+        if there is None and space.versioning and key is not None:
+            with suppress(S3Error):  # there is none, or its marker
+                there = await self._latest(space, key)
         etag = etag_of(there) if there is not None else None
         if if_match is not None:
             if there is None:
@@ -301,10 +305,9 @@ class Objects:
         source, entry = await self.source(call)
         self._check_list(call, self._buckets.find(call.bucket))
         there = stored.of_entry(entry)
-        directive = call.headers.get("x-amz-metadata-directive", "COPY").upper()
         is_itself = source == (call.bucket, call.key)
         source_version = call.headers["x-amz-copy-source"].partition("?versionId=")[2]
-        if directive == "REPLACE":
+        if _replaces(call, "metadata"):
             metadata = replace(stored.of_request(call.headers), etag=there.etag,
                                checksum=there.checksum, parts=there.parts,
                                sums=there.sums)  # fmt: skip
@@ -312,7 +315,7 @@ class Objects:
             metadata = there
             if is_itself and not source_version:
                 raise S3Error("InvalidRequest", "a copy to itself must replace its metadata")
-        if call.headers.get("x-amz-tagging-directive", "COPY").upper() == "REPLACE":
+        if _replaces(call, "tagging"):
             metadata = replace(metadata, tags=tags_of_header(call.headers))
         else:
             metadata = replace(metadata, tags=there.tags)
@@ -326,7 +329,7 @@ class Objects:
             metadata = replace(metadata, etag=etag_of(entry).strip('"'))
         algorithm = call.headers.get(f"{PREFIX}algorithm")
         if algorithm is not None:
-            metadata = await self._summed(entry, metadata, algorithm_of(algorithm))
+            metadata = await self.summed(entry, metadata, algorithm_of(algorithm))
         is_itself = is_itself and not self._buckets.find(call.bucket).versioning
         done = await self._describe_again(call, entry, metadata) if is_itself else None
         if done is None:
@@ -341,12 +344,12 @@ class Objects:
             ],
         )
 
-    async def _summed(self, entry: Entry, metadata: Metadata, algorithm: str) -> Metadata:
+    async def summed(self, entry: Entry, metadata: Metadata, algorithm: str) -> Metadata:
         """With the checksum of all its bytes by this algorithm: they are read if it has another."""
         if metadata.checksum.startswith(f"{algorithm}:") and metadata.checksum_type == FULL:
             return metadata
         total = ALGORITHMS[algorithm][0]()
-        async with aclosing(self._read_all([(entry, 0, entry.length)], total)) as pieces:
+        async with aclosing(self._read_all([(entry, 0, entry.length)], [total])) as pieces:
             async for _ in pieces:
                 pass
         text = f"{algorithm}:{text_of(total.digest())}"
@@ -402,7 +405,7 @@ class Objects:
         def described() -> Metadata:
             return replace(metadata, etag=md5.hexdigest(), checksum="")
 
-        await self.store_stream(call, pieces, described, path, md5, within)
+        await self.store_stream(call, pieces, described, path, [md5], within)
 
     async def store_stream(
         self,
@@ -410,17 +413,21 @@ class Objects:
         pieces: list[tuple[Entry, int, int]],
         described: Callable[[], Metadata],
         path: str = "",
-        md5: Sum | None = None,
+        sums: Sequence[Sum] = (),
         within: str = "",
     ) -> None:
-        """Store bytes of other files one after the other: (file, offset, length). ``md5`` gets
+        """Store bytes of other files one after the other: (file, offset, length). ``sums`` get
         them, too."""
-        body = self._read_all(pieces, md5)
+        body = self._read_all(pieces, sums)
         async with aclosing(body):
             call.read_from(body, sum(length for _, _, length in pieces))
             await self.store(call, call.bucket, path or call.path, described, within)
 
-    async def _read_all(self, pieces: list[tuple[Entry, int, int]], md5: Sum | None) -> Any:
+    async def _read_all(self, pieces: list[tuple[Entry, int, int]], sums: Sequence[Sum]) -> Any:
+        def add(data: bytes) -> None:
+            for each in sums:
+                each.update(data)
+
         for entry, offset, length in pieces:
             if not length:
                 continue
@@ -430,8 +437,8 @@ class Objects:
                     raise FileChanged(entry.path)
                 async with aclosing(file.stream(offset, length)) as stream:
                     async for piece in stream:
-                        if md5 is not None:
-                            await trio.to_thread.run_sync(md5.update, piece)
+                        if sums:
+                            await trio.to_thread.run_sync(add, piece)
                         yield piece
             except (FileChanged, NotFound, NotADirectory, IsADirectory):
                 raise S3Error(
@@ -457,7 +464,7 @@ class Objects:
         for name, value in _named(space, entry).items():
             call.answers[name.replace("x-amz-", "x-amz-copy-source-")] = value
         conditions = {
-            name.removeprefix("x-amz-copy-source-"): value
+            name.removeprefix("x-amz-copy-source-"): _quoted(value) if "match" in name else value
             for name, value in call.headers.items()
             if name.startswith("x-amz-copy-source-if-")
         }
@@ -489,6 +496,15 @@ async def _stream(file: Any, start: int, length: int) -> Any:
         yield first
         async for piece in stream:
             yield piece
+
+
+def _replaces(call: S3Call, what: str) -> bool:
+    """Whether a copy has this as the request says, and not as its source. Raises S3Error."""
+    name = f"x-amz-{what}-directive"
+    said = call.headers.get(name, "COPY").upper()
+    if said not in ("COPY", "REPLACE"):
+        raise S3Error("InvalidArgument", f"{name} is COPY or REPLACE")
+    return said == "REPLACE"
 
 
 def _quoted(etags: str) -> str:

@@ -164,9 +164,10 @@ class Payload:
         key: Key | None,
         *,
         is_sized: bool = True,
+        algorithm: str = "",
     ) -> None:
-        """``is_sized``: its length is in the headers. Raises S3Error for headers that contradict
-        one another."""
+        """``is_sized``: its length is in the headers. ``algorithm``: the checksum's, if the client
+        has not chosen one. Raises S3Error for headers that contradict one another."""
         self._body = body
         self._received = 0
         declared = signed.payload if signed is not None else ""
@@ -195,6 +196,7 @@ class Payload:
             if self.algorithm and self._expected is not None:
                 raise S3Error("InvalidRequest", "give one checksum, in a header or as a trailer")
             self.algorithm = named
+        self.algorithm = self.algorithm or algorithm
         self._sums = checksums.Sums(signed=bool(self._sha256), checksum=self.algorithm)
 
     @property
@@ -203,7 +205,7 @@ class Payload:
 
     @property
     def checksum(self) -> str:
-        """``ALGORITHM:BASE64``; empty if the client has not chosen one."""
+        """``ALGORITHM:BASE64``; empty if nobody has chosen one."""
         if self._sums.checksum is None:
             return ""
         return f"{self.algorithm}:{checksums.text_of(self._sums.checksum.digest())}"

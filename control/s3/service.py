@@ -384,6 +384,9 @@ class Service:
             raise S3Error("InvalidArgument", "versionId is null, or 16 hexadecimal digits")
         if version and (method, level, subresource) not in OF_VERSIONS:
             raise S3Error("InvalidArgument", "this operation is not about a version")
+        if "partNumber" in query and subresource != "uploadId" and method not in ("GET", "HEAD"):
+            # It would be about the whole object, which the client takes for a part.
+            raise S3Error("InvalidArgument", "partNumber is without its uploadId")
         if method not in ("GET", "HEAD"):
             for name in query:
                 # It may make another operation of the request, which this one is not.
@@ -396,6 +399,10 @@ class Service:
 
 def _check_headers(headers: Mapping[str, str]) -> None:
     """Raises S3Error for what is not offered."""
+    if headers.get("x-amz-security-token"):
+        raise S3Error(
+            "InvalidToken", "access keys have no session token here: leave out AWS_SESSION_TOKEN"
+        )
     for name, value in headers.items():
         if NOT_OFFERED.fullmatch(name) and value.lower() != "false":
             raise S3Error("NotImplemented", f"the header {name} is not offered")

@@ -29,7 +29,7 @@ EXPIRES_MAX = 7 * 24 * 3600
 #: Parameters of a presigned URL that are no headers of the request.
 _NO_HEADERS = (
     *("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires", "x-amz-signature"),
-    *("x-amz-signedheaders", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent"),
+    *("x-amz-signedheaders", "x-amz-content-sha256", "x-amz-user-agent"),
     *("x-amz-checksum-", "x-amz-sdk-"),
 )
 

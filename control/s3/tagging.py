@@ -10,7 +10,7 @@ from control.api import Response
 from control.s3 import metadata as stored
 from control.s3.buckets import Buckets, xml
 from control.s3.call import S3Call
-from control.s3.documents import Child, text_of
+from control.s3.documents import Child
 from control.s3.errors import S3Error
 from control.s3.objects import Objects, check_tags
 from control.storage import Cluster, Space, may_remove
@@ -21,7 +21,8 @@ BUCKET_TAGS_MAX = 50
 
 def tags_of(root: Element, tags_max: int) -> dict[str, str]:
     """The tags of a document. Raises S3Error."""
-    pairs = [(text_of(tag, "Key"), text_of(tag, "Value")) for tag in root.iter("Tag")]
+    # Spaces at their ends belong to them.
+    pairs = [(t.findtext("Key") or "", t.findtext("Value") or "") for t in root.iter("Tag")]
     return check_tags(pairs, tags_max)
 
 

@@ -83,6 +83,11 @@ class Found(NamedTuple):
     #: What the object is to have.
     metadata: Metadata
 
+    @property
+    def algorithm(self) -> str:
+        """Of its checksum, and those of its parts; empty: it is to have none."""
+        return self.metadata.checksum.partition(":")[0]
+
 
 class Part(NamedTuple):
     """A part that the object is to have."""
@@ -197,25 +202,31 @@ class Uploads:
         found = await self._find(call)
         path = f"{found.folder}/{number:05d}"
         if "x-amz-copy-source" in call.headers:
-            work = partial(self._copy_part, call, path, found.folder)
+            work = partial(self._copy_part, call, found, path)
             return await self._patience.answer(call, work)
-        return await self._put_part(call, path, found.folder)
+        return await self._put_part(call, found, path)
 
-    async def _put_part(self, call: S3Call, path: str, folder: str) -> Response:
-        payload = call.open_payload()
+    async def _put_part(self, call: S3Call, upload: Found, path: str) -> Response:
+        payload = call.open_payload(upload.algorithm)
+        if upload.algorithm not in ("", payload.algorithm):
+            raise S3Error(
+                "InvalidRequest",
+                f"the upload has checksums by {upload.algorithm}, and this part one by "
+                f"{payload.algorithm}: then the object could have none",
+            )
 
         def described() -> Metadata:
             return Metadata(etag=payload.md5.hex(), checksum=payload.checksum)
 
         with _as_missing():
-            await self._objects.store(call, call.bucket, path, described, folder)
+            await self._objects.store(call, call.bucket, path, described, upload.folder)
         headers = {"ETag": f'"{payload.md5.hex()}"'}
         algorithm, _, value = payload.checksum.partition(":")
         if algorithm:
             headers[PREFIX + algorithm] = value
         return Response(b"", 200, headers)
 
-    async def _copy_part(self, call: S3Call, path: str, folder: str) -> bytes:
+    async def _copy_part(self, call: S3Call, upload: Found, path: str) -> bytes:
         _, entry = await self._objects.source(call)
         start, stop = 0, entry.length
         text = call.headers.get("x-amz-copy-source-range")
@@ -227,20 +238,31 @@ class Uploads:
                 raise S3Error("InvalidRange", "the range is not one of the source")
             start, stop = int(found[1]), int(found[2]) + 1
         known = stored.of_entry(entry)
-        etag = known.etag
+        algorithm = upload.algorithm
         with _as_missing():
-            if stop - start == entry.length and entry.digest and _MD5.fullmatch(etag):
-                about = Metadata(etag=etag, checksum=known.checksum)
-                await self._objects.store_copy(call, path, entry, about, folder)
+            if stop - start == entry.length and entry.digest and _MD5.fullmatch(known.etag):
+                about = Metadata(etag=known.etag, checksum=known.checksum)
+                if algorithm:
+                    about = await self._objects.summed(entry, about, algorithm)
+                await self._objects.store_copy(call, path, entry, about, upload.folder)
             else:
                 md5 = hashlib.md5(usedforsecurity=False)
+                total = ALGORITHMS[algorithm][0]() if algorithm else None
+
+                def described() -> Metadata:
+                    text = f"{algorithm}:{text_of_sum(total.digest())}" if total else ""
+                    return Metadata(etag=md5.hexdigest(), checksum=text)
+
                 pieces = [(entry, start, stop - start)]
-                await self._objects.store_stream(
-                    call, pieces, lambda: Metadata(etag=md5.hexdigest()), path, md5, folder
-                )
-                etag = md5.hexdigest()
-        now = time_of(time.time_ns())
-        return document("CopyPartResult", [("LastModified", now), ("ETag", f'"{etag}"')])
+                sums = [md5, total] if total else [md5]
+                await self._objects.store_stream(call, pieces, described, path, sums, upload.folder)
+                about = described()
+        said: list[Child] = [
+            ("LastModified", time_of(time.time_ns())),
+            ("ETag", f'"{about.etag}"'),
+            *_checksum_child(about, algorithm),
+        ]
+        return document("CopyPartResult", said)
 
     async def _parts(
         self, space: Space, folder: str, after: int = 0
@@ -340,8 +362,9 @@ class Uploads:
             metadata = replace(metadata, checksum=total.value())
             await self._objects.store_copy(call, call.path, pieces[0][0], metadata)
         else:
+            sums = [total.sum] if total.sum is not None else []
             await self._objects.store_stream(
-                call, pieces, lambda: replace(metadata, checksum=total.value()), md5=total.sum
+                call, pieces, lambda: replace(metadata, checksum=total.value()), sums=sums
             )
 
     async def _there(self, call: S3Call, etag: str) -> Entry | None:
@@ -410,10 +433,12 @@ class Uploads:
                     ("LastModified", time_of(entry.modified_ns)),
                     ("ETag", etag_of(entry)),
                     ("Size", entry.length),
+                    *_checksum_child(stored.of_entry(entry), upload.algorithm),
                 ],
             )
             for number, entry in shown
         ]
+        algorithm, _, kind = upload.metadata.checksum.partition(":")
         owner = self._buckets.owner(call, upload.space)
         head: list[Child] = [
             ("Bucket", call.bucket),
@@ -426,6 +451,8 @@ class Uploads:
             ("MaxParts", limit),
             ("IsTruncated", is_more),
             ("StorageClass", "STANDARD"),
+            ("ChecksumAlgorithm", algorithm.upper() or None),
+            ("ChecksumType", kind or None),
         ]
         return xml("ListPartsResult", [*head, *parts])
 
@@ -454,12 +481,15 @@ class Uploads:
                     first = {place: first[place] for place in sorted(first)[: limit + 1]}
         shown = sorted(first)[:limit]
         last = shown[-1] if shown else ("", "")
+        owner = self._buckets.owner(call, space)
         listed: list[Child] = [
             (
                 "Upload",
                 [
                     ("Key", url_encoded(key, is_url)),
                     ("UploadId", upload_id),
+                    ("Initiator", owner),
+                    ("Owner", owner),
                     ("StorageClass", "STANDARD"),
                     ("Initiated", time_of(first[key, upload_id])),
                 ],
@@ -561,6 +591,11 @@ def _checksum_of(call: S3Call) -> tuple[str, str]:
     if kind == COMPOSITE and algorithm == "crc64nvme":
         raise S3Error("InvalidRequest", f"{algorithm} is {FULL}")
     return algorithm, kind
+
+
+def _checksum_child(part: Metadata, algorithm: str) -> list[Child]:
+    """The checksum of a part, if it is by the algorithm of its upload."""
+    return checksum_children(part)[:1] if part.checksum.startswith(f"{algorithm}:") else []
 
 
 def _wanted(root: Element) -> list[Part]:

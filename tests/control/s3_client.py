@@ -100,9 +100,11 @@ class S3Client:
         )
         return {**own, "authorization": authorization}
 
-    def presigned(self, method: str, path: str, query: Mapping[str, str]) -> str:
+    def presigned(
+        self, method: str, path: str, query: Mapping[str, str], *, age: float = 0.0
+    ) -> str:
         """The path of a URL that is valid for a minute, with this query besides."""
-        date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - age))
         scope = f"{date[:8]}/us-east-1/s3/aws4_request"
         said = {
             **query,

@@ -478,8 +478,8 @@ def test_a_deletion_beside_an_upload_is_carried_out(s3: S3Client, bucket: str) -
 def test_keys_that_cannot_be_paths_are_stored_as_well(
     s3: S3Client, owner: Who, bucket: str
 ) -> None:
-    odd = ["/a", "a/", "a//b", "a/../b", "a/./b", "..", "\x01", "a\\b", "x" * 256, "y/" * 70,
-           ".s3-uploads/x", ".s3-keys/x", "a/\n", "ü/", "~\x7f", "\ufffd"]  # fmt: skip
+    odd = ["/a", "a/", "a//b", "a/../b", "a/./b", "..", "\x01", "a\\b", "x" * 256, "y/" * 70, "\0",
+           ".s3-uploads/x", ".s3-keys/x", "a/\n", "ü/", "~\x7f", "\ufffd", "a\rb"]  # fmt: skip
     plain = ["a/b", "a/b.txt", "b", "ü/x", ".s3", "a!"]
     for number, key in enumerate(odd + plain):
         s3.put(f"{bucket}/{key}", str(number).encode())
@@ -500,6 +500,51 @@ def test_keys_that_cannot_be_paths_are_stored_as_well(
     assert paths(owner[0], bucket) == []
     failed(s3.call("PUT", f"{bucket}/{'/' * 1000}"), "KeyTooLongError")
     done(s3.call("DELETE", bucket))
+
+
+def test_the_ends_of_lines_and_spaces_of_names_come_back(s3: S3Client, bucket: str) -> None:
+    """Readers of XML take a carriage return for a line feed, and may drop spaces."""
+    key, tag = "a\r\nb\rc", " v\r "
+    s3.put(f"{bucket}/{key}", b"x")
+    assert s3.keys(bucket) == [key]
+    begin(s3, f"{bucket}/{key}")
+    uploads = xml(s3.call("GET", bucket, {"uploads": ""}))
+    assert [each.text for each in uploads.iter(f"{XMLNS}Key")] == [key]
+    body = tagging(" k", tag.replace("\r", "&#13;"))
+    for path in (bucket, f"{bucket}/{key}"):
+        done(s3.call("PUT", path, {"tagging": ""}, body))
+        root = xml(s3.call("GET", path, {"tagging": ""}))
+        assert [(e.findtext(f"{XMLNS}Key"), e.findtext(f"{XMLNS}Value")) for e in
+                root.iter(f"{XMLNS}Tag")] == [(" k", tag)]  # fmt: skip
+    found = xml(s3.call("POST", bucket, {"delete": ""}, deletion(key.replace("\r", "&#13;"))))
+    assert [each.text for each in found.iter(f"{XMLNS}Key")] == [key]
+    assert s3.keys(bucket) == []
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_pages_go_on_while_keys_come_and_go(s3: S3Client, bucket: str, version: str) -> None:
+    """Also if the last key of a page is deleted before the next is asked for."""
+    keys = [f"stays/{number}" for number in range(6)]
+    for key in keys:
+        s3.put(f"{bucket}/{key}", b"x")
+    after = ("marker", "NextMarker") if version == "1" else (
+        "continuation-token", "NextContinuationToken"
+    )  # fmt: skip
+    query, found = {"list-type": version, "max-keys": "1"}, []
+    while True:
+        root = xml(done(s3.call("GET", bucket, query)))
+        (key,) = [str(each.text) for each in root.iter(f"{XMLNS}Key")]
+        found.append(key)
+        if root.findtext(f"{XMLNS}IsTruncated") != "true":
+            break
+        query[after[0]] = str(root.findtext(XMLNS + after[1]))
+        done(s3.call("DELETE", f"{bucket}/{key}"))
+        s3.put(f"{bucket}/before-{len(found)}", b"x")
+        if not key.endswith("/below"):  # sorts between this key and the next
+            s3.put(f"{bucket}/{key}/below", b"x")
+    stays = [key for key in found if not key.endswith("/below")]
+    assert stays == keys
+    assert len(set(found)) == len(found)
 
 
 def listed(
@@ -556,6 +601,8 @@ def test_hostile_requests_get_an_error_and_store_nothing(s3: S3Client, bucket: s
     failed(s3.call("POST", bucket, {"delete": ""}, b"<Delete/>"), "MalformedXML")
     for query in ({"max-keys": "x"}, {"max-keys": "-1"}, {"encoding-type": "x"}):
         failed(s3.call("GET", bucket, query), "InvalidArgument")
+    for method in ("PUT", "DELETE"):  # a part, whose upload was forgotten
+        failed(s3.call(method, path, {"partNumber": "1"}, b"x"), "InvalidArgument")
     failed(s3.call("GET", f"{bucket}/\x01\x0b", {"tagging": ""}), "NoSuchKey")
     failed(s3.call("PUT", path, body=b"x", payload="0" * 64), "XAmzContentSHA256Mismatch")
     failed(s3.call("PUT", path, body=b"x", age=1000), "RequestTimeTooSkewed")
@@ -590,6 +637,16 @@ def test_headers_in_a_presigned_url_are_those_of_the_request(s3: S3Client, bucke
     failed(send("PUT", path, x_amz_storage_class="GLACIER"), "InvalidStorageClass")
     done(send("PUT", f"{bucket}/g", x_amz_copy_source=path))
     assert s3.get(f"{bucket}/g").content == b"data"
+    failed(send("PUT", path, x_amz_security_token="of a session"), "InvalidToken")
+
+
+def test_a_presigned_url_ends(s3: S3Client, bucket: str) -> None:
+    s3.put(f"{bucket}/f", b"data")
+    for age, status in ((0, 200), (3600, 403)):
+        url = s3.url + s3.presigned("GET", f"{bucket}/f", {}, age=age)
+        answer = httpx.get(url, timeout=HANG_SECONDS, **PLAIN)
+        assert answer.status_code == status
+    assert "the URL has expired" in failed(answer, "AccessDenied")
 
 
 def test_parameters_for_logs_are_ignored(s3: S3Client, bucket: str) -> None:

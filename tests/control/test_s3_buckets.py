@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import PLAIN, ok, paths, wait_for
+from checks import PLAIN, make_namespace, ok, paths, put, wait_for
 from cloud import Cloud
 from limits import HANG_SECONDS
 from s3_client import (
@@ -85,6 +85,13 @@ LIFECYCLE = (
     "<Rule><ID>one</ID><Filter><Prefix>old/</Prefix></Filter><Status>Enabled</Status>"
     "<Expiration><Days>1</Days></Expiration></Rule>"
 )
+DATE = "<Date>2015-01-01T00:00:00Z</Date>"
+MARKERS = "<ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker>"
+ABORT = (
+    "<Rule><ID>one</ID><Filter><Prefix>p</Prefix></Filter><Status>Enabled</Status>"
+    "<AbortIncompleteMultipartUpload><DaysAfterInitiation>1</DaysAfterInitiation>"
+    "</AbortIncompleteMultipartUpload></Rule>"
+)
 TAGS = "<TagSet><Tag><Key>k</Key><Value>v &amp; w</Value></Tag></TagSet>"
 
 
@@ -112,6 +119,22 @@ TAGS = "<TagSet><Tag><Key>k</Key><Value>v &amp; w</Value></Tag></TagSet>"
                 (LIFECYCLE.replace("Expiration", "Transition"), "NotImplemented"),
                 (LIFECYCLE.replace("Expiration", "Other"), "InvalidRequest"),
                 (LIFECYCLE.replace("one", "x" * 256), "InvalidArgument"),
+                (LIFECYCLE.replace("<Days>1</Days>", ""), "MalformedXML"),
+                (LIFECYCLE.replace("<Days>1</Days>", f"<Days>1</Days>{DATE}"), "MalformedXML"),
+                (LIFECYCLE.replace("</Days>", f"</Days>{MARKERS}"), "MalformedXML"),
+                (
+                    ABORT.replace("<DaysAfterInitiation>1</DaysAfterInitiation>", ""),
+                    "InvalidRequest",
+                ),
+                # An upload has neither tags nor a size: the rule would end all.
+                *(
+                    (ABORT.replace("<Prefix>p</Prefix>", scope), "InvalidRequest")
+                    for scope in (
+                        "<Tag><Key>a</Key><Value>b</Value></Tag>",
+                        "<ObjectSizeGreaterThan>1</ObjectSizeGreaterThan>",
+                        "<And><Prefix/><ObjectSizeLessThan>9</ObjectSizeLessThan></And>",
+                    )
+                ),
             ],
         ),
         (
@@ -335,9 +358,23 @@ def test_attributes_of_an_object(s3: S3Client, bucket: str) -> None:
     failed(s3.call("GET", f"{bucket}/f", {"attributes": ""}, headers=wrong), "InvalidArgument")
 
 
+def test_names_that_s3_forbids(s3: S3Client, owner: Who) -> None:
+    for name in ("Ab-c", "a_b", "ab", "a" * 64, "1.2.3.4", "a..b", "files", "upload"):
+        failed(s3.call("PUT", name), "InvalidBucketName")
+    # A storage namespace may have one all the same: then it is read and written.
+    name = make_namespace(owner[0], "My_Space")
+    put(owner[0], name, "by-rest", b"one")
+    s3.put(f"{name}/by s3", b"two")
+    assert s3.get(f"{name}/by-rest").content == b"one"
+    assert s3.keys(name) == ["by s3", "by-rest"]
+    head = done(s3.call("HEAD", name)).headers
+    assert head["x-amz-bucket-region"] == "us-east-1"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "code"),
     [
+        ("x-amz-security-token", "of a session", "InvalidToken"),
         ("x-amz-storage-class", "GLACIER", "InvalidStorageClass"),
         ("x-amz-bucket-object-lock-enabled", "true", "NotImplemented"),
         ("x-amz-object-ownership", "ObjectWriter", "NotImplemented"),
@@ -589,3 +626,25 @@ def test_the_policy_of_a_bucket_can_shut_out_one_key_also_from_forms(
     done(s3.call("PUT", bucket, {"policy": ""}, policy))
     failed(form.send(form.fields()), "AccessDenied")
     s3.put(f"{bucket}/f", b"x")
+
+
+def test_a_policy_about_tags_is_about_those_of_a_form_and_not_about_its_file(
+    cloud: Cloud, s3: S3Client, bucket: str
+) -> None:
+    form = Form(cloud, new_key(*cloud.make_user()), bucket)
+    allowed = {"Effect": "Allow", "Principal": "*", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    are_good = {"StringEquals": {"s3:RequestObjectTag/k": "good"}}
+    statements = [
+        {**allowed, "Action": "s3:PutObject"},
+        {**allowed, "Action": "s3:PutObjectTagging", "Condition": are_good},
+    ]
+    policy = json.dumps({"Statement": statements}).encode()
+    done(s3.call("PUT", bucket, {"policy": ""}, policy))
+    good, bad = tagging("k", "good"), tagging("k", "bad")
+    # Its bytes are those of a document about other tags.
+    checksum = {"x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(good).digest()).decode()}
+    failed(form.send(form.fields(tagging=bad.decode()) | checksum, good), "AccessDenied")
+    assert s3.keys(bucket) == []
+    assert form.send(form.fields(tagging=good.decode())).status_code == 204
+    assert s3.get(f"{bucket}/up/f.txt").content == b"data"
+    assert texts(xml(s3.call("GET", f"{bucket}/up/f.txt", {"tagging": ""})), "Value") == ["good"]

@@ -146,9 +146,15 @@ def test_conditions_of_copies(here: S3Client, place: str) -> None:
     itself = {"x_amz_metadata_directive": "REPLACE"}
     failed(copy(here, target, target, if_match='"x"', **itself), "PreconditionFailed")
     done(copy(here, target, target, if_match=ETAG, **itself))
-    for name, value in (("if_match", '"x"'), ("if_none_match", ETAG)):
+    bare = ETAG.strip('"')
+    for name, value in (("if_match", '"x"'), ("if_none_match", ETAG), ("if_none_match", bare)):
         header = {f"x_amz_copy_source_{name}": value}
         failed(copy(here, f"{place}/source", f"{place}/x", **header), "PreconditionFailed")
+    done(copy(here, f"{place}/source", f"{place}/y", x_amz_copy_source_if_match=bare))
+    for name in ("metadata", "tagging"):
+        header = {f"x_amz_{name}_directive": "KEEP"}
+        failed(copy(here, f"{place}/source", f"{place}/x", **header), "InvalidArgument")
+    failed(here.call("GET", f"{place}/x"), "NoSuchKey")
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(
             lambda _: copy(here, f"{place}/source", f"{place}/race", if_none_match="*"), range(4)
@@ -276,6 +282,43 @@ def test_a_copy_has_the_checksum_that_is_asked_for(here: S3Client, place: str) -
         assert here.get(f"{place}/{name}.copy").content == data
     headers["x-amz-checksum-algorithm"] = "MD5"
     failed(here.call("PUT", f"{place}/x", headers=headers), "InvalidRequest")
+
+
+def test_the_parts_of_an_upload_have_the_checksum_that_it_began_with(
+    metered: Cloud, here: S3Client, place: str
+) -> None:
+    here.put(f"{place}/source", DATA)
+    path = f"{place}/joined"
+    data = os.urandom(5 * MIB)
+    pieces = [data, DATA + data[: 2 * MIB], DATA]  # the last one is the whole source
+    here.put(f"{place}/long", data + pieces[1])
+    upload = begin(here, path, x_amz_checksum_algorithm="SHA256")
+    sums = [hashlib.sha256(piece).digest() for piece in pieces]
+    query = {"uploadId": upload, "partNumber": "1"}
+    crc = {"x-amz-checksum-crc32": text(zlib.crc32(data).to_bytes(4, "big"))}
+    failed(here.call("PUT", path, query, data, crc), "InvalidRequest")
+    part = done(here.call("PUT", path, query, data))  # without one of the client's choice
+    assert part.headers["x-amz-checksum-sha256"] == text(sums[0])
+    etags = [part.headers["etag"]]
+    ranged = f"bytes={len(data)}-{len(data) + len(pieces[1]) - 1}"
+    for number, headers in (
+        (2, {"x-amz-copy-source": f"{place}/long", "x-amz-copy-source-range": ranged}),
+        (3, {"x-amz-copy-source": f"{place}/source"}),
+    ):
+        query = {"uploadId": upload, "partNumber": str(number)}
+        with no_bytes_written(metered) if number == 3 else contextlib.nullcontext():
+            root = xml(done(here.call("PUT", path, query, headers=headers)))
+        assert root.findtext(f"{XMLNS}ChecksumSHA256") == text(sums[number - 1])
+        etags.append(str(root.findtext(f"{XMLNS}ETag")))
+    listed = xml(done(here.call("GET", path, {"uploadId": upload})))
+    assert [e.text for e in listed.iter(f"{XMLNS}ChecksumSHA256")] == [text(s) for s in sums]
+    for name, value in (("Algorithm", "SHA256"), ("Type", "COMPOSITE")):
+        assert listed.findtext(f"{XMLNS}Checksum{name}") == value
+    done(complete(here, path, upload, list(enumerate(etags, 1))))
+    answer = here.get(path, x_amz_checksum_mode="ENABLED")
+    assert answer.content == b"".join(pieces)
+    total = text(hashlib.sha256(b"".join(sums)).digest())
+    assert answer.headers["x-amz-checksum-sha256"] == f"{total}-3"
 
 
 def text(value: bytes) -> str:

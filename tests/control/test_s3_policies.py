@@ -473,6 +473,18 @@ def test_who_may_store_may_give_tags_if_a_policy_says_so(
     )
 
 
+def test_a_condition_on_tags_is_on_those_that_a_version_is_given(
+    s3: S3Client, other: S3Client, bucket: str
+) -> None:
+    are_good = {"StringEquals": {"s3:RequestObjectTag/k": "good"}}
+    actions = ["s3:PutObjectTagging", "s3:PutObjectVersionTagging"]
+    set_policy(s3, bucket, statement(bucket, actions, Condition=are_good))
+    path, good = f"{bucket}/public/a", {"x-amz-tagging": "k=good"}
+    for query in ({"tagging": ""}, {"tagging": "", "versionId": "null"}):
+        failed(other.call("PUT", path, query, tagging("k", "bad"), good), "AccessDenied")
+        done(other.call("PUT", path, query, tagging("k", "good")))
+
+
 def test_a_list_that_ended_does_not_come_back(
     s3: S3Client, nobody: S3Client, bucket: str, owner: Who
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_part_that_ends_after_its_upload_is_none(
     assert paths(account[0], place) == []
 
 
-def test_uploads_are_listed_page_by_page(mine: S3Client, place: str) -> None:
+def test_uploads_are_listed_page_by_page(mine: S3Client, account: Who, place: str) -> None:
     keys = ["a", "b/1", "b/1", "b/2", "b/2/x", "c", "c", "c", "über/x y"]
     begun = sorted((key, begin(mine, f"{place}/{key}")) for key in keys)
 
@@ -165,6 +165,9 @@ def test_uploads_are_listed_page_by_page(mine: S3Client, place: str) -> None:
     assert listed(max_uploads="0") == []
     root = xml(mine.call("GET", place, {"uploads": "", "encoding-type": "url", "prefix": "ü"}))
     assert [e.text for e in root.iter(f"{XMLNS}Key")] == ["%C3%BCber/x%20y"]
+    for name in ("Initiator", "Owner"):
+        [who] = root.iter(XMLNS + name)
+        assert who.findtext(f"{XMLNS}ID") == account[1]
 
 
 def test_parts_are_listed_page_by_page(mine: S3Client, place: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,34 @@ def test_copies_uploads_tags_and_many_deletions(s3: S3Client, bucket: str) -> No
         failed(s3.call("DELETE", path, query, headers=conditions), "PreconditionFailed")
     done(s3.call("DELETE", path, headers={"if-match": "*"}))
     done(s3.call("DELETE", f"{bucket}/never", headers=conditions))
+
+
+def test_conditions_are_about_the_latest_version_wherever_it_is(
+    cloud: Cloud, s3: S3Client, bucket: str
+) -> None:
+    path = f"{bucket}/f"
+    store(s3, path, b"first")
+    etag = s3.get(path).headers["etag"]
+    listing = cloud.cluster.gfs("ls", "/storage").stdout.decode()
+    [directory] = re.findall(rf"{bucket}\.[0-9a-f]+", listing)
+
+    def empty() -> None:
+        """The file at the path goes, as a client of the file system may delete it."""
+        store(s3, path, b"goes")
+        cloud.cluster.gfs("rm", f"/storage/{directory}/f")
+
+    empty()
+    answer = s3.call("PUT", path, body=b"x", headers={"if-none-match": "*"})
+    failed(answer, "PreconditionFailed")
+    assert s3.get(path).content == b"first"
+    empty()
+    failed(s3.call("PUT", path, body=b"x", headers={"if-match": '"1"'}), "PreconditionFailed")
+    empty()
+    store(s3, path, b"second", if_match=etag)
+    assert s3.get(path).content == b"second"
+    done(s3.call("DELETE", path))  # a marker is none
+    failed(s3.call("PUT", path, body=b"x", headers={"if-match": etag}), "NoSuchKey")
+    store(s3, path, b"third", if_none_match="*")
 
 
 def post(user: httpx.Client, bucket: str, what: str, **body: object) -> httpx.Response:

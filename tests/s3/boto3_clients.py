@@ -48,6 +48,10 @@ assert out.getvalue() == large
 assert s3.head_object(Bucket=bucket, Key="large")["ETag"].endswith('-3"')
 s3.copy({"Bucket": bucket, "Key": "large"}, bucket, "copied")
 assert s3.get_object(Bucket=bucket, Key="copied")["Body"].read() == large
+summed = {"ChecksumAlgorithm": "SHA256"}  # of each part that is copied
+s3.copy({"Bucket": bucket, "Key": "large"}, bucket, "summed", ExtraArgs=summed)
+head = s3.head_object(Bucket=bucket, Key="summed", ChecksumMode="ENABLED")
+assert head["ChecksumSHA256"].endswith("-3")
 part = s3.get_object(Bucket=bucket, Key="large", Range="bytes=1000000-1000009")["Body"].read()
 assert part == large[1000000:1000010]
 
