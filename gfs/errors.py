@@ -44,7 +44,7 @@ command line returns, ``retryable`` whether the same call may succeed later.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "AlreadyExists",
@@ -94,9 +94,16 @@ class GfsError(Exception):
     #: The request that failed, as the servers' logs name it; empty: not known.
     request: str = ""
 
-    @property
-    def message(self) -> str:
-        return str(self)
+    # OSError's would leave out the sentence of one that has a filename.
+    __str__ = Exception.__str__
+
+    def __reduce__(self) -> tuple[type[GfsError], tuple[Any, ...], dict[str, Any]]:
+        """Also with what OSError takes from its arguments, which here are one sentence."""
+        kept = dict(self.__dict__)
+        if isinstance(self, OSError):
+            names = ("errno", "filename", "filename2")
+            kept |= {name: getattr(self, name) for name in names}
+        return type(self), self.args, kept
 
 
 class NotFound(GfsError, FileNotFoundError):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from functools import cache
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+from gfs import errors
 from gfs.errors import (
     AlreadyExists,
     Busy,
@@ -61,27 +61,41 @@ def errno_of(error: GfsError) -> int:
     return next((number for kind, number in ERRNOS if isinstance(error, kind)), errno.EIO)
 
 
-def as_built_in(error: T) -> T:
+def _as_os_errors() -> dict[type[GfsError], type[Any]]:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    return {
+        kind: type(
+            kind.__name__,
+            (kind, OSError),
+            {"__module__": __name__, "__qualname__": f"OsErrors.{kind.__name__}"},
+        )
+        for kind in kinds
+        if issubclass(kind, GfsError) and not issubclass(kind, (OSError, ValueError))
+    }
+
+
+_AS_OS_ERRORS = _as_os_errors()
+#: Not in the tree of the errors itself: there, the servers and the client would catch them with
+#: those of sockets and disks. They have names here because processes send one another not only
+#: errors but also, as the loaders of torch do, their classes.
+OsErrors = SimpleNamespace(**{kind.__name__: made for kind, made in _AS_OS_ERRORS.items()})
+
+
+def as_built_in(error: T, *paths: str) -> T:
     """The same error as one that ``except OSError`` catches, with its errno; one that is a
-    ValueError, or no GfsError, as it is. It is still of the class that it was of."""
+    ValueError, or no GfsError, as it is. It is still of the class that it was of. ``paths``, or
+    what they were given before, are its ``filename`` and ``filename2``, but of errors that all
+    files have in common."""
     if not isinstance(error, GfsError) or isinstance(error, ValueError):
         return error
     found: Any = error
     if not isinstance(error, OSError):
-        found = _os_error(found.__class__)(*error.args)
+        kind = _AS_OS_ERRORS.get(type(error))
+        if kind is None:
+            return error  # of a caller's own
+        found = kind(*error.args)
         found.__dict__.update(error.__dict__)
     found.errno = errno_of(error)
+    if found.filename is None and not isinstance(error, (MasterUnavailable, NotEnoughChunkservers)):
+        found.filename, found.filename2 = (*paths, None, None)[:2]
     return cast("T", found)
-
-
-@cache
-def _os_error(kind: type[GfsError]) -> type[Any]:
-    """Not in the tree of the errors itself: there, the servers and the client would catch it
-    with those of sockets and disks."""
-    return type(kind.__name__, (kind, OSError), {"__module__": __name__, "__reduce__": _pickled})
-
-
-def _pickled(error: GfsError) -> tuple[Callable[..., Any], tuple[GfsError]]:
-    before: GfsError = type(error).__bases__[0](*error.args)
-    before.__dict__.update(error.__dict__)
-    return as_built_in, (before,)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -124,9 +124,15 @@ class _Running:
             self.client = self._exit.enter_context(manager)
             # Or calls of other threads would try without connections until their deadlines.
             self._exit.callback(self.portal.call, _cancel, self._tasks)
-        except BaseException:
+        except BaseException as error:
             self._exit.close()
-            raise
+            found = as_built_in(error)
+            try:
+                if found is not error:
+                    raise found from error
+                raise
+            finally:
+                del found  # as below
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """As the portal's. But a call whose caller is interrupted (Ctrl-C) is cancelled, and has
@@ -178,6 +184,15 @@ def _unpickle(arguments: bytes) -> SyncClient:
         client._begin(pickle.loads(arguments))
         _unpickled[arguments] = client
     return client
+
+
+def _paths(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[str]:
+    """Of the arguments of a call those that its error is of, as with the functions of ``os``."""
+    given = signature(function).bind(*args, **kwargs).arguments
+    names = ["path"] if "path" in given else ["source", "target"]
+    return [given[name] for name in names if name in given]
 
 
 def _not_here(*_: object) -> Any:
@@ -238,11 +253,17 @@ class SyncClient:
     def _method(self, method: str, *args: Any, **kwargs: Any) -> Any:
         running = self._current()
         function = getattr(running.client, method)
-        return running.call(lambda: function(*args, **kwargs))
+        try:
+            return running.call(lambda: function(*args, **kwargs))
+        except GfsError as error:
+            as_built_in(error, *_paths(function, args, kwargs))
+            raise
 
-    def _many(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Of one whose errors are among what it returns."""
-        return [as_built_in(each) for each in self._method(method, *args, **kwargs)]
+    def _many(self, method: str, items: list[Any], **kwargs: Any) -> Any:
+        """Of one whose errors are among what it returns. Each item is a path, or begins with it."""
+        found = self._method(method, items, **kwargs)
+        paths = [item if isinstance(item, str) else item[0] for item in items]
+        return [as_built_in(each, path) for path, each in zip(paths, found, strict=True)]
 
     def __enter__(self) -> Self:
         return self
@@ -357,9 +378,8 @@ class SyncClient:
         return entry
 
     def open(self, path: str, mode: str = "r", *, replication: int | None = None) -> SyncFile:
-        running = self._current()
-        file = running.call(lambda: running.client.open(path, mode, replication=replication))
-        return SyncFile(running, file)
+        file: File = self._method("open", path, mode, replication=replication)
+        return SyncFile(self._current(), file)
 
     def create(
         self,
@@ -432,6 +452,9 @@ class SyncClient:
         try:
             while entries := running.call(some):
                 yield from entries
+        except GfsError as error:
+            as_built_in(error, *arguments[:1])
+            raise
         finally:
             running.call(source.aclose)
 
@@ -594,7 +617,11 @@ class SyncFile:
             )
         if self._running.closed:
             raise ValueError(f"{self._file.path}: the client is closed")
-        return self._running.call(function, *args)
+        try:
+            return self._running.call(function, *args)
+        except GfsError as error:
+            as_built_in(error, self._file.path)
+            raise
 
     def __enter__(self) -> Self:
         return self

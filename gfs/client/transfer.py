@@ -366,7 +366,13 @@ async def get_to_path(
 def check_free(target: str, overwrite: bool) -> None:
     """Blocks. Raises AlreadyExists."""
     if not overwrite and os.path.lexists(target):
-        raise AlreadyExists(f"{target}: exists: overwrite it explicitly, or name another file")
+        raise _taken(target, "exists: overwrite it explicitly, or name another file")
+
+
+def _taken(target: str, why: str) -> AlreadyExists:
+    error = AlreadyExists(f"{target}: {why}")
+    error.filename = target  # or that of a blocking call would be the path in the cluster
+    return error
 
 
 class LocalPart:
@@ -404,7 +410,7 @@ class LocalPart:
 
     def _commit_new(self) -> None:
         """Take the name unless someone took it in the meantime."""
-        taken = AlreadyExists(f"{self._target}: was created meanwhile: it was not replaced")
+        taken = _taken(self._target, "was created meanwhile: it was not replaced")
         try:
             os.link(self._part, self._target)  # refuses an existing name
         except FileExistsError:

@@ -14,8 +14,9 @@ the directory again, but not the mark.
 
 *Writers that die.* A writer renews its mark while it writes. One that has been silent for
 ``silence_seconds`` is taken for dead: the others give up, and the next checkpoint in the directory
-removes what is left. Nothing that a reader sees depends on this judgement: a writer that was
-only slow has its error, and what it wrote is gone. All times are the master's.
+removes what is left. Its own limit is in an attribute of the mark: who judges with a shorter one
+waits for that. Nothing that a reader sees depends on this judgement: a writer that was only slow
+has its error, and what it wrote is gone. All times are the master's.
 
 *Which directories are checkpoints* says an attribute, which names the directory's inode. Nothing
 else is counted, or deleted, as one: neither directories that happen to lie there, nor a snapshot
@@ -34,7 +35,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from gfs.client import Entry, sync
+from gfs.client import Entry, as_built_in, sync
 from gfs.data.clients import FileSystem, client_of
 from gfs.errors import (
     AlreadyExists,
@@ -49,6 +50,8 @@ from gfs.errors import (
 ASIDE = ".gfs-checkpoints"
 #: Of each checkpoint: the inode of the directory.
 ATTRIBUTE = "gfs.checkpoint"
+#: Of each mark: the seconds after which its writer may be taken for dead.
+SILENCE = "gfs.silence"
 
 SILENCE_SECONDS = 600.0
 #: A writer renews its mark so often, or ten times in what counts as silence.
@@ -88,7 +91,8 @@ def checkpoint(
             checkpoint had, such as the job's id and how often it was restarted: parts of two
             tries are never mixed.
         silence_seconds: a writer that does not reach the master for this long, or does not begin
-            when another has waited for it this long, counts as dead.
+            when another has waited for it this long, counts as dead. Where the writers of a
+            directory have different limits, the longer of the two that judge and are judged.
 
     Raises AlreadyExists if something has the name, at the beginning and at the end: of two
     checkpoints of one name, the first that ends is there, whole. DeadlineExceeded if another
@@ -175,24 +179,30 @@ class _Try:
 
     def begin(self) -> None:
         if self._client.exists(self._path):
-            raise AlreadyExists(f"{self._path}: exists: a checkpoint replaces nothing")
+            taken = AlreadyExists(f"{self._path}: exists: a checkpoint replaces nothing")
+            raise as_built_in(taken, self._path)
         self._inode = self._client.mkdir(self.files, parents=True, exist_ok=True).inode
         marks = {entry.path for entry in self._client.list(self._here)}
         begun, done = self._mark_of("begun"), self._mark_of("done")
         try:
             if done in marks:
                 raise AlreadyExists(done)
-            self._marked(self._client.put(b"", begun, expect=0, parents=False))
+            self._put_mark(begun, 0)
         except AlreadyExists:
-            raise AlreadyExists(
+            taken = AlreadyExists(
                 f"{self._path}: writer {self._writer} of this attempt has begun already: another "
                 "try needs another attempt="
-            ) from None
+            )
+            raise as_built_in(taken, self._path) from None
         with suppress(GfsError):  # the next checkpoint finds it
             self._remove_what_is_left()
 
     def _mark_of(self, state: str, writer: int | None = None) -> str:
         return f"{self._here}/{state}-{self._writer if writer is None else writer}"
+
+    def _put_mark(self, path: str, expect: int) -> None:
+        silence = {SILENCE: str(self._silence_seconds)}
+        self._marked(self._client.put(b"", path, expect=expect, parents=False, attributes=silence))
 
     def _marked(self, mark: Entry) -> None:
         self._mark, self._marked_at = mark, time.monotonic()
@@ -209,8 +219,13 @@ class _Try:
                 continue
             with suppress(NotFound, FileChanged):
                 heard = [left, *self._client.list(left.path)]
-                if min(self._silence(entry) for entry in heard) > self._silence_seconds:
+                if min(self._silence(entry) for entry in heard) > self._limit(heard):
                     self._delete(left.path, left.inode)
+
+    def _limit(self, marks: list[Entry]) -> float:
+        """The longest silence after which none of those who made these need be alive."""
+        theirs = [float(mark.attributes.get(SILENCE, 0)) for mark in marks]
+        return max([self._silence_seconds, *theirs])
 
     def _delete(self, path: str, inode: int | None = None) -> None:
         self._client.delete(path, recursive=True, expect=inode, now=True)
@@ -248,7 +263,7 @@ class _Try:
         """Only the mark that is there is replaced: one that was removed is not made again."""
         mark = self._mark
         try:
-            self._marked(self._client.put(b"", mark.path, expect=mark.inode, parents=False))
+            self._put_mark(mark.path, mark.inode)
         except FileChanged:
             # Removed, or renewed by a call that had no answer in time.
             self._marked(self._client.stat(mark.path))
@@ -268,10 +283,11 @@ class _Try:
             published = self._publish()
         except (NotFound, FileChanged) as error:
             if not self._is_there():
-                raise NotFound(
+                gone = NotFound(
                     f"{self._here}: was removed before the checkpoint was whole: another writer "
                     f"gave up, or this one did not reach the master for {self._silence_seconds:g} s"
-                ) from error
+                )
+                raise as_built_in(gone, self._here) from error
             published = False  # by another writer
         if published:
             self._clear()
@@ -296,11 +312,12 @@ class _Try:
             for number in wanted:
                 begun = marks.get(self._mark_of("begun", number))
                 silence = now - since if begun is None else self._silence(begun)
-                if silence > self._silence_seconds:
-                    raise DeadlineExceeded(
+                if silence > self._limit([begun] if begun else []):
+                    dead = DeadlineExceeded(
                         f"{self._path}: writer {number} of {self._writers} has been silent for "
                         f"{silence:.0f} s, and counts as dead"
                     )
+                    raise as_built_in(dead, self._path)
             if now - renewed > self._renewal_seconds:
                 self._renew()
                 renewed = now
@@ -316,7 +333,8 @@ class _Try:
         except AlreadyExists:
             if self._is_there():
                 return False
-            raise AlreadyExists(f"{self._path}: another one of this name was there first") from None
+            taken = AlreadyExists(f"{self._path}: another one of this name was there first")
+            raise as_built_in(taken, self._path) from None
         return True
 
     def _clear(self) -> None:

@@ -22,6 +22,8 @@ class Planned:
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
+        self._expanded: list[str] = []
+        self._kinds: dict[str, str] = {}
         self.pairs: list[tuple[str, str]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -31,6 +33,19 @@ class Planned:
         self.pairs.append((source, target))
 
     get_file = put_file = cp_file = _note
+
+    def expand_path(self, *args: Any, **kwargs: Any) -> list[str]:
+        self._expanded = self._fs.expand_path(*args, **kwargs)
+        return self._expanded
+
+    def isdir(self, path: str) -> bool:
+        """Of what a pattern has found, each is asked about: all at once."""
+        if path not in self._kinds:
+            if path not in self._expanded:
+                return bool(self._fs.isdir(path))
+            kinds = self._fs.kinds(self._expanded)
+            self._kinds = dict(zip(self._expanded, kinds, strict=True))
+        return self._kinds[path] == "directory"
 
 
 def batches(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:

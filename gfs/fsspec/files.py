@@ -8,6 +8,7 @@ file may be half written, since a Ctrl-C can come between any two steps.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -25,7 +26,7 @@ from fsspec.transaction import Transaction
 
 from gfs.blocks import BLOCK_BYTES, KIB, MIB, Buffer
 from gfs.client.sync import SyncFile
-from gfs.errors import GfsError, InvalidArgument, NotFound
+from gfs.errors import GfsError, NotFound
 
 #: Read ahead at most, of what is read in order.
 AHEAD_BYTES_MAX = 4 * MIB
@@ -201,9 +202,23 @@ class _Raw(io.RawIOBase):
             raise io.UnsupportedOperation(f"{self.file.path}: cannot seek in a new file")
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.file.length}[whence]
         if base + offset < 0:
-            raise InvalidArgument(f"{self.file.path}: seek to {base + offset}")
+            # As of every file: who looks for what the end of an archive has expects it.
+            raise OSError(errno.EINVAL, f"seek to {base + offset}", self.name)
         self._position = base + offset
         return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Only to what the file has, which some do when all is written, or to more."""
+        wanted = self._position if size is None else size
+        length = self.file.length
+        if wanted < length or (wanted > length and self._is_new):
+            raise io.UnsupportedOperation(
+                f"{self.name}: cannot be cut or filled to {wanted} bytes: it has {length}"
+            )
+        if wanted > length:
+            self.check()
+            self.file.pwrite(wanted - 1, b"\0")
+        return wanted
 
     def close(self) -> None:
         if self.closed:

@@ -51,6 +51,8 @@ from gfs.fsspec.files import (
 
 PROTOCOL = "gfs"
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):[0-9]{1,5}")
+PORT_MAX = 65535
+_DIGITS = re.compile(r"[0-9]{1,3}")
 #: What is in the file of a key.
 _KEY = re.compile(r"\s*[0-9A-Fa-f]{64}\s*")
 #: Options of every file system that mean nothing to one without caches and asyncio.
@@ -78,7 +80,7 @@ def split_url(url: str) -> tuple[list[str], str]:
     if any("@" in address for address in addresses):
         raise InvalidArgument("a URL names no user or key: say key=FILE in the storage options")
     for address in addresses:
-        if not _ADDRESS.fullmatch(address):
+        if not _is_address(address):
             raise InvalidArgument(
                 f"{url}: {address!r} is not HOST:PORT: write gfs://HOST:PORT/path, or gfs:///path "
                 "for the cluster that GFS_MASTER or the state directory names"
@@ -113,7 +115,7 @@ class GfsFileSystem(AbstractFileSystem):
         state: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,
         tls: str | os.PathLike[str] | None = None,
-        replication: int | None = None,
+        replication: int | str | None = None,
         retry_seconds: float | None = None,
         **options: Any,
     ) -> None:
@@ -127,12 +129,12 @@ class GfsFileSystem(AbstractFileSystem):
             raise InvalidArgument("key is the name of the file with the cluster key, not the key")
         addresses = [a.strip() for a in master.split(",")] if isinstance(master, str) else master
         for address in addresses or ():
-            if not _ADDRESS.fullmatch(address):
+            if not _is_address(address):
                 raise InvalidArgument(f"master={address!r}: give HOST:PORT")
         if retry_seconds is not None and not _is_seconds(retry_seconds):
             raise InvalidArgument(f"retry_seconds={retry_seconds!r}: give a number of seconds")
         super().__init__(**options)
-        self.replication = replication
+        self.replication = _goal(replication)
         self._place = Place(
             tuple(addresses) if addresses else None,
             _path_or_none(state),
@@ -279,6 +281,18 @@ class GfsFileSystem(AbstractFileSystem):
         names = sorted(found)
         return {name: found[name] for name in names} if detail else names
 
+    def du(
+        self,
+        path: str,
+        total: bool = True,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        found = self.find(path, maxdepth, withdirs, detail=True, **kwargs)
+        sizes = {name: info["size"] for name, info in found.items()}
+        return sum(sizes.values()) if total else sizes
+
     def _below(self, path: str, maxdepth: int | None) -> Iterator[Entry]:
         pending = [(path, 1)]
         while pending:
@@ -303,7 +317,7 @@ class GfsFileSystem(AbstractFileSystem):
         path = self._strip_protocol(path)
         entry = self.client.stat(path)
         if entry.kind != "directory":
-            raise as_built_in(NotADirectory(f"{path}: is not a directory"))
+            raise as_built_in(NotADirectory(f"{path}: is not a directory"), path)
         self.client.delete(path, expect=entry.inode)
 
     # --- one file -----------------------------------------------------------------------
@@ -421,7 +435,7 @@ class GfsFileSystem(AbstractFileSystem):
             outfile = lpath
         if entry.kind == "directory":
             if outfile is not None:
-                raise as_built_in(IsADirectory(f"{rpath}: is a directory"))
+                raise as_built_in(IsADirectory(f"{rpath}: is a directory"), rpath)
             os.makedirs(lpath, exist_ok=True)
             return
         callback.set_size(entry.length)
@@ -503,7 +517,7 @@ class GfsFileSystem(AbstractFileSystem):
                 return self.cat_file(paths[0], **kwargs)
         if recursive:
             paths = [
-                p for p, kind in zip(paths, self._kinds(paths), strict=True) if kind != "directory"
+                p for p, kind in zip(paths, self.kinds(paths), strict=True) if kind != "directory"
             ]
         if kwargs:
             found = self.cat_ranges(paths, kwargs.get("start"), kwargs.get("end"))
@@ -511,7 +525,8 @@ class GfsFileSystem(AbstractFileSystem):
             found = self.client.get_many(paths)
         return dict(_kept(paths, found, on_error))
 
-    def _kinds(self, paths: list[str]) -> list[str]:
+    def kinds(self, paths: list[str]) -> list[str]:
+        """``"file"``, ``"directory"``, or nothing, of each."""
         return [e.kind if isinstance(e, Entry) else "" for e in self.client.stat_many(paths)]
 
     def cat_ranges(
@@ -675,11 +690,23 @@ class GfsFileSystem(AbstractFileSystem):
             if isinstance(entry, GfsError):
                 found.append(entry)
             elif entry.kind == "directory":
-                found.append(as_built_in(IsADirectory(f"{path}: is a directory")))
+                found.append(as_built_in(IsADirectory(f"{path}: is a directory"), path))
             else:
                 files.append(entry)
         inodes = [entry.inode for entry in files]
         return found + self.client.delete_many([entry.path for entry in files], expect=inodes)
+
+
+def _is_address(text: str) -> bool:
+    return bool(_ADDRESS.fullmatch(text)) and 0 < int(text.rpartition(":")[2]) <= PORT_MAX
+
+
+def _goal(value: int | str | None) -> int | None:
+    """Also of digits, since text is all that the environment (FSSPEC_GFS_REPLICATION) has."""
+    number = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+    if number is None or (type(number) is int and number >= 0):
+        return number
+    raise InvalidArgument(f"replication={value!r:.100}: give a number of replicas")
 
 
 def _is_seconds(value: object) -> bool:

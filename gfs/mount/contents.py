@@ -22,7 +22,7 @@ import trio
 
 from gfs.blocks import MIB
 from gfs.client import Client, Entry, ExistingFile, NewFile
-from gfs.errors import DeadlineExceeded, FileChanged, GfsError, NotFound
+from gfs.errors import ChunkUnavailable, DeadlineExceeded, FileChanged, GfsError, NotFound
 from gfs.mount.ahead import Ahead
 from gfs.mount.extents import Extents
 from gfs.mount.nodes import Node, Nodes
@@ -74,10 +74,20 @@ class Open:
         return list(self._files.values())
 
     async def make_room(self, asking: Contents) -> None:
-        """Until what is in memory is within its bound again. Raises what storing raises."""
+        """Until what is in memory is within its bound again. Raises what storing raises, but not
+        for what is amiss with one other file as long as the rest can make room."""
+        failed: dict[Contents, ChunkUnavailable] = {}
         while sum(each.memory for each in self.all()) > MEMORY_BYTES_MAX:
-            largest = max(self.all(), key=lambda each: each.memory)
-            await largest.leave_memory()
+            rest = [each for each in self.all() if each.memory and each not in failed]
+            if not rest:
+                raise next(iter(failed.values()))
+            largest = max(rest, key=lambda each: each.memory)
+            try:
+                await largest.leave_memory()
+            except ChunkUnavailable as error:
+                if largest is asking:
+                    raise
+                failed[largest] = error
 
     async def upkeep(self) -> None:
         while True:
@@ -369,14 +379,18 @@ class Contents:
             log.exception("inode %d cannot be stored because of a bug", self._node.number)
 
     async def leave_memory(self) -> None:
-        """Raises what storing raises. Of a file whose bytes are lost nothing is kept, without an
-        error: those who write others need the room."""
+        """Raises what storing raises. But a file that was deleted or replaced elsewhere is lost,
+        and of one whose bytes are lost nothing is kept: its own users have the error, and those
+        who write others need the room."""
         async with self.lock:
+            if self._lost is None:
+                try:
+                    await self._store_bytes()
+                except (FileChanged, NotFound) as error:
+                    self._lost = FileChanged(str(error))
             if self._lost is not None:
                 while self._extents:
                     self._extents.drop_first()
-            else:
-                await self._store_bytes()
             self._whole = None
 
     async def _store_bytes(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from harness import Cluster, python
-from limits import HANG_SECONDS
+from limits import HANG_SECONDS, wait_for
 from signals import send
 
 import gfs.data
@@ -88,8 +90,9 @@ def test_a_block_that_raises_leaves_nothing(client: sync.SyncClient, runs: str) 
 
 def test_a_name_is_taken_once(client: sync.SyncClient, runs: str) -> None:
     write(client, f"{runs}/x")
-    with pytest.raises(FileExistsError, match="a checkpoint replaces nothing"):
+    with pytest.raises(FileExistsError, match="a checkpoint replaces nothing") as caught:
         write(client, f"{runs}/x")
+    assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, f"{runs}/x")
 
     def late() -> None:
         with gfs.data.checkpoint(client, f"{runs}/y") as there:
@@ -97,8 +100,10 @@ def test_a_name_is_taken_once(client: sync.SyncClient, runs: str) -> None:
             write(client, f"{runs}/y")
 
     # Two at the same time: the first that ends.
-    with pytest.raises(FileExistsError, match=f"{runs}/y: another one of this name was there"):
+    said = f"{runs}/y: another one of this name was there"
+    with pytest.raises(FileExistsError, match=said) as caught:
         late()
+    assert caught.value.errno == errno.EEXIST
     assert names(client, f"{runs}/y") == ["a", "deep"]
     assert names(client, runs) == ["x", "y"]
 
@@ -287,6 +292,29 @@ def test_a_writer_that_slept_too_long_publishes_nothing(
     assert code == 1
     assert "was removed before the checkpoint was whole" in errors
     assert names(client, runs) == ["2"]
+
+
+def test_a_writer_is_not_taken_for_dead_before_its_own_limit(
+    client: sync.SyncClient, runs: str
+) -> None:
+    """It renews its mark each minute, and those beside it judge after half a second."""
+    with gfs.data.checkpoint(client, f"{runs}/1") as there:
+        client.put(b"slow", f"{there}/slow")
+        time.sleep(1)
+        write(client, f"{runs}/2", silence_seconds=0.5)
+    assert names(client, runs) == ["1", "2"]
+    together = {"writers": 2, "attempt": "a"}
+    with ThreadPoolExecutor(1) as pool:
+        with gfs.data.checkpoint(client, f"{runs}/3", writer=1, **together):
+            other = pool.submit(
+                write, client, f"{runs}/3", writer=0, silence_seconds=0.5, **together
+            )
+            wait_for(
+                lambda: client.exists(f"{runs}/{checkpointing.ASIDE}/3@a/done-0"), "other writer"
+            )
+            time.sleep(1)
+        other.result(HANG_SECONDS)
+    assert names(client, runs) == ["1", "2", "3"]
 
 
 def test_several_writers(client: sync.SyncClient, runs: str, start: Callable[..., Writer]) -> None:

@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ import fsspec
 import pytest
 import trio
 from fsspec.callbacks import Callback
+from fsspec.generic import GenericFileSystem
 from fsspec.transaction import Transaction
 from harness import Cluster, python
 from interrupts import interrupted
@@ -168,15 +170,30 @@ def test_modes(fs: GfsFileSystem, here: str) -> None:
         file.write(b"FIRST")
         assert file.read() == b" second THIRD and more"
     assert fs.cat(path) == b"FIRST second THIRD and more"
-    with fs.open(path, "r+b") as file, pytest.raises(io.UnsupportedOperation):
-        file.truncate(3)
+    with fs.open(path, "r+b") as file:
+        with pytest.raises(io.UnsupportedOperation, match=f"{path}: .* to 3 bytes: it has 27"):
+            file.truncate(3)
+        assert file.truncate(27) == 27
+        file.seek(5)
+        assert file.truncate(30) == 30
+        assert (file.tell(), file.read()) == (5, b" second THIRD and more\0\0\0")
+        file.seek(27)
+        file.write(b"   ")
+        assert file.truncate() == 30
     with fs.open(path, "ab") as file:  # as Python's own, wherever it is sought to
         file.write(b", then")
         assert file.seek(2) == 2
         file.write(b" the end")
         file.flush()
-        assert file.tell() == fs.size(path) == 41
-    assert fs.cat(path) == b"FIRST second THIRD and more, then the end"
+        assert file.tell() == fs.size(path) == 44
+        assert file.truncate() == 44
+    assert fs.cat(path) == b"FIRST second THIRD and more   , then the end"
+    fs.pipe(f"{here}/zip", b"")
+    for name in "ab":  # each time the archive is cut, at the end, to what it has
+        with fs.open(f"{here}/zip", "r+b") as file, zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(name, b"x" * 100)
+    with fs.open(f"{here}/zip") as file, zipfile.ZipFile(file) as archive:
+        assert (archive.namelist(), archive.testzip()) == (["a", "b"], None)
     with fs.open(path, "wb") as file:
         file.write(b"whole")
     assert fs.cat(path) == b"whole"
@@ -427,6 +444,33 @@ def test_what_nobody_closed_of_a_file_that_is_changed_in_place_is_written(
     fs.open(f"{here}/x", "r+b").write(b"O")
     gc.collect()
     assert fs.cat(f"{here}/x") == b"Old and new"
+
+
+@pytest.mark.parametrize("mode", ["ab", "r+b"])
+def test_the_client_s_own_thread_does_not_wait_for_itself_for_what_nobody_closed(
+    fs: GfsFileSystem, here: str, mode: str
+) -> None:
+    """What was not flushed is lost then."""
+    path = f"{here}/x"
+    fs.pipe(path, b"old")
+
+    def in_a_cycle() -> sync.SyncFile:
+        cycle: list[Any] = []
+        cycle += [cycle, file := fs.open(path, mode)]
+        file.write(b"new")
+        inner: sync.SyncFile = file.raw.file
+        return inner
+
+    gc.disable()
+    try:
+        inner = in_a_cycle()
+        running = fs.client._running
+        assert running is not None
+        running.portal.start_task_soon(gc.collect).result(HANG_SECONDS)
+    finally:
+        gc.enable()
+    wait_for(lambda: inner.closed, "end of the file")
+    assert fs.cat(path) == b"old"
 
 
 @pytest.mark.parametrize("way", ["plain", "closed", "text", "packed", "transaction"])
@@ -797,11 +841,14 @@ def test_many_files_at_once(fs: GfsFileSystem, here: str, tmp_path: Path) -> Non
         assert fs.cat(f"{here}/many", recursive=True) == files
         fs.get(f"{here}/many", str(tmp_path / "got"), recursive=True)
         fs.put(str(tmp_path / "got"), f"{here}/back", recursive=True)
+        fs.get(f"{here}/many/*", str(tmp_path / "some"))
+        assert fs.du(f"{here}/many") == sum(map(len, files.values()))
         fs.rm(f"{here}/many", recursive=True)
-    assert len(calls) < 40, calls
+    assert len(calls) < 45, calls
     assert not fs.exists(f"{here}/many")
-    got = {path.name: path.read_bytes() for path in (tmp_path / "got").iterdir()}
-    assert got == {path.rpartition("/")[2]: data for path, data in files.items()}
+    for name in ("got", "some"):
+        got = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        assert got == {path.rpartition("/")[2]: data for path, data in files.items()}
     back = fs.cat(f"{here}/back", recursive=True)
     assert list(back.values()) == list(files.values())
     some = [f"{here}/back/001", f"{here}/none"]
@@ -842,6 +889,42 @@ def test_many_files_at_once(fs: GfsFileSystem, here: str, tmp_path: Path) -> Non
     assert len(fs.find(f"{here}/back")) == 301 - 12 + 1 - 101
     with pytest.raises(FileNotFoundError, match="/back/001"):
         fs.rm(f"{here}/back/001")
+
+
+def test_a_pattern_copies_files_and_no_directories(
+    fs: GfsFileSystem, here: str, tmp_path: Path
+) -> None:
+    fs.pipe({f"{here}/a": b"a", f"{here}/b": b"bb", f"{here}/d/c": b"ccc"})
+    fs.get(f"{here}/*", str(tmp_path / "got"))
+    assert sorted(path.name for path in (tmp_path / "got").iterdir()) == ["a", "b"]
+    assert fs.du(here) == 6
+    assert fs.du(here, total=False, maxdepth=1) == {f"{here}/a": 1, f"{here}/b": 2}
+    sizes = {here: 0, f"{here}/a": 1, f"{here}/b": 2, f"{here}/d": 0, f"{here}/d/c": 3}
+    assert fs.du(here, total=False, withdirs=True) == sizes
+
+
+def test_rsync(cluster: Cluster, here: str, tmp_path: Path) -> None:
+    """fsspec's, from a local directory and within the cluster."""
+    options = {"state": str(cluster.state)}
+    generic = GenericFileSystem("options", storage_options={"gfs": options})
+    fs = GfsFileSystem(**options)
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a").write_bytes(b"a")
+    (tmp_path / "from" / "deep" / "b").write_bytes(b"b" * 5_000_000)
+    first, second = f"gfs://{here}/first", f"gfs://{here}/second"
+    for source, target in ((f"file://{tmp_path}/from", first), (first, second)):
+        generic.rsync(source, target)
+    expected = {"a": b"a", "deep/b": b"b" * 5_000_000}
+    for name in ("first", "second"):
+        found = fs.cat(f"{here}/{name}", recursive=True)
+        assert found == {f"{here}/{name}/{path}": data for path, data in expected.items()}
+    inode = fs.info(f"{here}/second/deep/b")["ino"]
+    fs.pipe({f"{here}/first/a": b"more", f"{here}/first/c": b"c"})
+    fs.pipe(f"{here}/second/old", b"old")
+    generic.rsync(first, second, delete_missing=True)
+    assert fs.cat(f"{here}/second/a") == b"more"
+    assert fs.find(f"{here}/second") == [f"{here}/second/{name}" for name in ("a", "c", "deep/b")]
+    assert fs.info(f"{here}/second/deep/b")["ino"] == inode
 
 
 def test_a_copy_shares_no_later_change(fs: GfsFileSystem, here: str) -> None:
@@ -924,6 +1007,16 @@ def test_errors_are_the_built_in_ones_with_the_path(fs: GfsFileSystem, here: str
             with pytest.raises(kind, match=name.partition("/")[0]) as caught:
                 call(f"{here}/{name}")
             assert getattr(caught.value, "errno", 0) == ERRNOS.get(kind, 0), name
+            if isinstance(caught.value, OSError):
+                assert caught.value.filename == f"{here}/{name}"
+    with pytest.raises(FileNotFoundError) as lost:
+        fs.mv(f"{here}/none", f"{here}/moved")
+    assert lost.value.filename2 == f"{here}/moved"
+    with pytest.raises(FileExistsError) as taken:
+        fs.client.get(f"{here}/file", __file__)
+    assert taken.value.filename == __file__
+    found = fs.cat([f"{here}/{name}" for name in ("a", "b")], on_error="return")
+    assert [each.filename for each in found.values()] == list(found)
     assert not fs.exists(f"{here}/../outside")
     assert not fs.exists(f"{here}/file/below")
     assert fs.find(here) == [f"{here}/file", f"{here}/full/file"]

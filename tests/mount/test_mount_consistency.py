@@ -271,6 +271,12 @@ def test_what_was_synced_is_there_after_kill_9(
             os.fsync(file.fileno())
             wanted[f"/killed/{number}"] = data
             file.write(b"neither closed nor synced")
+        for flag in (os.O_SYNC, os.O_DSYNC):
+            number = len(kept)
+            opened = os.open(top / f"{number}", os.O_CREAT | os.O_WRONLY | flag)
+            kept.append(open(opened, "wb", buffering=0))  # noqa: SIM115
+            wanted[f"/killed/{number}"] = content(number, 70_000)
+            kept[-1].write(wanted[f"/killed/{number}"])
         mount.kill()
         for file in kept:
             with pytest.raises(OSError):  # noqa: PT011 - nobody answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import pickle
@@ -10,6 +11,7 @@ import re
 import socket
 import sys
 import threading
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,15 @@ from fsspec.core import split_protocol
 from interrupts import interrupted
 from limits import HANG_SECONDS
 
-from gfs.errors import GfsError, InvalidArgument, MasterUnavailable, ProtocolError, SettingsError
+from gfs.client import client as client_module
+from gfs.errors import (
+    Busy,
+    GfsError,
+    InvalidArgument,
+    MasterUnavailable,
+    ProtocolError,
+    SettingsError,
+)
 from gfs.fsspec import GfsFileSystem, connections
 from gfs.fsspec.files import Ahead, Reader
 from gfs.protocol import handshake
@@ -78,6 +88,8 @@ def test_an_address_of_version_6_is_an_option() -> None:
     [
         ("gfs://bucket/key", r"'bucket' is not HOST:PORT.*gfs:///path"),
         ("gfs://host:port/x", "'host:port' is not HOST:PORT"),
+        ("gfs://a:65535,host:65536/x", "'host:65536' is not HOST:PORT"),
+        ("gfs://host:0/x", "'host:0' is not HOST:PORT"),
         ("gfs://a:1,/x", "'' is not HOST:PORT"),
         ("gfs://user:secret@host:1/x", "names no user or key: say key=FILE"),
     ],
@@ -97,6 +109,10 @@ def test_a_wrong_url_says_what_is_right(url: str, said: str) -> None:
         ({"retry_seconds": -1}, InvalidArgument, "retry_seconds=-1: give a number"),
         ({"master": "host"}, InvalidArgument, "'host': give HOST:PORT"),
         ({"master": ["a:1", "b"]}, InvalidArgument, "'b': give HOST:PORT"),
+        ({"master": "a:65535,b:99999"}, InvalidArgument, "'b:99999': give HOST:PORT"),
+        ({"replication": "two"}, InvalidArgument, "replication='two': give a number of"),
+        ({"replication": 1.5}, InvalidArgument, "replication=1.5: give a number of"),
+        ({"replication": -1}, InvalidArgument, "replication=-1: give a number of"),
         ({"replicaton": 1}, TypeError, "no option 'replicaton': there are"),
     ],
 )
@@ -106,6 +122,10 @@ def test_a_wrong_option_is_refused(
     with pytest.raises(kind, match=said) as caught:
         GfsFileSystem(**options)
     assert "5ec7e7" not in str(caught.value)
+
+
+def test_a_goal_from_the_environment_is_text() -> None:
+    assert GfsFileSystem(replication="2").replication == 2
 
 
 def test_the_key_is_nowhere_but_in_its_file(key: Path, tmp_path: Path) -> None:
@@ -124,6 +144,20 @@ def test_a_cluster_that_is_down_is_named_within_the_deadline(key: Path) -> None:
         with pytest.raises(MasterUnavailable, match=r"127\.0\.0\.1:1") as caught:
             call("/x")
         assert isinstance(caught.value, ConnectionError)
+        assert caught.value.errno == errno.ETIMEDOUT
+
+
+def test_what_a_first_call_fails_with_is_a_built_in_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.asynccontextmanager
+    async def connect(**_: object) -> AsyncIterator[None]:
+        raise Busy("too many connections")
+        yield
+
+    monkeypatch.setattr(client_module, "connect", connect)
+    with pytest.raises(OSError, match="too many connections") as caught:
+        GfsFileSystem("127.0.0.1:1", skip_instance_cache=True).exists("/x")
+    assert isinstance(caught.value, Busy)
+    assert caught.value.errno == errno.EBUSY
 
 
 def test_all_threads_that_wait_for_a_connection_have_its_error(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from gfs.blocks import MIB
 from gfs.errors import (
+    ChunkUnavailable,
     CorruptReplica,
     DeadlineExceeded,
     DirectoryNotEmpty,
@@ -21,12 +24,15 @@ from gfs.errors import (
     MasterUnavailable,
     NotFound,
     SettingsError,
+    StartupError,
 )
+from gfs.mount import contents as contents_module
 from gfs.mount.contents import Contents, Open, Stream
 from gfs.mount.errnos import errno_of
 from gfs.mount.extents import Extents
 from gfs.mount.nodes import Node
 from gfs.mount.posix import Posix, posix_of
+from gfs.mount.process import check
 from gfs.protocol.messages import Entry
 
 LENGTH = 64
@@ -102,6 +108,88 @@ async def test_a_file_whose_bytes_are_lost_keeps_no_room_from_others() -> None:
     assert lost.memory == 0
     with pytest.raises(FileChanged):
         await lost.read(0, 1)
+
+
+class Cluster:
+    """That of which files were deleted by others, and of some no chunk can be written."""
+
+    def __init__(self, deleted: set[str], unavailable: set[str]) -> None:
+        self.stored: list[str] = []
+        self._deleted, self._unavailable = deleted, unavailable
+
+    async def put(self, data: bytes, path: str, **_: object) -> Entry:
+        if path in self._deleted:
+            raise NotFound(f"{path}: no such file")
+        if path in self._unavailable:
+            raise ChunkUnavailable(f"{path}: no replica answers")
+        self.stored.append(path)
+        return ENTRY
+
+    async def stat(self, path: str) -> Entry:
+        raise NotFound(f"{path}: no such file")
+
+    async def status(self) -> Any:
+        raise MasterUnavailable("nobody answers")
+
+
+def opened(cluster: Any, lengths: dict[str, int]) -> dict[str, Contents]:
+    """New files, of which so many bytes are in memory."""
+    nodes: dict[Node, str] = {}
+    names: Any = SimpleNamespace(path=nodes.__getitem__, stored_as=lambda *_: None)
+    files, found = Open(cluster, names, NOTHING), {}
+    for number, (path, length) in enumerate(lengths.items()):
+        node = Node(number, ENTRY, Posix(0o644, 1, 2))
+        nodes[node] = path
+        found[path] = files.add(node, None)
+        found[path]._write_whole(0, bytes(length))
+        found[path]._is_dirty_now()
+    return found
+
+
+async def test_a_file_that_others_deleted_fails_no_writer_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the largest, which is to leave the memory first."""
+    monkeypatch.setattr(contents_module, "MEMORY_BYTES_MAX", 10)
+    cluster = Cluster({"/deleted"}, set())
+    files = opened(cluster, {"/deleted": 8, "/other": 4, "/mine": 0})
+    for _ in range(3):
+        await files["/mine"].write(0, b"mine")
+    assert cluster.stored == []
+    for call in (files["/deleted"].store(), files["/deleted"].write(0, b"x")):
+        with pytest.raises(FileChanged, match="/deleted"):
+            await call
+
+
+async def test_a_file_of_which_a_chunk_is_unavailable_fails_its_own_writers_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contents_module, "MEMORY_BYTES_MAX", 10)
+    cluster = Cluster(set(), {"/away"})
+    files = opened(cluster, {"/away": 8, "/other": 4, "/mine": 0, "/last": 0})
+    await files["/mine"].write(0, b"mine")
+    assert cluster.stored == ["/other"]
+    with pytest.raises(ChunkUnavailable, match="/away"):
+        await files["/away"].write(0, b"x")
+    await files["/mine"].write(0, b"mine")
+    assert cluster.stored == ["/other", "/mine"]
+    # The rest cannot make enough.
+    await files["/mine"].discard()
+    files["/away"]._write_whole(0, bytes(12))
+    files["/last"]._write_whole(0, bytes(4))
+    files["/last"]._is_dirty_now()
+    with pytest.raises(ChunkUnavailable, match="/away"):
+        await files["/other"].write(0, b"x")
+    assert cluster.stored == ["/other", "/mine", "/last"]
+    assert files["/away"].memory == 12
+
+
+def test_what_a_mount_needs_is_named_if_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyfuse3", None)
+    with pytest.raises(StartupError, match=r"needs pyfuse3 .*pip install .*apt-get install fuse3"):
+        check(tmp_path)
 
 
 class Upload:
