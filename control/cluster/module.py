@@ -1,4 +1,4 @@
-"""The module: its routes, for administrators' sessions alone."""
+"""The module: its routes, for administrators' sessions and tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from control.cluster.shapes import (
 from control.cluster.watch import Watch
 from control.errors import Conflict, NoSuchThing
 from control.records import Schema
-from gfs.cli.health import advice, elections, masters
+from gfs.cli.health import advice, masters
 from gfs.config import ClientSettings, load
 from gfs.errors import (
     AlreadyExists,
@@ -73,9 +73,11 @@ _REFUSALS = (
     *(ReplicaUnavailable, StaleVersion),
 )
 _LEVELS: dict[str, Literal["warning", "note", "info"]] = {"WARNING": "warning", "note": "note"}
-#: A command in a text: up to a sign, or a word that goes on with the sentence.
+#: A command in a text: up to a sign, or a word that goes on with the sentence. One that does
+#: something by itself is not for the reader.
 _command = re.compile(
-    r"\bgfs (?:(?! again\b| does\b| shows?\b| or\b| and\b| to\b)[^;,()\n:]|:(?! |$))+"
+    r"\b(?:gfs|df) (?:(?! again\b| does\b| shows?\b| or\b| and\b| to\b)[^;,()\n:]|:(?! |$))++"
+    r"(?! does\b)"
 )
 
 
@@ -182,7 +184,9 @@ class ClusterModule(Module):
             repair = await fs.repair()
             election = await fs.election()
         now_ns = time.time_ns()
-        lines = [*advice(status, now_ns), *masters(status), *elections(election, now_ns)]
+        lines = list(advice(status, election, now_ns))
+        if status.role == "shadow":  # it answers while the master does not
+            lines = [*masters(status), *lines]
         totals = status.totals
         disks = [disk for each in status.servers for disk in each.disks]
         total, free = sum(d.total_bytes for d in disks), sum(d.free_bytes for d in disks)
