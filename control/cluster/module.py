@@ -47,6 +47,7 @@ from control.cluster.watch import Watch
 from control.errors import Conflict, NoSuchThing
 from control.records import Schema
 from gfs.cli.health import advice, masters
+from gfs.client import cluster_space, space_of
 from gfs.config import ClientSettings, load
 from gfs.errors import (
     AlreadyExists,
@@ -188,8 +189,7 @@ class ClusterModule(Module):
         if status.role == "shadow":  # it answers while the master does not
             lines = [*masters(status), *lines]
         totals = status.totals
-        disks = [disk for each in status.servers for disk in each.disks]
-        total, free = sum(d.total_bytes for d in disks), sum(d.free_bytes for d in disks)
+        total, free = cluster_space(status)
         metadata = status.metadata
         return Glance(
             cluster=status.cluster,
@@ -399,8 +399,7 @@ def _repair(reply: RepairReply, active: int, queued: int) -> RepairInfo:
 
 
 def _server(each: ServerStatus) -> ServerInfo:
-    total = sum(disk.total_bytes for disk in each.disks)
-    free = sum(disk.free_bytes for disk in each.disks)
+    total, free = space_of([each])
     return ServerInfo(
         each.id,
         each.address,

@@ -35,6 +35,7 @@ from gfs.client import (
     FsckProblem,
     FsckReport,
     find_masters,
+    space_of,
 )
 from gfs.failures import plural
 from gfs.protocol.messages import (
@@ -178,8 +179,7 @@ def _servers(reply: StatusReply) -> str:
 
 
 def _server_row(server: ServerStatus) -> list[str]:
-    total = sum(disk.total_bytes for disk in server.disks)
-    free = sum(disk.free_bytes for disk in server.disks)
+    total, free = space_of([server])
     state = server.state
     unfit = sorted({disk.state for disk in server.disks if disk.state != "ok"})
     if server.drain:

@@ -29,7 +29,7 @@ from control.cluster.events import (
     events,
 )
 from control.cluster.module import advice_of
-from control.cluster.series import counters_of, rates
+from control.cluster.series import counters_of, of_master, rates
 from control.cluster.shapes import Glance
 from control.records import Records, Txn
 from control.testing import make_app
@@ -86,6 +86,9 @@ def test_the_cluster_at_a_glance_is_what_gfs_status_shows(cloud: Cloud) -> None:
     )  # fmt: skip
     assert seen["servers"] == {"total": 4, "live": 4}
     assert seen["total_bytes"] == seen["used_bytes"] + seen["free_bytes"] > 0
+    assert seen["total_bytes"] == max(each["total_bytes"] for each in servers(cloud)), (
+        "the four servers are on one file system"
+    )
     assert (seen["lost"], seen["corrupt"], seen["role"]) == (0, 0, "master")
     assert seen["trash"]["kept_seconds"] > 0
     assert seen["repair"]["bytes_left"] == 0 == seen["repair"]["seconds_left"]
@@ -474,6 +477,31 @@ async def test_that_a_shadow_master_answers_is_told(tmp_path: Path) -> None:
     shadow = a_status(role="shadow", master="m:1")
     (told,) = (await glance_of(tmp_path, shadow)).warnings
     assert told.text.startswith("This is a shadow master; the master is at m:1.")
+
+
+async def test_a_file_system_counts_once(tmp_path: Path) -> None:
+    """However many disks and servers are on it; and not those of servers that are dead."""
+
+    def on(address: str, *disks: Disk, state: str = "live") -> ServerStatus:
+        return a_server(address, address=address, disks=list(disks), state=state)
+
+    status = a_status(
+        on("h:1", Disk("/a", 1000, 400, 0, device=7), Disk("/b", 2000, 500, 0, device=8)),
+        on("h:2", Disk("/c", 1000, 400, 0, device=7), Disk("/x", 0, 0, 0, "failed", device=7)),
+        on("i:1", Disk("/a", 1000, 300, 0, device=7)),
+        # Of a release that does not report the device.
+        on("j:1", Disk("/m/a", 100, 10, 0, mount="/m"), Disk("/n", 200, 20, 0, mount="/n")),
+        on("j:2", Disk("/m/b", 100, 10, 0, mount="/m"), Disk("/o", 200, 20, 0)),
+        on("k:1", Disk("/a", 9000, 9000, 0, device=7), state="dead"),
+        on("k:2", Disk("/b", 9000, 9000, 0, device=8), state="stopped"),
+        on("l:1", Disk("/a", 50, 5, 0, device=7), state="silent"),
+    )
+    seen = await glance_of(tmp_path, status)
+    total, free = 1000 + 2000 + 1000 + 100 + 200 + 200 + 50, 400 + 500 + 300 + 10 + 20 + 20 + 5
+    assert (seen.total_bytes, seen.free_bytes) == (total, free)
+    assert seen.used_bytes == total - free
+    points = of_master(status, await Seen(status, ElectionReply(0)).repair(), 0.1)
+    assert (points["used_bytes"], points["free_bytes"]) == (total - free, free)
 
 
 def test_the_module_needs_nothing_else_and_is_for_administrators_alone(tmp_path: Path) -> None:

@@ -309,6 +309,7 @@ def test_a_disk_is_an_object_with_its_server() -> None:
         "errors": 2,
         "mount": "",
         "damaged": 0,
+        "device": 0,
     }
 
 
