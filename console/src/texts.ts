@@ -79,8 +79,6 @@ export const T = {
     closed: "Private ones of other users",
     closedAbout: "Administrators see where the files are, and can have them checked, but cannot read them.",
     prefix: "The path begins with",
-    first: (count: number) =>
-      `These are the first ${count.toLocaleString("en")}. Type how a path begins to see others.`,
     noFiles: "No path begins like this",
     yours: "Yours",
     nameHint: "Letters, digits, hyphens, underscores and dots. It cannot be changed later.",

@@ -556,7 +556,8 @@ class ControlApp(QuartTrio):
 
 
 def _token(need: Need, request: Request) -> str | None:
-    """The token of the header, or (on reads) of the query, or of the cookie where allowed."""
+    """The token of the header, or on reads of the query, or of the cookie where allowed. A change
+    takes no cookie: a browser sends it for the pages of strangers, too."""
     header = request.headers.get("Authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
@@ -565,8 +566,8 @@ def _token(need: Need, request: Request) -> str | None:
         asked = request.args.get("token")
         if asked is not None:
             return asked
-    if need.takes_cookie:
-        return _cookie("token", request.headers.get("Cookie", ""))
+        if need.takes_cookie:
+            return _cookie("token", request.headers.get("Cookie", ""))
     return None
 
 

@@ -1,4 +1,4 @@
-"""The module: its routes, for administrators' sessions alone."""
+"""The module: its routes, for administrators' sessions and tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ from control.cluster.shapes import (
     TrashInfo,
 )
 from control.cluster.watch import Watch
-from gfs.cli.health import advice, elections, masters
+from gfs.cli.health import advice, masters
+from gfs.client import cluster_space, space_of
 from gfs.config import ClientSettings, load
 from gfs.errors import (
     AlreadyExists,
@@ -82,9 +83,11 @@ _REFUSALS = (
     *(ReplicaUnavailable, StaleVersion),
 )
 _LEVELS: dict[str, Literal["warning", "note", "info"]] = {"WARNING": "warning", "note": "note"}
-#: A command in a text: up to a sign, or a word that goes on with the sentence.
+#: A command in a text: up to a sign, or a word that goes on with the sentence. One that does
+#: something by itself is not for the reader.
 _command = re.compile(
-    r"\bgfs (?:(?! again\b| does\b| shows?\b| or\b| and\b| to\b)[^;,()\n:]|:(?! |$))+"
+    r"\b(?:gfs|df) (?:(?! again\b| does\b| shows?\b| or\b| and\b| to\b)[^;,()\n:]|:(?! |$))++"
+    r"(?! does\b)"
 )
 
 
@@ -191,10 +194,11 @@ class ClusterModule(Module):
             repair = await fs.repair()
             election = await fs.election()
         now_ns = time.time_ns()
-        lines = [*advice(status, now_ns), *masters(status), *elections(election, now_ns)]
+        lines = list(advice(status, election, now_ns))
+        if status.role == "shadow":  # it answers while the master does not
+            lines = [*masters(status), *lines]
         totals = status.totals
-        disks = [disk for each in status.servers for disk in each.disks]
-        total, free = sum(d.total_bytes for d in disks), sum(d.free_bytes for d in disks)
+        total, free = cluster_space(status)
         metadata = status.metadata
         return Glance(
             cluster=status.cluster,
@@ -404,8 +408,7 @@ def _repair(reply: RepairReply, active: int, queued: int) -> RepairInfo:
 
 
 def _server(each: ServerStatus) -> ServerInfo:
-    total = sum(disk.total_bytes for disk in each.disks)
-    free = sum(disk.free_bytes for disk in each.disks)
+    total, free = space_of([each])
     return ServerInfo(
         each.id,
         each.address,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from control.api import Volatile
+from gfs.client import cluster_space
 
 if TYPE_CHECKING:
     from gfs.protocol.messages import RepairReply, StatusReply
@@ -101,11 +102,10 @@ def _quantile(before: Counters, now: Counters, rank: float) -> float:
 
 def of_master(status: StatusReply, repair: RepairReply, seconds: float) -> dict[str, float]:
     totals = status.totals
-    disks = [disk for server in status.servers for disk in server.disks]
-    free = sum(disk.free_bytes for disk in disks)
+    total, free = cluster_space(status)
     return {
         "master_seconds": seconds,
-        "used_bytes": sum(disk.total_bytes for disk in disks) - free,
+        "used_bytes": total - free,
         "free_bytes": free,
         "files": totals.files,
         "chunks": totals.chunks,

@@ -62,9 +62,13 @@ class Glance(msgspec.Struct):
     now: int
     role: Literal["master", "shadow"]
     master: Annotated[str, Meta(description="If a shadow master has answered: the master")]
-    used_bytes: int
+    used_bytes: Annotated[
+        int, Meta(description="Of the file systems of the chunkservers, by other programs as well")
+    ]
     free_bytes: int
-    total_bytes: int
+    total_bytes: Annotated[
+        int, Meta(description="Of each file system once; without servers that are dead or stopped")
+    ]
     files: int
     directories: int
     bytes: Annotated[int, Meta(description="The lengths of the files")]

@@ -76,10 +76,8 @@ class Console(Module):
                 "/",
                 self.front,
                 PUBLIC,
-                "The console, for a browser",
-                headers={
-                    "Accept": "With `text/html`, as browsers send it; otherwise the answer is 404"
-                },
+                "The console",
+                headers={"Accept": "If it takes no HTML, as `application/json`, the answer is 404"},
                 answer=Content("text/html"),
                 errors=[404],
                 others={302: "The console is not built: the API is described at `Location`"},
@@ -101,7 +99,8 @@ class Console(Module):
         task_status.started()
 
     async def front(self, call: Call) -> Response:
-        if "text/html" not in (call.header("Accept") or "").lower():
+        accepted = call.request.accept_mimetypes
+        if accepted and not accepted.accept_html:
             raise NotFound
         page = (await self._loaded()).get(PAGE)
         if page is None:

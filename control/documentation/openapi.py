@@ -391,10 +391,10 @@ def _security(need: Need, method: str) -> list[Json]:
     schemes = ["bearer"]
     if method == "GET":
         schemes.append("tokenQuery")
+        if need.takes_cookie:
+            schemes.append("cookie")
     if need.file:
         schemes.append("ticketQuery")
-    if need.takes_cookie:
-        schemes.append("cookie")
     found: list[Json] = [{scheme: []} for scheme in schemes]
     return [{}, *found] if need.is_open or need.kind == "anybody" else found
 

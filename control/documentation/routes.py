@@ -70,8 +70,8 @@ def documentation_routes(
         "/",
         _front,
         PUBLIC,
-        "Redirect a browser to the page about this API",
-        headers={"Accept": "With `text/html`, as browsers send it; otherwise the answer is 404"},
+        "Redirect to the page about this API",
+        headers={"Accept": "If it takes no HTML, as `application/json`, the answer is 404"},
         answer=Content("text/html"),
         errors=[404],
         others={302: "The page is at `Location`"},
@@ -134,7 +134,8 @@ class _Documentation:
 
 
 async def _front(call: Call) -> Response:
-    if "text/html" not in (call.header("Accept") or "").lower():
+    accepted = call.request.accept_mimetypes
+    if accepted and not accepted.accept_html:
         raise NotFound
     return Response(b"", 302, {"Location": "/docs", "Vary": "Accept", **NO_STORE})
 

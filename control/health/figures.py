@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from control.api import Workload
+from gfs.client import space_of
 
 if TYPE_CHECKING:
     from gfs.protocol.messages import ServerStatus, StatusReply
@@ -179,7 +180,7 @@ def nodes_of(status: StatusReply | None, here: Load, *, is_fresh: bool) -> list[
 
 
 def _node(name: str, servers: Sequence[ServerStatus], load: Load, *, is_fresh: bool) -> Node:
-    disk_total, disk_free = _room_of(servers)
+    disk_total, disk_free = space_of(servers)
     is_away = not any(server.state == "live" for server in servers)
     conditions = {
         "DiskPressure": _truth(disk_free < DISK_FREE_SHARE_MIN * disk_total),
@@ -206,12 +207,6 @@ def _node(name: str, servers: Sequence[ServerStatus], load: Load, *, is_fresh: b
 
 def _truth(value: bool) -> str:
     return "True" if value else "False"
-
-
-def _room_of(servers: Sequence[ServerStatus]) -> tuple[int, int]:
-    """All bytes of their disks, and the free ones."""
-    disks = [disk for server in servers for disk in server.disks]
-    return sum(disk.total_bytes for disk in disks), sum(disk.free_bytes for disk in disks)
 
 
 def pod_of(workload: Workload) -> Pod:
@@ -261,7 +256,7 @@ def pods_of(status: StatusReply | None) -> list[Pod]:
         )
     ]
     for server in status.servers:
-        total, free = _room_of([server])
+        total, free = space_of([server])
         found.append(
             Pod(
                 name=f"chunkserver-{server.id}",

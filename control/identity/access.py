@@ -72,7 +72,7 @@ class Need:
     parameter: str = ""
     #: The value of that parameter if it is left out.
     fallback: str = ""
-    #: Whether the cookie ``token`` is accepted, too.
+    #: Whether reads accept the cookie ``token``, too.
     takes_cookie: bool = False
     #: Of a route that answers with one file: the parameters that name it, after
     #: ``parameter``. A ticket for that file is accepted, too.
@@ -96,7 +96,7 @@ class Need:
 
 
 PUBLIC = Need("public")
-ANYBODY = Need("anybody", takes_cookie=True)
+ANYBODY = Need("anybody")
 LOGGED_IN = Need("logged_in")
 LOGGED_IN_OR_COOKIE = Need("logged_in", takes_cookie=True)
 SESSION = Need("session")

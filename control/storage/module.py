@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import ClassVar, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 import trio
@@ -90,6 +91,7 @@ from gfs.errors import GfsError
 log = logging.getLogger(__name__)
 
 RowT = TypeVar("RowT", bound=msgspec.Struct)
+InfoT = TypeVar("InfoT", bound=FileInfo)
 
 #: After this time requests are accepted even if the file system cannot be reached.
 CONNECT_SECONDS = 10.0
@@ -106,6 +108,8 @@ HEARTBEAT_MS = 30_000
 LIST_PIECE_BYTES = 32 * KIB
 #: What there is of a slow one is sent after this time, so that its connection can be ended.
 LIST_PIECE_SECONDS = 1.0
+#: A page of files of at most so many is in memory, and names the next one.
+LINKED_MAX = 1000
 #: Older versions are those of S3 alone.
 NOT_LISTED = frozenset({f"{VERSIONS}/"})
 
@@ -431,6 +435,10 @@ class Storage(Module):
                 query=AdminListQuery,
                 answer=list[AdminFileInfo],
                 errors=[404],
+                description=(
+                    f"By namespace and path. With a `limit` of at most {LINKED_MAX}, if there are "
+                    'more, the header `Link: <…>; rel="next"` has the next page.'
+                ),
             ),
             Route(
                 "GET",
@@ -448,7 +456,8 @@ class Storage(Module):
         query = call.query(ListQuery)
         space = self._readable(call, query.namespace or DEFAULT)
         turn = self.cluster.turn(call.principal)
-        return await _array(self._rows([space], query, _file_info, turn))
+        places = [(space, query.after)]
+        return await _array(self._rows(places, query.prefix, query.limit, _file_info, turn))
 
     async def upload(self, call: Call) -> Done:
         query = call.query(UploadQuery)
@@ -528,20 +537,19 @@ class Storage(Module):
 
     async def _rows(
         self,
-        chosen: Iterable[Space],
-        query: ListQuery | AdminListQuery,
-        info: Callable[[Space, str, Entry], FileInfo],
+        places: Iterable[tuple[Space, str]],
+        prefix: str,
+        left: int | None,
+        info: Callable[[Space, str, Entry], InfoT],
         turn: AbstractAsyncContextManager[object] | None = None,
-    ) -> AsyncGenerator[FileInfo, None]:
-        """The files of ``chosen`` that ``query`` asks for."""
-        left = query.limit
-        after = query.after if isinstance(query, ListQuery) else ""
+    ) -> AsyncGenerator[InfoT, None]:
+        """The files of storage namespaces, of each those after a path: ``left`` of them."""
         fs = self.cluster.fs
-        for space in chosen:
+        for space, after in places:
             found = listing.files(
                 fs,
                 space.directory,
-                prefix=query.prefix,
+                prefix=prefix,
                 after=after,
                 without=NOT_LISTED,
                 page=min(left or listing.PAGE, listing.PAGE),
@@ -602,8 +610,28 @@ class Storage(Module):
 
     async def admin_files(self, call: Call) -> Response:
         query = call.query(AdminListQuery)
-        chosen = [self.spaces.get(query.namespace)] if query.namespace else await self.spaces.all()
-        return await _array(self._rows(chosen, query, _admin_file_info))
+        if query.namespace:
+            places = [(self.spaces.get(query.namespace), query.after)]
+        else:
+            name, _, path = query.after.partition("/")
+            places = [
+                (space, path if space.name == name else "")
+                for space in await self.spaces.all()
+                if space.name >= name
+            ]
+        if query.limit is None or query.limit > LINKED_MAX:
+            return await _array(self._rows(places, query.prefix, query.limit, _admin_file_info))
+        # One more tells whether it is the last page.
+        found = self._rows(places, query.prefix, query.limit + 1, _admin_file_info)
+        rows = [row async for row in found]
+        response = json_response(rows[: query.limit])
+        if len(rows) > query.limit:
+            last = rows[query.limit - 1]
+            after = last.path if query.namespace else f"{last.namespace}/{last.path}"
+            more = msgspec.structs.asdict(msgspec.structs.replace(query, after=after))
+            link = urlencode({key: value for key, value in more.items() if value})
+            response.headers["Link"] = f'<{call.request.path}?{link}>; rel="next"'
+        return response
 
     async def admin_spaces(self, call: Call) -> Response:
         return await _array(self.spaces.every())
@@ -628,7 +656,7 @@ def _file_info(space: Space, path: str, entry: Entry) -> FileInfo:
     return FileInfo(*_fields(space, path, entry))
 
 
-def _admin_file_info(space: Space, path: str, entry: Entry) -> FileInfo:
+def _admin_file_info(space: Space, path: str, entry: Entry) -> AdminFileInfo:
     return AdminFileInfo(*_fields(space, path, entry), entry.attributes.get(OWNER) or None)
 
 

@@ -119,6 +119,10 @@ class AdminListQuery(msgspec.Struct):
     namespace: Annotated[str, Meta(description="Only this one; all if left out")] = ""
     prefix: Annotated[str, Meta(description="Only paths that begin with this")] = ""
     limit: Annotated[int, Meta(ge=1, description="At most so many; all if left out")] | None = None
+    after: Annotated[
+        str,
+        Meta(description="Only files after this path, or without `namespace` after NAMESPACE/PATH"),
+    ] = ""
 
 
 class UploadQuery(msgspec.Struct):

@@ -243,7 +243,10 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
                 f"gfs disk add {order}; gone for good: gfs disk remove {order}"
             )
         elif each.state == "slow":
-            yield f"WARNING: {name} is slow: a disk call has taken seconds: see the kernel's log"
+            yield (
+                f"WARNING: {name} is slow: a disk call has taken seconds: see the kernel's log; "
+                f"to move its replicas to the server's other disks: gfs disk drain {order}"
+            )
         elif each.state == "full":
             yield (
                 f"WARNING: {name} is full: add a disk (gfs disk add {server.id} DIR) or a "
@@ -254,4 +257,5 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
         elif each.state == "draining":
             left = plural(each.chunks, "replica")
             damaged = f", {each.damaged} of them damaged (gfs fsck)" if each.damaged else ""
-            yield f"{name} is draining, {left} left{damaged}. {each.reason}".rstrip()
+            reason = f": {each.reason}" if each.reason else ""
+            yield f"{name} is draining, {left} left{damaged}{reason}; progress: gfs status --disks"

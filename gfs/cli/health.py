@@ -28,7 +28,15 @@ from gfs.cli.output import (
 )
 from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
-from gfs.client import MENDING, ChunkReport, Client, FsckProblem, FsckReport, find_masters
+from gfs.client import (
+    MENDING,
+    ChunkReport,
+    Client,
+    FsckProblem,
+    FsckReport,
+    find_masters,
+    space_of,
+)
 from gfs.failures import plural
 from gfs.protocol.messages import (
     READERS_SECONDS_MAX,
@@ -117,9 +125,9 @@ def status(
                 elected = {"election": plain(election)} if election.engine else {}
                 await output.line(to_json({**plain(reply), **elected}))
                 return
-            warnings = list(advice(reply, time.time_ns()))
-            elected_by = elections(election, time.time_ns())
-            for part in (_servers(reply), _totals(reply), *masters(reply), *elected_by, *warnings):
+            now_ns = time.time_ns()
+            parts = [_servers(reply), _totals(reply), *masters(reply), *elections(election, now_ns)]
+            for part in (*parts, *advice(reply, election, now_ns)):
                 await output.line(part)
 
     run_with_client(cluster, work, seconds=seconds)
@@ -171,8 +179,7 @@ def _servers(reply: StatusReply) -> str:
 
 
 def _server_row(server: ServerStatus) -> list[str]:
-    total = sum(disk.total_bytes for disk in server.disks)
-    free = sum(disk.free_bytes for disk in server.disks)
+    total, free = space_of([server])
     state = server.state
     unfit = sorted({disk.state for disk in server.disks if disk.state != "ok"})
     if server.drain:
@@ -285,8 +292,11 @@ def _ends(until_ns: int, now_ns: int) -> str:
     return f"ends in {plural(int(days), 'day')}"
 
 
-def advice(reply: StatusReply, now_ns: int) -> Iterator[str]:
-    """What asks for something to be done about the cluster, each with the next command."""
+def advice(reply: StatusReply, election: ElectionReply, now_ns: int) -> Iterator[str]:
+    """What asks for something to be done about the cluster, each with the next command. Nothing
+    if all is well."""
+    yield from _master_warnings(reply)
+    yield from _election_warnings(election)
     yield from _warnings(reply)
     yield from machine_warnings(reply, now_ns)
 
@@ -303,13 +313,13 @@ def machine_warnings(reply: StatusReply, now_ns: int) -> Iterator[str]:
         yield (
             f"WARNING: the metadata has grown to {human_bytes(metadata.used_bytes)} of at most "
             f"{human_bytes(metadata.map_bytes)}: give the master a larger map_bytes "
-            "(GFS_MASTER_MAP_BYTES) and start it again"
+            "(GFS_MASTER_MAP_BYTES) and start it again: gfs master"
         )
     for until_ns, name in sorted(_certificates(reply)):
         if until_ns - now_ns < CERTIFICATE_DAYS * DAY_NS:
             yield (
                 f"WARNING: the certificate of {name} {_ends(until_ns, now_ns)}: put a new one in "
-                "place (docs/keys.md); no restart is needed"
+                "place (docs/keys.md); no restart is needed; whether it is used: gfs status"
             )
 
 
@@ -329,6 +339,12 @@ def masters(reply: StatusReply) -> Iterator[str]:
         )
     for shadow in reply.shadows:
         yield f"shadow {shadow.address}: {shadow.state}, {_behind(reply, shadow)}"
+
+
+def _master_warnings(reply: StatusReply) -> Iterator[str]:
+    """What the shadow masters lack. Of them only the master knows."""
+    if reply.role == "shadow":
+        return
     following = sum(shadow.state == "following" for shadow in reply.shadows)
     if following < reply.replicas_before_ack:
         yield (
@@ -344,7 +360,7 @@ def masters(reply: StatusReply) -> Iterator[str]:
 
 
 def elections(reply: ElectionReply, now_ns: int) -> Iterator[str]:
-    """Who has the hold, since when, and whether it can be given to another."""
+    """Who has the hold, and since when."""
     if not reply.engine:
         return
     since = f"since {human_time(reply.since_ns)}, for {_ago(now_ns - reply.since_ns)}"
@@ -352,11 +368,16 @@ def elections(reply: ElectionReply, now_ns: int) -> Iterator[str]:
         f"elected by {reply.engine}: "
         + (f"{reply.holder} has the hold {since}" if reply.holder else "nobody has the hold")
     )
+
+
+def _election_warnings(reply: ElectionReply) -> Iterator[str]:
+    """Whether the hold can be given to another."""
     if reply.away_ms:
         yield (
             f"WARNING: {reply.engine} has not answered for {human_seconds(reply.away_ms / 1000)} "
             f"({reply.reason}): the master stops {human_seconds(reply.hold_ms / 1000)} after its "
-            "last answer, and no other one is elected: start it again"
+            "last answer, and no other one is elected: start it again; whether it answers: "
+            "gfs status"
         )
 
 
@@ -444,7 +465,7 @@ def _racks(reply: StatusReply) -> Iterator[str]:
             yield (
                 f"note: {server.id} is the only chunkserver in rack {server.rack}, so it gets a "
                 f"replica of every chunk with {len(racks)} replicas or more, however full it is: "
-                "add chunkservers there"
+                f"add chunkservers there: gfs chunkserver --rack {server.rack}"
             )
 
 

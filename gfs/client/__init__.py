@@ -9,6 +9,7 @@ from gfs.client.errnos import as_built_in, errno_of
 from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import MENDING, ChunkReport, FsckProblem, FsckReport
 from gfs.client.rescue import Rescued
+from gfs.client.space import cluster_space, space_of
 from gfs.client.transfer import LocalPart, check_free
 from gfs.protocol.messages import Entry, TrashEntry, readers_seconds
 
@@ -29,10 +30,12 @@ __all__ = [
     "TrashEntry",
     "as_built_in",
     "check_free",
+    "cluster_space",
     "connect",
     "errno_of",
     "find_credentials",
     "find_masters",
     "readers_seconds",
+    "space_of",
     "sync",
 ]

@@ -25,7 +25,7 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError
 
 from gfs.blocks import MIB
-from gfs.client import Client, Entry, ExistingFile
+from gfs.client import Client, Entry, ExistingFile, cluster_space
 from gfs.errors import (
     AlreadyExists,
     FileChanged,
@@ -352,11 +352,11 @@ class Operations(pyfuse3.Operations):
         if self._totals is None or self._totals[0] < trio.current_time():
             status = await self._client.status()
             goal = status.replication or 1
-            disks = [disk for server in status.servers for disk in server.disks]
+            total, free = cluster_space(status)
             shown = pyfuse3.StatvfsData()
             shown.f_bsize = shown.f_frsize = 4096
-            shown.f_blocks = sum(disk.total_bytes for disk in disks) // goal // 4096
-            shown.f_bfree = shown.f_bavail = sum(d.free_bytes for d in disks) // goal // 4096
+            shown.f_blocks = total // goal // 4096
+            shown.f_bfree = shown.f_bavail = free // goal // 4096
             shown.f_files = status.totals.files + status.totals.directories
             shown.f_ffree = shown.f_favail = (1 << 40) - shown.f_files
             shown.f_namemax = NAME_BYTES_MAX

@@ -158,6 +158,8 @@ class Disk(Part):
     mount: str = ""
     #: Of a draining disk: its replicas that are damaged, so that they cannot be moved.
     damaged: int = 0
+    #: The number that its machine has for its file system (``st_dev``); 0: not known.
+    device: int = 0
 
 
 class BadReplica(Part):

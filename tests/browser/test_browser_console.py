@@ -13,6 +13,8 @@ from cloud import PASSWORD, Cloud
 from console_page import Console
 from signals import send
 
+import gfs
+
 PUBLIC_KEY = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ me@laptop"
 )
@@ -175,6 +177,17 @@ async def test_an_administrator_is_offered_what_is_allowed_and_finds_all_there_i
     await console.sees("No path begins like this")
     await console.fill("The path begins with", "in/")
     await console.picture("closed-namespace")
+    async with gfs.connect(state=cloud.cluster.state) as fs:
+        spaces = [each.path async for each in fs.scan("/storage")]
+        (home,) = [each for each in spaces if each.startswith("/storage/kept.")]
+        await fs.put_many([(f"{home}/many/{number:03}", b"") for number in range(501)])
+    await console.fill("The path begins with", "many/")
+    await console.sees("many/499")
+    await console.misses("many/500")
+    await console.press("Show more")
+    await console.sees("many/500")
+    await console.misses("Show more")
+    await console.fill("The path begins with", "in/")
     await console.press("Where it is stored: in/a.txt")
     await console.press("Check now", "dialog")
     await console.sees("Every replica is whole: 1")

@@ -6,14 +6,16 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import msgspec
 import pytest
 from checks import make_token, ok, put, refused, wait_for
 from cloud import Cloud
 from msgspec.structs import replace
 
+from control.api import Call, Control, ControlSettings
 from control.cluster import ClusterModule, series
 from control.cluster.events import (
     EVENTS,
@@ -27,10 +29,22 @@ from control.cluster.events import (
     events,
 )
 from control.cluster.module import advice_of
-from control.cluster.series import counters_of, rates
+from control.cluster.series import counters_of, of_master, rates
+from control.cluster.shapes import Glance
 from control.records import Records, Txn
 from control.testing import make_app
 from control.volatile import Volatile
+from gfs.cli.health import advice
+from gfs.protocol.messages import (
+    ClusterTotals,
+    Disk,
+    ElectionReply,
+    MetadataSpace,
+    RepairReply,
+    ServerStatus,
+    ShadowStatus,
+    StatusReply,
+)
 
 BASE = "/admin/cluster"
 
@@ -72,6 +86,9 @@ def test_the_cluster_at_a_glance_is_what_gfs_status_shows(cloud: Cloud) -> None:
     )  # fmt: skip
     assert seen["servers"] == {"total": 4, "live": 4}
     assert seen["total_bytes"] == seen["used_bytes"] + seen["free_bytes"] > 0
+    assert seen["total_bytes"] == max(each["total_bytes"] for each in servers(cloud)), (
+        "the four servers are on one file system"
+    )
     assert (seen["lost"], seen["corrupt"], seen["role"]) == (0, 0, "master")
     assert seen["trash"]["kept_seconds"] > 0
     assert seen["repair"]["bytes_left"] == 0 == seen["repair"]["seconds_left"]
@@ -338,9 +355,11 @@ def test_a_series_is_an_hour_long(tmp_path: Path) -> None:
          "drain --cancel", "info", ["gfs status", "gfs drain --cancel"]),
         ("WARNING: no chunkserver is live: start some: gfs up, or gfs chunkserver", "warning",
          ["gfs up", "gfs chunkserver"]),
+        ("WARNING: the metadata's disk has 9 MiB free: make room on the machine: df -h", "warning",
+         ["df -h"]),
         ("WARNING: s2 (h:9) is dead: start it: gfs chunkserver (gfs up does so by itself); if it "
          "never comes back: gfs forget s2", "warning",
-         ["gfs chunkserver", "gfs up", "gfs forget s2"]),
+         ["gfs chunkserver", "gfs forget s2"]),
         ("WARNING: one is away: gfs master --shadow-of 10.0.0.1:9400; if it is lost for good: "
          "gfs forget 10.0.0.2:9400", "warning",
          ["gfs master --shadow-of 10.0.0.1:9400", "gfs forget 10.0.0.2:9400"]),
@@ -352,6 +371,137 @@ def test_advice_names_its_commands(line: str, level: str, commands: list[str]) -
     found = advice_of(line)
     assert (found.level, found.commands) == (level, commands)
     assert not found.text.startswith(("WARNING", "note"))
+
+
+def a_server(name: str = "s1", rack: str = "a", **changes: Any) -> ServerStatus:
+    disks = [Disk("/d", 1000, 500, 3, changes.pop("disk", "ok"))]
+    made = ServerStatus(name, f"{name}:1", rack, "live", 400, 3, disks)
+    return msgspec.structs.replace(made, **changes)
+
+
+def a_status(*servers: ServerStatus, **changes: Any) -> StatusReply:
+    """Of a cluster that is well, but for ``changes`` to it or to its totals."""
+    totals = ClusterTotals(
+        **{
+            name: changes.pop(name, 0)
+            for name in ClusterTotals.__struct_fields__
+            if name not in StatusReply.__struct_fields__
+        }
+    )
+    made = StatusReply(0, "c", 1, list(servers or (a_server(),)), totals)
+    return msgspec.structs.replace(made, **changes)
+
+
+ILL = {
+    "lost": a_status(lost=1),
+    "not located": a_status(unlocated=1),
+    "corrupt": a_status(corrupt=1),
+    "nothing better": a_status(corrupt=1, corrupt_kept=1),
+    "below goal": a_status(under_replicated=1),
+    "too few servers": a_status(under_replicated=1, goal_unmet=3),
+    "little room": a_status(room_low=1, trash_rows=1),
+    "restored": a_status(restored=True),
+    "paused": a_status(repair_paused=True),
+    "a rack is left": a_status(a_server(), a_server("s2", "b", state="dead"), replication=2),
+    "few racks": a_status(a_server(), a_server("s2", "b"), replication=3),
+    "a small rack": a_status(
+        a_server(), a_server("s2", "a"), a_server("s3", "b"), replication=2
+    ),
+    "silent": a_status(a_server(), a_server("s2", state="silent")),
+    "dead": a_status(a_server(), a_server("s2", state="dead")),
+    "none is live": a_status(a_server(state="dead")),
+    "stopped": a_status(a_server(), a_server("s2", state="stopped")),
+    "maintenance": a_status(a_server(maintenance_ms=5000)),
+    "drained": a_status(a_server(drain="drained")),
+    "draining": a_status(a_server(drain="draining", drain_chunks=2, drain_lost=1)),
+    **{
+        f"a disk is {state}": a_status(a_server(disk=state))
+        for state in ("failed", "missing", "slow", "full", "draining")
+    },
+    "a shadow is away": a_status(shadows=[ShadowStatus("m:1", "away", 1, 0)]),
+    "no shadow": a_status(replicas_before_ack=1),
+    "the disk of the master": a_status(metadata=MetadataSpace(1, 100, 1 << 40, 1)),
+    "the map of the master": a_status(metadata=MetadataSpace(99, 100, 1 << 40, 1 << 39)),
+    "a certificate": a_status(certificate_until_ns=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_each_warning_names_a_command(name: str) -> None:
+    found = [advice_of(line) for line in advice(ILL[name], ElectionReply(0), 10**18)]
+    assert found
+    assert [each.text for each in found if not each.commands] == []
+
+
+class Seen:
+    """Stands in for the connection and the client: a cluster in this state."""
+
+    def __init__(self, status: StatusReply, election: ElectionReply) -> None:
+        self._status, self._election = status, election
+
+    @property
+    def fs(self) -> Seen:
+        return self
+
+    async def status(self) -> StatusReply:
+        return self._status
+
+    async def election(self) -> ElectionReply:
+        return self._election
+
+    async def repair(self) -> RepairReply:
+        return RepairReply(0, False, {}, [], 0, 0, 0.0, 0.0, 0)
+
+
+async def glance_of(
+    directory: Path, status: StatusReply, election: ElectionReply | None = None
+) -> Glance:
+    module = ClusterModule(Control(ControlSettings(), directory, []))
+    cast(Any, module)._connection = Seen(status, election or ElectionReply(0))
+    return await module.glance(cast(Call, None))
+
+
+async def test_masters_that_follow_and_are_elected_are_no_warning(tmp_path: Path) -> None:
+    well = a_status(
+        term=3 << 32, sequence=42, replicas_before_ack=1,
+        shadows=[ShadowStatus("m:1", "following", 42, 0)],
+    )  # fmt: skip
+    elected = ElectionReply(0, "etcd://e:1", "m:9", 10**18)
+    assert (await glance_of(tmp_path, well, elected)).warnings == []
+    away = ElectionReply(0, "etcd://e:1", "m:9", 10**18, 9000, 4000, "no route")
+    (warning,) = (await glance_of(tmp_path, well, away)).warnings
+    assert (warning.level, warning.commands) == ("warning", ["gfs status"])
+
+
+async def test_that_a_shadow_master_answers_is_told(tmp_path: Path) -> None:
+    shadow = a_status(role="shadow", master="m:1")
+    (told,) = (await glance_of(tmp_path, shadow)).warnings
+    assert told.text.startswith("This is a shadow master; the master is at m:1.")
+
+
+async def test_a_file_system_counts_once(tmp_path: Path) -> None:
+    """However many disks and servers are on it; and not those of servers that are dead."""
+
+    def on(address: str, *disks: Disk, state: str = "live") -> ServerStatus:
+        return a_server(address, address=address, disks=list(disks), state=state)
+
+    status = a_status(
+        on("h:1", Disk("/a", 1000, 400, 0, device=7), Disk("/b", 2000, 500, 0, device=8)),
+        on("h:2", Disk("/c", 1000, 400, 0, device=7), Disk("/x", 0, 0, 0, "failed", device=7)),
+        on("i:1", Disk("/a", 1000, 300, 0, device=7)),
+        # Of a release that does not report the device.
+        on("j:1", Disk("/m/a", 100, 10, 0, mount="/m"), Disk("/n", 200, 20, 0, mount="/n")),
+        on("j:2", Disk("/m/b", 100, 10, 0, mount="/m"), Disk("/o", 200, 20, 0)),
+        on("k:1", Disk("/a", 9000, 9000, 0, device=7), state="dead"),
+        on("k:2", Disk("/b", 9000, 9000, 0, device=8), state="stopped"),
+        on("l:1", Disk("/a", 50, 5, 0, device=7), state="silent"),
+    )
+    seen = await glance_of(tmp_path, status)
+    total, free = 1000 + 2000 + 1000 + 100 + 200 + 200 + 50, 400 + 500 + 300 + 10 + 20 + 20 + 5
+    assert (seen.total_bytes, seen.free_bytes) == (total, free)
+    assert seen.used_bytes == total - free
+    points = of_master(status, await Seen(status, ElectionReply(0)).repair(), 0.1)
+    assert (points["used_bytes"], points["free_bytes"]) == (total - free, free)
 
 
 def test_the_module_needs_nothing_else_and_is_for_administrators_alone(tmp_path: Path) -> None:

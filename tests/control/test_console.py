@@ -41,14 +41,17 @@ def policy_of(answer: httpx.Response) -> dict[str, str]:
     return dict((part.strip() + " ").split(" ", 1) for part in parts)
 
 
-async def test_a_browser_gets_the_page_and_programs_what_they_got(
+async def test_the_front_is_the_page_but_for_programs_that_take_no_page(
     tmp_path: Path, console: type[Module]
 ) -> None:
     async with served(make_app(tmp_path, console)) as client:
-        page = await client.get("/", headers=BROWSER)
-        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        for accept in (BROWSER["Accept"], "*/*", "text/*;q=0.5", ""):
+            page = await client.get("/", headers={"Accept": accept})
+            kind = page.headers["content-type"]
+            assert (page.status_code, kind) == (200, "text/html; charset=utf-8")
+            assert page.headers["vary"] == "Accept"
         assert (await client.head("/", headers=BROWSER)).status_code == 200
-        for accept in ("*/*", "application/json", ""):
+        for accept in ("application/json", "image/*"):
             answer = await client.get("/", headers={"Accept": accept})
             assert (answer.status_code, set(answer.json())) == (404, {"error"})
         assert (await client.get("/docs")).status_code == 200

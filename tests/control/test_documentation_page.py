@@ -29,13 +29,13 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     [
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", 302),
         ("TEXT/HTML", 302),
-        ("*/*", 404),
+        ("*/*", 302),
         ("application/json", 404),
-        ("", 404),
+        ("", 302),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_browser_is_led_here_from_the_front_and_nobody_else(
+async def test_who_takes_pages_is_led_here_from_the_front(
     client: httpx.AsyncClient, accept: str, status: int, method: str
 ) -> None:
     answer = await client.request(method, "/", headers={"Accept": accept})

@@ -49,6 +49,7 @@ def test_requests_find_the_new_master(cloud: Cloud) -> None:
 
     with client_of(cloud, new_key(user, user_id)) as s3:
         wait_for(is_whole, "two followers")
+        wait_for(lambda: not ok(cloud.admin.get("/admin/cluster"))["warnings"], "no warning")
         store(s3, "before")
         processes = {each["address"]: each["pid"] for each in cloud.cluster.ready["masters"]}
         send(processes[masters()["election"]["holder"]], signal.SIGKILL)

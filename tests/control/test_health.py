@@ -48,7 +48,7 @@ def server(number: int, address: str, *disks: tuple[int, int], state: str = "liv
         state=state,
         heartbeat_age_ms=0,
         chunks=0,
-        disks=[Disk(f"/{n}", total, free, 0) for n, (total, free) in enumerate(disks)],
+        disks=[Disk(f"/{number}/{n}", total, free, 0) for n, (total, free) in enumerate(disks)],
     )
 
 

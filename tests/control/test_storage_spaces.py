@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -938,6 +939,38 @@ async def test_the_administrator_sees_all_files(cluster: Cluster) -> None:
         assert [f for f in everything if f["namespace"] == name] == found
         refused(await server.call("GET", "/admin/files", user), 403)
         refused(await server.call("GET", "/admin/namespaces", user), 403)
+
+
+async def test_the_administrator_sees_all_files_page_by_page(cluster: Cluster) -> None:
+    async with serving(cluster) as (server, _, _):
+        user = await user_of(server)
+        # Among the files of all others, found by what their paths begin with.
+        folder = f"pages & {secrets.token_hex(6)}"
+        names = sorted([await make(server, user), await make(server, user)])
+        made = [(name, f"{folder}/{n}") for name in names for n in range(3)]
+        for name, path in made:
+            ok(await upload(server, user, f"{name}/{quote(path)}", b"x"))
+
+        async def pages(address: str) -> AsyncIterator[list[tuple[str, str]]]:
+            while address:
+                answer = await server.call("GET", address, server.admin)
+                yield [(each["namespace"], each["path"]) for each in ok(answer)]
+                address = answer.links["next"]["url"] if answer.links else ""
+
+        begins = f"prefix={quote(folder)}"
+        for size in (1, 2, 3, 4, 6, 7):
+            everywhere = [page async for page in pages(f"/admin/files?{begins}&limit={size}")]
+            assert everywhere == [made[n : n + size] for n in range(0, 6, size)]
+            asked = f"/admin/files?namespace={names[0]}&{begins}&limit={size}"
+            assert [page async for page in pages(asked)] == [
+                made[:3][n : n + size] for n in range(0, 3, size)
+            ]
+        # After a storage namespace that is gone, too; and without a page there is no other.
+        after = f"/admin/files?{begins}&after={names[0]}/{quote(made[1][1])}"
+        assert [page async for page in pages(after)] == [made[2:]]
+        ok(await server.call("DELETE", f"/storage/namespaces/{names[0]}", user))
+        assert [page async for page in pages(after)] == [made[3:]]
+        assert [page async for page in pages(f"{after}&limit=1001")] == [made[3:]]
 
 
 async def test_a_long_listing_is_sent_as_it_is_read(cluster: Cluster) -> None:

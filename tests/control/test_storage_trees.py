@@ -6,11 +6,13 @@ import contextlib
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio.testing
 from checks import (
@@ -29,10 +31,18 @@ from checks import (
 from cloud import Cloud
 from storage_people import Who, at, post, rows, used
 
-from control.errors import Unavailable
-from control.storage.folders import WHOLE_AT_ONCE, EntryPage, EntryQuery, FolderRoutes
+import control.storage.folders
+from control.errors import BadRequest, Unavailable
+from control.storage.folders import (
+    ENTRIES_MAX,
+    WHOLE_AT_ONCE,
+    EntryPage,
+    EntryQuery,
+    FolderRoutes,
+)
 from control.storage.paging import cursor_of
 from control.storage.trees import TREES_AT_ONCE, Trees
+from gfs.client import Entry
 
 #: Names that a shell, a URL, HTML or a terminal would take for something else.
 HOSTILE = [
@@ -157,7 +167,7 @@ def test_hostile_names_come_back_as_they_are(space: str, name: str, client: http
     "query",
     [
         {"limit": 0},
-        {"limit": 1001},
+        {"limit": 10_001},
         {"sort": "owner"},
         {"after": "not one"},
         {"after": "kQE"},
@@ -415,6 +425,68 @@ async def test_one_user_has_two_folders_read_at_once(
             nursery.start_soon(routes.page, none, "short", EntryQuery())
     assert trio.current_time() - began == 2
     assert not routes._turns
+
+
+class Many:
+    """A file system with one folder of so many files; their sizes are in no order."""
+
+    def __init__(self, count: int) -> None:
+        self.fs = self
+        self.files = [
+            Entry(f"d/{n:06}", n, "file", n * 7919 % count, 1, 0, 0) for n in range(count)
+        ]
+        self.read = 0
+
+    async def scan(self, path: str, start: str) -> AsyncGenerator[Entry, None]:
+        for each in self.files:
+            if each.path > f"{path}/{start}":
+                self.read += 1
+                yield each
+
+
+async def list_all(routes: FolderRoutes, **query: Any) -> list[int]:
+    """The sizes, page by page."""
+    call: Any = SimpleNamespace(user=SimpleNamespace(user_id="ada"))
+    found: list[int] = []
+    after: str | None = ""
+    while after is not None:
+        asked = msgspec.convert({**query, "after": after}, EntryQuery)
+        page = await routes.page(call, "d", asked)
+        found += [each.size for each in page.entries]
+        after = page.next
+    return found
+
+
+async def test_a_large_page_spares_reading_the_folder_again() -> None:
+    count = ENTRIES_MAX + 1
+    none: Any = None
+    many: Any = Many(count)
+    routes = FolderRoutes(none, many, none, none)
+    for order in ("asc", "desc"):
+        many.read = 0
+        sizes = await list_all(routes, sort="size", order=order, limit=ENTRIES_MAX)
+        assert sizes == sorted(range(count), reverse=order == "desc")
+        assert many.read == 2 * count
+    many.read = 0
+    assert len(await list_all(routes, limit=1000)) == count
+    assert many.read <= count + count // 1000 + 1, "in its own order, each was read once"
+    with pytest.raises(msgspec.ValidationError):
+        await list_all(routes, sort="size", limit=ENTRIES_MAX + 1)
+
+
+@pytest.mark.parametrize("query", [{"sort": "size"}, {"order": "desc"}, {"match": "none"}])
+async def test_a_folder_that_is_too_large_to_be_read_whole(
+    query: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none: Any = None
+    many: Any = Many(50)
+    routes = FolderRoutes(none, many, none, none)
+    monkeypatch.setattr(control.storage.folders, "WHOLE_MAX", 50)
+    await list_all(routes, **query)
+    monkeypatch.setattr(control.storage.folders, "WHOLE_MAX", 49)
+    with pytest.raises(BadRequest, match="over 49 entries"):
+        await list_all(routes, **query)
+    assert len(await list_all(routes, limit=10)) == 50
 
 
 def test_a_file_and_a_folder_move(space: str, client: httpx.Client) -> None:

@@ -121,8 +121,11 @@ async def test_that_only_one_rack_is_left_is_told(seed: int, chance: Random) -> 
         async with cluster.client() as fs:
             await fs.put(content(chance, 100), "/file")
 
+            async def warnings() -> list[str]:
+                return list(advice(await fs.status(), await fs.election(), 0))
+
             async def told() -> list[str]:
-                return [each for each in advice(await fs.status(), 0) if "only rack" in each]
+                return [each for each in await warnings() if "only rack" in each]
 
             async def is_told() -> bool:
                 return bool(await told())

@@ -18,6 +18,8 @@ from gfs.cli.health import (
     _fsck_text,
     _missing,
     _warnings,
+    advice,
+    elections,
     machine_warnings,
     masters,
 )
@@ -187,6 +189,16 @@ def test_a_master_that_nobody_elects_is_there_if_it_answers(
     assert bool(list(_missing(reply, ElectionReply(0), expected, named))) is not is_there
 
 
+def test_that_masters_follow_and_are_elected_is_no_warning() -> None:
+    reply, election = followed("following"), ElectionReply(0, "etcd://a", "m:9", NOW_NS)
+    reply.term = 3 << 32
+    assert len([*masters(reply), *elections(election, NOW_NS)]) == 3
+    assert list(advice(reply, election, NOW_NS)) == []
+    away = ElectionReply(0, "etcd://a", "m:9", NOW_NS, 9000, 4000, "no route")
+    (warning,) = advice(reply, away, NOW_NS)
+    assert warning.startswith("WARNING: etcd://a has not answered for 4.0 s (no route)")
+
+
 def test_a_shadow_master_alone_is_not_whole() -> None:
     reply = status(server())
     reply.role = "shadow"
@@ -297,6 +309,7 @@ def test_a_disk_is_an_object_with_its_server() -> None:
         "errors": 2,
         "mount": "",
         "damaged": 0,
+        "device": 0,
     }
 
 
@@ -322,9 +335,9 @@ def test_of_a_shadow_master_only_what_is_known_is_reported(
     reply = status(server())
     reply.sequence = 50
     reply.shadows = [ShadowStatus("h:2", "away", sequence, behind_ms)]
-    lines = list(masters(reply))
-    assert f"shadow h:2: {reported}" in lines
-    assert any(line.startswith("WARNING: a shadow master is away") for line in lines)
+    assert f"shadow h:2: {reported}" in list(masters(reply))
+    (warning,) = advice(reply, ElectionReply(0), NOW_NS)
+    assert warning.startswith("WARNING: a shadow master is away")
 
 
 def test_what_is_lost_may_be_on_servers_that_are_away() -> None:

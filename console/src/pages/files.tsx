@@ -42,6 +42,8 @@ interface Listing {
 /** Of entries; the first one soon, and the others with few requests. */
 const PAGE = 500;
 const PAGE_MAX = 1000;
+/** The same where the server reads the whole folder for each page. */
+const PAGE_MAX_WHOLE = 10_000;
 const ROW = 41;
 /** Rows above and below what is seen. */
 const AROUND = 20;
@@ -107,6 +109,7 @@ export function useEntries(
   const [problem, setProblem] = useState<{ key: string; error: Failure }>();
   const at = [base, folder].join("\0");
   const key = [at, sort, order, match].join("\0");
+  const most = sort === "name" && order === "asc" && !match ? PAGE_MAX : PAGE_MAX_WHOLE;
   const load = (after: string | null, limit: number, signal?: AbortSignal): Promise<Listing> =>
     get<Listing>(
       base,
@@ -126,7 +129,7 @@ export function useEntries(
       const list: Entry[] = [];
       let next: string | null = null;
       do {
-        const limit = wanted() > PAGE ? PAGE_MAX : PAGE;
+        const limit = wanted() > PAGE ? most : PAGE;
         const page: Listing = await load(next, limit, ending.signal);
         list.push(...page.entries);
         next = page.next;
@@ -170,7 +173,7 @@ export function useEntries(
     if (!before?.next || before.key !== key || asked.current === before) return;
     asked.current = before;
     try {
-      const { entries, next } = await load(before.next, PAGE_MAX);
+      const { entries, next } = await load(before.next, most);
       // After those of another list some would be missing.
       if (kept.current === before) show({ ...before, list: [...before.list, ...entries], next });
     } catch (failure) {

@@ -1,15 +1,16 @@
 // A folder of a storage namespace; or, of one that is private to another user, where its files are.
-import { useEffect, useState } from "preact/hooks";
-import { get, session, useLoad } from "../api";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { get, message, session, useLoad } from "../api";
 import { bytes } from "../format";
 import { link, place } from "../router";
 import { useStore } from "../store";
 import { T } from "../texts";
-import { ask, Button, Empty, Head, Rows, Wait } from "../ui";
+import { ask, Button, Empty, Head, Rows, say, Wait } from "../ui";
 import { Crumbs, Files, type Entry } from "./files";
 import { Locate } from "./locate";
 import { isClosed, loadSpaces } from "./spaces";
 
+/** In a page. */
 const FILES = 500;
 
 export function Folder() {
@@ -33,9 +34,26 @@ function Closed({ space }: { space: string }) {
     const timer = setTimeout(() => setPrefix(typed), 250);
     return () => clearTimeout(timer);
   }, [typed]);
-  const files = useLoad(`files ${space} ${prefix}`, (signal) =>
-    get<Entry[]>("/admin/files", { namespace: space, prefix, limit: FILES }, signal),
-  );
+  const read = async (after: string, signal?: AbortSignal) => {
+    // One more tells whether there are more.
+    const query = { namespace: space, prefix, after, limit: FILES + 1 };
+    const found = await get<Entry[]>("/admin/files", query, signal);
+    return { rows: found.slice(0, FILES), hasMore: found.length > FILES };
+  };
+  const files = useLoad(`files ${space} ${prefix}`, (signal) => read("", signal));
+  const shown = useRef(files.data);
+  shown.current = files.data;
+  const more = async (): Promise<void> => {
+    const before = files.data;
+    try {
+      const page = await read(before?.rows.at(-1)?.path ?? "");
+      // Not if they are others by now.
+      if (before && shown.current === before)
+        files.change({ ...page, rows: [...before.rows, ...page.rows] });
+    } catch (error) {
+      say(message(error), true);
+    }
+  };
   const trail = [
     { text: T.spaces.title, to: link("files") },
     { text: space, to: link("files", space) },
@@ -54,7 +72,7 @@ function Closed({ space }: { space: string }) {
         />
       </div>
       <Wait on={files}>
-        {(rows) =>
+        {({ rows, hasMore }) =>
           rows.length ? (
             <>
               <Rows
@@ -77,7 +95,7 @@ function Closed({ space }: { space: string }) {
                   },
                 ]}
               />
-              {rows.length === FILES && <p class="hint">{T.spaces.first(FILES)}</p>}
+              {hasMore && <Button onClick={more}>{T.common.more}</Button>}
             </>
           ) : (
             <Empty icon="folder" title={prefix ? T.spaces.noFiles : T.files.empty} />

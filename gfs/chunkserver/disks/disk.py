@@ -259,6 +259,7 @@ class Disk:
             errors=self.errors,
             mount=self.mount,
             damaged=self.damaged * self.draining,
+            device=self.device,
         )
 
     # --- calls ----------------------------------------------------------------------
