@@ -74,14 +74,13 @@ class Judge:
 
     # --- calls ------------------------------------------------------------------------------
 
-    def excuses(self, call: Call) -> list[tuple[float, float]]:
-        """Times in which what the call needs did not live; none of them overlap."""
-        needed = ["control"] if call.op.startswith("rest") else []
+    def _seconds_away(self, call: Call, *needed: str) -> float:
+        """How long two chunkservers of three, or one of ``needed``, did not live meanwhile."""
         points = {call.began, call.ended}
         for away in self._aways:
             points |= {away.began, away.ended + self._return_seconds}
         inside = sorted(point for point in points if call.began <= point <= call.ended)
-        found = []
+        found = 0.0
         for left, right in itertools.pairwise(inside):
             back = right - self._return_seconds
             absences = [a for a in self._aways if a.began <= left and back <= a.ended]
@@ -91,7 +90,7 @@ class Judge:
                 or len(gone.intersection(CHUNKSERVERS)) > 1
                 or any(map(self._was_alone_before, absences))
             ):
-                found.append((left, right))
+                found += right - left
         return found
 
     def _was_alone_before(self, absence: Away) -> bool:
@@ -109,10 +108,8 @@ class Judge:
 
     def seconds(self, call: Call) -> float:
         """How long it took while all it needs lived."""
-        return call.seconds - self._seconds_away(call)
-
-    def _seconds_away(self, call: Call) -> float:
-        return sum(right - left for left, right in self.excuses(call))
+        needed = ["control"] if call.op.startswith("rest") else []
+        return call.seconds - self._seconds_away(call, *needed)
 
     def _may_fail(self, call: Call) -> bool:
         if call.op.startswith("rest"):

@@ -73,6 +73,7 @@ BOTH_KILLED = [stop(1, 102, 103), stop(2, 102, 103.5)]
         ([Away("control", "kill", 114, 117.5)], "rest_put", "unreachable", True),
         ([Away("control", "kill", 114, 117.5)], "put", "chunk_unavailable", False),
         ([Away("control", "kill", 102, 105)], "rest_put", "unreachable", False),
+        ([Away("control", "stop", 102, 112)], "rest_put", "unreachable", False),
     ],
 )
 def test_which_failures_are_excused(
