@@ -464,6 +464,26 @@ async def test_a_record_that_cannot_be_read_is_made_again_from_its_copy(
             assert (disk.state, disk.errors) == ("ok", 0)
 
 
+@over_seeds(1)
+async def test_a_record_of_which_no_copy_can_be_read_is_made_again(
+    seed: int, chance: random.Random
+) -> None:
+    """At once, or each look at the disk would be an error, and its next start would fail."""
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        paths = [f"{DISK}/{name}" for name in NAMES]
+        for path in paths:
+            machine.spoil(path, 0)
+        await trio.sleep(5)
+        assert not any(machine.inode(path).unreadable for path in paths)
+        disk = (await disks_of(fs, victim))[DISK]
+        assert (disk.state, disk.errors) == ("ok", 1)
+        await cluster.crash(victim)
+        await cluster.start(victim)
+        assert (await disks_of(fs, victim))[DISK].state == "ok"
+
+
 @over_seeds(2)
 async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
     seed: int, chance: random.Random
