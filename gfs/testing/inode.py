@@ -131,12 +131,18 @@ class Inode:
         sectors = range(offset // SECTOR_BYTES, -(-(offset + count) // SECTOR_BYTES))
         if count and (
             not self.unreadable.isdisjoint(sectors)
-            or (self.volume.is_unreadable and not self._cached.issuperset(sectors))
+            or (self.volume.is_unreadable and any(map(self._is_on_platter, sectors)))
         ):
             raise ReadFailed(errno.EIO, os.strerror(errno.EIO)).at(id(self), offset)
         with memoryview(self.data) as view:
             buffer[:count] = view[offset : offset + count]
         return count
+
+    def _is_on_platter(self, sector: int) -> bool:
+        """Whether the disk has to read it: it is not in the page cache, nor stored as a hole, as
+        file systems that compress store zeros."""
+        start = sector * SECTOR_BYTES
+        return sector not in self._cached and any(self.data[start : start + SECTOR_BYTES])
 
     def write(self, data: Buffer, offset: int) -> None:
         end = offset + len(data)

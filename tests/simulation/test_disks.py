@@ -13,7 +13,7 @@ import trio
 
 from gfs.blocks import MIB
 from gfs.chunkserver.disks import Disk as ServedDisk
-from gfs.chunkserver.disks.disk import UNREAD_MAX
+from gfs.chunkserver.disks.disk import PROBE, UNREAD_MAX
 from gfs.chunkserver.disks.identity import NAMES
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES
@@ -24,7 +24,7 @@ from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import DiskFailed, GfsError, InvalidArgument, NotFound, ReplicaUnavailable
 from gfs.protocol.messages import Disk
 from gfs.testing import SimCluster
-from gfs.testing.files import SimDisk
+from gfs.testing.files import SimDisk, SimFile
 from gfs.testing.inode import Hang
 
 from .packs import packed_on, replicas_on
@@ -464,6 +464,26 @@ async def test_a_record_that_cannot_be_read_is_made_again_from_its_copy(
             assert (disk.state, disk.errors) == ("ok", 0)
 
 
+@over_seeds(1)
+async def test_a_record_of_which_no_copy_can_be_read_is_made_again(
+    seed: int, chance: random.Random
+) -> None:
+    """At once, or each look at the disk would be an error, and its next start would fail."""
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        paths = [f"{DISK}/{name}" for name in NAMES]
+        for path in paths:
+            machine.spoil(path, 0)
+        await trio.sleep(5)
+        assert not any(machine.inode(path).unreadable for path in paths)
+        disk = (await disks_of(fs, victim))[DISK]
+        assert (disk.state, disk.errors) == ("ok", 1)
+        await cluster.crash(victim)
+        await cluster.start(victim)
+        assert (await disks_of(fs, victim))[DISK].state == "ok"
+
+
 @over_seeds(2)
 async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
     seed: int, chance: random.Random
@@ -700,6 +720,41 @@ async def test_a_disk_fails_by_many_bad_sectors_and_by_few_it_does_not(
             assert disks[DISK].errors >= count
             assert (disks[DISK].state, disks["/disk1"].state) == (state, "ok")
         assert f"{UNREAD_MAX} places on it could not be read" in disks[DISK].reason
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_a_disk_that_gives_back_other_bytes_than_it_was_given_has_failed(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the probe finds after a failed read."""
+
+    def read_zeros(file: SimFile, buffer: memoryview, offset: int) -> int:
+        count = read_into(file, buffer, offset)
+        if file._path.endswith(f"/{PROBE}"):
+            buffer[:count] = bytes(count)
+        return count
+
+    read_into = SimFile.read_into
+    settings = ChunkserverSettings(packed_bytes_max=0)
+    async with (
+        SimCluster(seed, chunkservers=4, disks=2, chunkserver=settings) as cluster,
+        cluster.client() as fs,
+    ):
+        files = await write_files(fs, chance, "file")
+        victim = cluster.chunkservers[0]
+        machine = cluster.machine(victim).disk
+        (path, *_) = (each for each in cluster.chunk_files(victim) if each.startswith(f"{DISK}/"))
+        machine.inode(path).evict()
+        machine.spoil(path, HEAD_BYTES)
+        monkeypatch.setattr(SimFile, "read_into", read_zeros)
+        await fs.fsck(verify=True)
+
+        async def has_failed() -> bool:
+            return (await disks_of(fs, victim))[DISK].state == "failed"
+
+        await cluster.wait_until(has_failed, NAMED_SECONDS)
+        assert "other bytes were read" in (await disks_of(fs, victim))[DISK].reason
         await check_files(fs, files)
 
 

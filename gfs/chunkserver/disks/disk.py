@@ -5,11 +5,11 @@ state      meaning
 =========  =====================================================================
 ok         read and written
 slow       a call has run for longer than ``SLOW_SECONDS``: used, and watched
-full only the reserve is left: replicas are read and deleted, not written
+full       only the reserve is left: replicas are read and deleted, not written
 draining   read; its replicas are moved to the server's other disks
-failed the disk returned an error or did not answer: not used at all
-missing this disk is not at its path: not used at all =========
-=====================================================================
+failed     the disk returned an error or did not answer: not used at all
+missing    this disk is not at its path: not used at all
+=========  =====================================================================
 
 *What fails a disk.* A write, a sync or an operation on a name that ends with an error
 which is not about space or about that one name (EIO, EROFS, ENODEV ...); a failed sync
@@ -344,16 +344,21 @@ class Disk:
             done.set()
 
     def probe(self) -> None:
-        """Blocks. Write and sync a little, and read it from the disk. Raises ``OSError``."""
-        path, data = f"{self.path}/{PROBE}", bytes(_PROBE_BYTES)
+        """Blocks. Write and sync a little, and read it from the disk. Raises ``OSError``, also if
+        that is not what was written."""
+        # Zeros may be stored as a hole, which is read without the disk.
+        path, data = f"{self.path}/{PROBE}", self.world.random_bytes(_PROBE_BYTES)
+        found = bytearray(_PROBE_BYTES)
         file = self.files.open(path, "replace")
         try:
             file.write(data, 0)
             file.sync()
             file.drop_cached()
-            file.read_into(memoryview(bytearray(len(data))), 0)
+            file.read_into(memoryview(found), 0)
         finally:
             file.close()
+        if found != data:
+            raise OSError(errno.EIO, "other bytes were read than had been written and synced", path)
         self.files.unlink(path)
 
     @property

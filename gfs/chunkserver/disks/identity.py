@@ -159,10 +159,12 @@ def _read_one(files: FileSystem, path: str) -> ServerRecord:
 
 def save_record(disk: Disk, record: ServerRecord) -> None:
     """Write and sync the record. Raises ``OSError``, and MissingDisk if there was a
-    record and is none now: an emptied directory must not be taken for the disk."""
-    reason = check_disk(disk, record.id) if disk.is_recorded else ""
-    if reason:
-        raise MissingDisk(reason)
+    record and is none now: an emptied directory must not be taken for the disk. One that is
+    there and cannot be read is replaced."""
+    with contextlib.suppress(ReadFailed):
+        reason = check_disk(disk, record.id) if disk.is_recorded else ""
+        if reason:
+            raise MissingDisk(reason)
     data = encode_server(msgspec.structs.replace(record, disk=disk.id))
     for name in NAMES:
         path = f"{disk.path}/{name}"

@@ -18,7 +18,7 @@ from gfs.chunkserver.disks import MISSING, TICK_SECONDS, Disk, DiskSet, identity
 from gfs.chunkserver.disks.identity import Identity
 from gfs.chunkserver.node.disk_opening import DiskOpening
 from gfs.errors import StartupError
-from gfs.io import World
+from gfs.io import ReadFailed, World
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,11 @@ class DiskWatch:
                 reason = await disk.run(self._check, disk)
                 if reason:
                     disk.fail(MISSING, reason)
+            except ReadFailed:
+                # Neither copy of its record can be read, which the next start needs.
+                await self._save()
             except OSError:
-                pass  # it has failed the disk, or only a single read
+                pass  # it has failed the disk
             await self._world.clock.sleep(CHECK_SECONDS)
 
     def _check(self, disk: Disk) -> str:
@@ -127,6 +130,9 @@ class DiskWatch:
     async def _suspect(self, disk: Disk) -> None:
         """Record on the other disks that this one failed, for the next start that reads it."""
         self._server.suspect(disk.path)
+        await self._save()
+
+    async def _save(self) -> None:
         try:
             await self._opening.save()
         except StartupError as error:

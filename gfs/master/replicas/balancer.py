@@ -16,7 +16,7 @@ from gfs.master.rules import rebalancing
 from gfs.master.tables import LIVE, Clone, LeaseTable, ReplicaMap, ReservationTable, Server
 from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 
-#: The greatest age of a server's report of its disks: it checks them every 2 s.
+#: The greatest age of a server's report of its disks: it checks them every 0.75 s.
 SPACE_AGE_SECONDS = 4.0
 #: After so many chunks in a row that have no slot the others of a slice are not looked at: to
 #: look takes longer than an order to move some hundred.

@@ -1,15 +1,15 @@
 """The chunkservers as the master knows them.
 
-============  ==========================================================
-state         meaning
-============  ==========================================================
-live connected, with recent heartbeats: it gets new chunks, and copies once it has
-reported all its replicas
-silent disconnected, or heartbeats are missing: it gets no new replicas, but its
-replicas still count
-dead without a heartbeat for ``dead_seconds``: its replicas do not count any more and
-are re-replicated ============
-==========================================================
+======  ==========================================================================
+state   meaning
+======  ==========================================================================
+live    connected, with recent heartbeats: it gets new chunks, and copies once it
+        has reported all its replicas
+silent  disconnected, or heartbeats are missing: it gets no new replicas, but its
+        replicas still count
+dead    without a heartbeat for ``dead_seconds``: its replicas do not count any
+        more and are re-replicated
+======  ==========================================================================
 
 A server has the id that it made for its disks and, inside the master, a small index
 that never changes while the master runs. Its *incarnation* grows with each of its
