@@ -41,6 +41,7 @@ from gfs.errors import (
     InvalidName,
     IsADirectory,
     NotFound,
+    OlderRelease,
     ProtocolError,
 )
 from gfs.protocol.bulk import BulkConnection
@@ -595,16 +596,20 @@ async def read_piece_at(
     length = len(target)
     question = ReadChunk(core.message_id(), chunk.handle, chunk.version, offset, length)
     if length > SMALL_BYTES_MAX:
-        await _read_large_piece(core, server, patience, question, target)
+        await _read_by_exchange(core, server, patience, question, target)
         return
-    reply, data = await core.links.call(server.address, question, b"", patience)
+    try:
+        reply, data = await core.links.call(server.address, question, b"", patience)
+    except OlderRelease:
+        await _read_by_exchange(core, server, patience, question, target)
+        return
     if not isinstance(reply, ReadReply) or len(data) != length:
         raise ProtocolError(f"{type(reply).__name__} does not answer the read")
     _check_sums(question, reply, data)
     target[:] = data
 
 
-async def _read_large_piece(
+async def _read_by_exchange(
     core: ClientCore,
     server: ServerAddress,
     patience: float,
