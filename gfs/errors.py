@@ -34,6 +34,7 @@ the same class on the other side.
     ├── WrongCluster (PermissionError)          the peer belongs to another cluster
     ├── TlsRefused (PermissionError)            no trusted encrypted connection
     ├── ProtocolError (ValueError)              the peer does not use our protocol
+    │   └── OlderRelease                        the peer does not know a message yet
     ├── Deposed                                 a master of a higher term took over
     ├── SettingsError (ValueError)              a setting is invalid
     └── StartupError                            the process cannot start here
@@ -70,6 +71,7 @@ __all__ = [
     "NotEnoughShadows",
     "NotFound",
     "NotTheMaster",
+    "OlderRelease",
     "ProtocolError",
     "ReplicaUnavailable",
     "Retryable",
@@ -251,6 +253,12 @@ class TlsRefused(GfsError, PermissionError):
 class ProtocolError(GfsError, ValueError):
     code = "protocol"
     http_status = 502
+
+
+class OlderRelease(ProtocolError):
+    """The peer is of a release that does not know the message. It was not sent."""
+
+    code = "older_release"
 
 
 class Deposed(GfsError):

@@ -394,7 +394,8 @@ class Appender:
         try:
             connection = await self._connect(lease)
             await self._transmit(connection, lease, flight)
-            if sum(pending.size for pending in self._batch) < AHEAD_BYTES_MIN:
+            size = sum(pending.size for pending in self._batch)
+            if size < AHEAD_BYTES_MIN or connection.version < AppendRecords.FOLLOWS_SINCE:
                 return await self._hear(connection, lease, flight)
             return await self._go_on(connection, lease, flight)
         finally:

@@ -20,6 +20,7 @@ from gfs.errors import (
     DiskFull,
     GfsError,
     NotFound,
+    OlderRelease,
     ProtocolError,
     StaleVersion,
 )
@@ -134,8 +135,9 @@ class ClientCore:
 
     def suspect_after_small(self, error: BaseException, chain: list[ServerAddress]) -> None:
         """A small write failed at the server that the error names, or at the first. One that is
-        busy, or whose disk is slow, has said so: the exchange that follows waits for it."""
-        if not isinstance(error, Busy):
+        busy, or whose disk is slow, has said so: the exchange that follows waits for it. One of an
+        older release knows exchanges alone."""
+        if not isinstance(error, (Busy, OlderRelease)):
             self.suspect(getattr(error, "server", "") or chain[0].id, getattr(error, "code", ""))
 
     def suspects(self) -> list[str]:

@@ -41,6 +41,7 @@ from gfs.errors import (
     InvalidName,
     IsADirectory,
     NotFound,
+    OlderRelease,
     ProtocolError,
 )
 from gfs.protocol.bulk import BulkConnection
@@ -616,9 +617,13 @@ async def read_piece_at(
     length = len(target)
     question = ReadChunk(core.message_id(), chunk.handle, chunk.version, offset, length)
     if length > SMALL_BYTES_MAX:
-        await _read_large_piece(core, server, patience, question, target)
+        await _read_by_exchange(core, server, patience, question, target)
         return
-    reply, data = await core.links.call(server.address, question, b"", patience)
+    try:
+        reply, data = await core.links.call(server.address, question, b"", patience)
+    except OlderRelease:
+        await _read_by_exchange(core, server, patience, question, target)
+        return
     check_answer(question, reply, data)
     target[:] = data
 
@@ -630,7 +635,7 @@ def check_answer(question: ReadChunk, reply: Message, data: Buffer) -> None:
     _check_sums(question, reply, data)
 
 
-async def _read_large_piece(
+async def _read_by_exchange(
     core: ClientCore,
     server: ServerAddress,
     patience: float,

@@ -12,7 +12,7 @@ from gfs.io import World
 from gfs.protocol import handshake
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import Message, Multiplex
-from gfs.protocol.rpc import Calls, Each, Rpc
+from gfs.protocol.rpc import Calls, Each, Rpc, check_known
 
 #: A connection that nobody uses is closed after this long; the servers' limit is above.
 IDLE_SECONDS = 30.0
@@ -71,7 +71,8 @@ class Links:
         self, address: str, request: Message, body: Buffer, seconds: float
     ) -> tuple[Message, bytes]:
         """As :meth:`Rpc.call`; the time to connect counts. Raises as well what
-        :func:`gfs.protocol.handshake.connect` raises."""
+        :func:`gfs.protocol.handshake.connect` raises, and OlderRelease if the server does not
+        know such connections: an exchange says the same."""
         until = trio.current_time() + seconds
         rpc = await self.get(address, seconds)
         return await rpc.call(request, body, until - trio.current_time())
@@ -113,6 +114,7 @@ class Links:
             with deadline(CONNECT_SECONDS, f"connection to {address}"):
                 connection = await handshake.connect(self._world, address, self._identity)
                 try:
+                    check_known(address, connection.version, Multiplex)
                     await connection.send(Multiplex(id=0))
                 except BaseException:
                     connection.close()

@@ -764,6 +764,8 @@ class SetAttributes(Mutation, tag=108):
     those in ``removed`` go, and others stay. Its time of change is then ``modified_ns``; 0: as
     before. ``expect`` is -1, or the inode that must be at the path. Answered by StatReply."""
 
+    SINCE: ClassVar[int] = 2
+
     path: str
     attributes: dict[str, str]
     removed: list[str] = []
@@ -1316,12 +1318,15 @@ class Multiplex(Message, tag=170):
 
     STATES_SINCE: ClassVar[int] = 2
 
+    SINCE: ClassVar[int] = 2
+
 
 class WriteSmall(Message, tag=171):
     """A whole unpublished chunk, in one message. ``sum`` is that of the body; ``chain`` are the
     servers after this one. Answered by Done when all replicas hold it. If it fails, the
     chunk is of no more use: the client writes another."""
 
+    SINCE: ClassVar[int] = 2
     BODY_BYTES_MAX: ClassVar[int] = SMALL_BYTES_MAX
     handle: int
     version: int
@@ -1405,8 +1410,10 @@ class AppendRecords(Message, tag=87):
     """To the primary: append to a chunk under lease. The body is frames (see
     :mod:`gfs.protocol.records`), each of which is stored in one piece. A client may send the
     next request before this one is answered: that one ``follows``, and is refused if this one
-    failed, so that no record takes the place of one before it."""
+    failed, so that no record takes the place of one before it. A server that speaks no version
+    from ``FOLLOWS_SINCE`` on would not refuse it, so it is sent none."""
 
+    FOLLOWS_SINCE: ClassVar[int] = 2
     BODY_BYTES_MAX: ClassVar[int] = FRAME_BYTES_MAX
     handle: int
     version: int

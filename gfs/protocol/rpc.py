@@ -41,7 +41,7 @@ from gfs.diagnostics import (
     request_name,
     request_of,
 )
-from gfs.errors import DeadlineExceeded, GfsError, InvalidArgument, ProtocolError, from_wire
+from gfs.errors import DeadlineExceeded, GfsError, InvalidArgument, OlderRelease, from_wire
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import FrameDecoder, encode_frame
@@ -108,6 +108,15 @@ class Calls:
 
 def _wake(task: trio.lowlevel.Task, reply: outcome.Outcome[Any]) -> None:
     trio.lowlevel.reschedule(task, reply)
+
+
+def check_known(peer: str, version: int, kind: type[Message]) -> None:
+    """Raise OlderRelease if a peer that speaks that version of the protocol does not know that
+    message."""
+    if version < kind.SINCE:
+        raise OlderRelease(
+            f"{peer} is of an older release, which does not know {kind.__name__}: upgrade it first"
+        )
 
 
 def refuse_all(rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
@@ -335,11 +344,7 @@ class Rpc:
     def _begin(
         self, message: Message, body: Buffer, seconds: float, until: float, take: Take
     ) -> tuple[int, bytes]:
-        if self.version < message.SINCE:
-            raise ProtocolError(
-                f"{self.peer} is of an older release, which does not know "
-                f"{type(message).__name__}: upgrade it first"
-            )
+        check_known(self.peer, self.version, type(message))
         of = request.get() or request_of(message.id) or next(self._requests) & REQUEST_MASK
         number = message.id = of << CALL_BITS | next(self._ids) & CALL_MASK
         frame = _encode(message, body)

@@ -1,4 +1,5 @@
-"""A program of clients that put, get, append and make snapshots until SIGTERM, and read back.
+"""A program of clients that put, get, append, write in place and make snapshots until SIGTERM,
+and read back.
 
     python mixed_load.py MASTERS KEY_FILE NAME
 
@@ -20,6 +21,9 @@ from gfs.client import Client
 
 SIZES = (0, 10, 60_000, 70_000, 400_000)
 FILES_MAX = 200
+#: Of the file that is written in place.
+PLACE_BYTES = 200_000
+WRITE_BYTES = 1000
 
 
 class Load:
@@ -29,7 +33,10 @@ class Load:
         self._files: dict[str, bytes] = {}
         #: The put that is under way: its end may come before it is known here.
         self._putting: tuple[str, bytes] | None = None
-        self.rounds = {"files": 0, "records": 0, "snapshots": 0}
+        self._place = bytearray(PLACE_BYTES)
+        #: The write in place that is under way, and where.
+        self._writing = 0, b""
+        self.rounds = {"files": 0, "records": 0, "snapshots": 0, "writes": 0}
         #: When each of its tasks has done a round.
         self.began = trio.Event()
 
@@ -42,6 +49,7 @@ class Load:
             await self._fs.put(data, path, overwrite=True)
             self._files[path], self._putting = data, None
             await self._check(chance.choice([*self._files]))
+            await self._check_part(chance.choice([*self._files]), chance.random())
             self._count("files")
             await trio.sleep(0.01)
 
@@ -66,7 +74,35 @@ class Load:
             self._count("snapshots")
             await trio.sleep(0.1)
 
+    async def writes(self) -> None:
+        chance = random.Random(self._name)
+        await self._fs.put(bytes(self._place), self._place_path)
+        while True:
+            start = chance.randrange(PLACE_BYTES - WRITE_BYTES)
+            self._writing = start, chance.randbytes(WRITE_BYTES)
+            async with await self._fs.open(self._place_path, "r+") as file:
+                await file.pwrite(*self._writing)
+            self._write()
+            await self._check_place()
+            self._count("writes")
+            await trio.sleep(0.05)
+
+    def _write(self) -> None:
+        start, data = self._writing
+        self._place[start : start + len(data)] = data
+
+    @property
+    def _place_path(self) -> str:
+        return f"/{self._name}-place"
+
+    async def _check_place(self) -> None:
+        found = await self._fs.get(self._place_path)
+        if found != self._place:
+            self._write()
+        assert found == self._place
+
     async def check(self) -> None:
+        await self._check_place()
         for path in self._files:
             await self._check(path)
         found = await self._fs.get(f"/{self._name}-records")
@@ -85,13 +121,20 @@ class Load:
         data = await self._fs.get(path)
         assert data == self._files[path] or (path, data) == self._putting, path
 
+    async def _check_part(self, path: str, share: float) -> None:
+        data = self._files[path]
+        start = int(share * len(data))
+        async with await self._fs.open(path) as file:
+            await file.seek(start)
+            assert await file.read(100) == data[start : start + 100], path
+
 
 async def main(masters: str, key: str, name: str) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with gfs.connect(masters, key=Path(key)) as fs:
             load = Load(fs, name)
             async with trio.open_nursery() as nursery:
-                for task in (load.files, load.records, load.snapshots):
+                for task in (load.files, load.records, load.snapshots, load.writes):
                     nursery.start_soon(task)
                 await load.began.wait()
                 print("ready", gfs.__version__, flush=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,25 +23,31 @@ pytestmark = pytest.mark.extra("git")
 LOAD = Path(__file__).with_name("mixed_load.py")
 MASTERS = ("a", "b", "c")
 CHUNKSERVERS = ("chunkserver-1", "chunkserver-2", "chunkserver-3", "chunkserver-4")
+#: What ours must not do while release 0.1 is to read their directories again: see CHANGELOG.md.
+UNPACKED = {"GFS_CHUNKSERVER_PACKED_BYTES_MAX": "0"}
 
 
 class Mixed(Processes):
     """Three masters, of which two follow, and four chunkservers. Each process is of the release
     that ``of`` has for it; all start as the older one."""
 
-    def __init__(self, directory: Path, older: Path) -> None:
+    def __init__(self, directory: Path, older: Path, ours: Mapping[str, str]) -> None:
+        #: What only processes of this release are given.
+        self.ours = ours
         self.releases = {"old": older, "new": releases.REPOSITORY}
         self.of = dict.fromkeys((*MASTERS, *CHUNKSERVERS), "old")
         self.addresses = {name: f"127.0.0.1:{free_port()}" for name in (*MASTERS, *CHUNKSERVERS)}
         self.master = "a"
         self.directory = directory
         self.loads: dict[str, subprocess.Popen[bytes]] = {}
-        super().__init__(directory, len(CHUNKSERVERS), 5.0, GFS_MASTER_REPLICAS_BEFORE_ACK="1")
+        settings = {"GFS_MASTER_REPLICAS_BEFORE_ACK": "1", **ours}
+        super().__init__(directory, len(CHUNKSERVERS), 5.0, **settings)
 
     @property
     def old_environment(self) -> dict[str, str]:
         """Without settings that it may not know."""
-        return {n: value for n, value in self.environment.items() if n not in PATIENT}
+        unknown = {*PATIENT, *self.ours}
+        return {n: value for n, value in self.environment.items() if n not in unknown}
 
     @property
     def key_file(self) -> str:
@@ -177,19 +183,14 @@ class Mixed(Processes):
         super().stop()
 
 
-@pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name = releases.previous()
-    if not name:
-        pytest.skip(f"no tag of a release, nor commit {releases.PREVIOUS[:10]}, is in this clone")
-    directory = tmp_path_factory.mktemp("older")
-    releases.check_out(name, directory)
-    return directory
-
-
-@pytest.fixture
-def mixed(tmp_path: Path, older: Path) -> Iterator[Mixed]:
-    made = Mixed(tmp_path, older)
+@pytest.fixture(params=releases.previous(), ids=lambda name: name[:7])
+def mixed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mixed]:
+    name = request.param
+    if not releases.is_here(name):
+        pytest.skip(f"{name} is not in this shallow clone")
+    older = tmp_path / "older"
+    releases.check_out(name, older)
+    made = Mixed(tmp_path, older, UNPACKED if name == releases.RELEASE_0_1 else {})
     yield made
     made.stop()
 

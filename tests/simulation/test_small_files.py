@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, block_sum
-from gfs.chunkserver.exchanges import small
+from gfs.chunkserver.exchanges import Appends, small
 from gfs.chunkserver.exchanges.small import READS_MAX, SmallRequests
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.packs import DATA_NAME
@@ -49,6 +49,7 @@ from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.frames import encode_frame
 from gfs.protocol.messages import (
     PROTOCOL_NEWEST,
+    AppendRecords,
     Message,
     Multiplex,
     ReadChunk,
@@ -869,3 +870,51 @@ async def test_only_bytes_are_put(fs: Client) -> None:
     """A string is no path to a local file here."""
     results = await fs.put_many([("/a", b"1"), ("/b", "/etc/hostname"), ("/c", b"3")])  # type: ignore[list-item]
     assert [type(each) for each in results] == [Entry, InvalidArgument, Entry]
+
+
+@pytest.mark.parametrize("older", [1, 3])
+@over_seeds(1)
+async def test_servers_of_an_older_release_are_asked_by_exchanges(
+    chance: Random, cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch, older: int
+) -> None:
+    """Whether the next server of a chain is one, or all are: no call fails, and none of them is
+    taken for broken."""
+    ids = sorted(server.id for server in (await fs.status()).servers)[:older]
+    common = handshake._common_version
+    monkeypatch.setattr(
+        handshake, "_common_version", lambda hello: 1 if hello.peer in ids else common(hello)
+    )
+    run = SmallRequests.run
+
+    async def end_or_run(self: SmallRequests) -> None:
+        """A server that does not know the message ends the connection."""
+        if self._node.id in ids:
+            self._connection.close()
+        else:
+            await run(self)
+
+    monkeypatch.setattr(SmallRequests, "run", end_or_run)
+    small_requests = noted(monkeypatch, SmallRequests)
+    appended: list[AppendRecords] = []
+    serve = Appends.serve
+
+    async def noting(self: Appends, connection: BulkConnection, request: AppendRecords) -> bool:
+        appended.append(request)
+        return await serve(self, connection, request)
+
+    monkeypatch.setattr(Appends, "serve", noting)
+    files = some_files(chance, 16)
+    assert all(isinstance(made, Entry) for made in await fs.put_many(files.items()))
+    await check(fs, files)
+    for path, data in files.items():
+        async with await fs.open(path) as file:
+            await file.seek(len(data) // 2)
+            assert await file.read(10) == data[len(data) // 2 :][:10]
+    records = [content(chance, 200_000) for _ in range(30)]
+    await fs.append_many("/records", records)
+    assert [record.data async for record in fs.records("/records")] == records
+    assert fs._core.suspects() == []
+    assert not any(requests._node.id in ids for requests in small_requests)
+    if older == 3:
+        assert not any(request.follows for request in appended)
+        assert len(appended) > 3
