@@ -56,7 +56,6 @@ from gfs.protocol.messages import (
     Locate,
     LocateReply,
     Message,
-    Multiplex,
     ReadChunk,
     ReadReply,
     ReportReplica,
@@ -384,10 +383,10 @@ async def _known_state(
     core: ClientCore, server: ServerAddress, question: VerifyChunk, seconds: float
 ) -> VerifyReply:
     """As :func:`ask_state`, without an exchange, since no block is to be read."""
-    rpc = await core.links.get(server.address, seconds)
-    if rpc.version < Multiplex.STATES_SINCE:
+    try:
+        reply, _ = await core.links.call(server.address, question, b"", seconds)
+    except ProtocolError:  # its release answers that in exchanges only
         return await ask_state(core, server, question, seconds)
-    reply, _ = await rpc.call(question, b"", seconds)
     if not isinstance(reply, VerifyReply):
         raise ProtocolError(f"{type(reply).__name__} instead of VerifyReply")
     return reply

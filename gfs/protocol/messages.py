@@ -1313,10 +1313,8 @@ class ReadReply(Message, tag=83):
 class Multiplex(Message, tag=170):
     """The first message of a connection that carries small requests from then on, many at a
     time, each answered when it is done (:mod:`gfs.protocol.rpc`): ReadChunk and WriteSmall of
-    at most ``SMALL_BYTES_MAX``; and with version ``STATES_SINCE`` of the protocol VerifyChunk
-    without ``blocks``. It has no answer itself."""
-
-    STATES_SINCE: ClassVar[int] = 2
+    at most ``SMALL_BYTES_MAX``, and VerifyChunk without ``blocks``, which releases before 0.2
+    refuse here. It has no answer itself."""
 
     SINCE: ClassVar[int] = 2
 
