@@ -490,7 +490,7 @@ async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: flo
 
     await _ask(core, address, [(each, b"") for each in requests], seconds, take)
     if bad:
-        # Whoever reads these files by themselves may ask other servers first, and not meet it.
+        # A caller that reads its file by itself then may ask another server, and not meet it.
         async with trio.open_nursery() as nursery:
             for read, error in bad.values():
                 nursery.start_soon(report, core, read.chunk, read.server, error)
