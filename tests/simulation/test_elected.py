@@ -60,6 +60,52 @@ async def test_another_one_takes_over_from_a_master_that_dies(
     await work.check(one)
 
 
+@over_seeds(8, kind=ElectedCluster)
+async def test_a_holder_that_stands_still_costs_some_seconds(
+    chance: Random, cluster: ElectedCluster, fs: Client
+) -> None:
+    """As one whose machine has lost its power: nobody is told, neither who waits for its answer
+    nor the shadow master that is to follow the next one."""
+    first = await cluster.followed()
+    await fs.mkdir("/before")
+    await trio.sleep(chance.uniform(0, 2))
+
+    others = [each.name for each in cluster.universe.machines if each.name != first]
+    end = trio.current_time() + 15
+
+    async def stand_still() -> None:
+        await trio.sleep(chance.choice([0, 0.003, 0.5]))
+        cluster.engine.away = {first}
+        cluster.network.partition([first], others)
+
+    waited, number = 0.0, 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stand_still)
+        while trio.current_time() < end:
+            began = trio.current_time()
+            await fs.mkdir(f"/{number}")
+            waited, number = max(waited, trio.current_time() - began), number + 1
+    assert 2 < waited < HOLD_SECONDS + 4
+    assert await cluster.holder() != first
+    cluster.network.heal()
+    cluster.engine.away = set()
+    await cluster.followed()
+
+
+@over_seeds(2, kind=ElectedCluster)
+async def test_masters_that_answer_late_are_found_as_well(cluster: ElectedCluster) -> None:
+    """Each address gets longer in each round: here none answers in the first two."""
+    await cluster.followed()
+    for name in cluster.masters:
+        for ends in (("far", name), (name, "far")):
+            cluster.network.slow(*ends, (0.7, 0.7), 1e6)
+    async with cluster._connected(cluster.masters, "far", None) as fs:
+        await fs.mkdir("/a")
+        began = trio.current_time()
+        await fs.mkdir("/b")
+        assert trio.current_time() - began < 2, "it is connected still"
+
+
 @pytest.mark.costly
 @over_seeds(6, kind=ElectedCluster)
 async def test_nothing_acknowledged_is_lost_whatever_the_engine_does(
