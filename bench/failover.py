@@ -2,7 +2,8 @@
 
 Three masters that an engine elects, and three chunkservers, all on this machine. Under a load
 of puts the holder is killed with SIGKILL, many times; each time it is started again, and the
-next kill waits until two shadow masters have everything. Measured from each kill: until a put
+next kill waits until two shadow masters have everything. With ``--stop`` it gets SIGSTOP, as if
+its machine had lost its power, and SIGCONT afterwards. Measured from each kill: until a put
 is acknowledged again. Throughout, one register is written with rising numbers, and read through
 each of the masters alone: a number below one that was acknowledged before the read began would
 be that of a master which is over. At the end everything acknowledged is read.
@@ -37,6 +38,8 @@ MASTERS, CHUNKSERVERS, WRITERS = 3, 3, 4
 #: So many are acknowledged before the next kill.
 PUTS = 200
 WAIT_SECONDS_MAX = 120.0
+#: What is acknowledged so soon was on its way from the victim: its hold lasts longer.
+UNDER_WAY_SECONDS = 0.5
 
 
 def free_port() -> int:
@@ -93,13 +96,17 @@ class Machines:
             *("--address", self.addresses[number], "--elect", self._elect),
         )
 
-    def kill(self, number: int) -> float:
-        """When it was killed; it is started again."""
-        self._masters[number].send_signal(signal.SIGKILL)
+    def kill(self, number: int, stop: bool) -> float:
+        """When it was killed, and started again; or stopped, until it is made to go on."""
+        self._masters[number].send_signal(signal.SIGSTOP if stop else signal.SIGKILL)
         killed = time.perf_counter()
-        self._masters[number].wait()
-        self._masters[number] = self._master(number)
+        if not stop:
+            self._masters[number].wait()
+            self._masters[number] = self._master(number)
         return killed
+
+    def go_on(self, number: int) -> None:
+        self._masters[number].send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         for process in (*self._masters, *self._others):
@@ -167,7 +174,7 @@ async def holder(fs: Client, machines: Machines) -> int:
             await trio.sleep(0.05)
 
 
-async def measure(machines: Machines, times: int) -> list[float]:
+async def measure(machines: Machines, times: int, stop: bool) -> list[float]:
     load, found = Load(), []
     async with gfs.connect(machines.all, key=machines.key) as fs:
         await holder(fs, machines)
@@ -179,8 +186,10 @@ async def measure(machines: Machines, times: int) -> list[float]:
                 nursery.start_soon(load.read_register, machines, number)
             for number in range(times):
                 await load.until(lambda wanted=load.count + PUTS: load.count >= wanted)
-                killed = await trio.to_thread.run_sync(machines.kill, await holder(fs, machines))
-                await load.until(lambda killed=killed: load.last > killed)
+                victim = await holder(fs, machines)
+                killed = await trio.to_thread.run_sync(machines.kill, victim, stop)
+                await load.until(lambda killed=killed: load.last > killed + UNDER_WAY_SECONDS)
+                machines.go_on(victim)
                 found.append(load.last - killed)
                 print(f"{number + 1:4}: {found[-1]:.2f} s", flush=True)
             nursery.cancel_scope.cancel()
@@ -196,6 +205,7 @@ async def measure(machines: Machines, times: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--stop", action="store_true", help="SIGSTOP instead of SIGKILL")
     parser.add_argument("--elect", help="an engine that runs already")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -203,11 +213,12 @@ def main() -> None:
         with etcd(directory) if chosen.elect is None else _given(chosen.elect) as elect:
             machines = Machines(directory, elect)
             try:
-                found = sorted(trio.run(measure, machines, chosen.times))
+                found = sorted(trio.run(measure, machines, chosen.times, chosen.stop))
             finally:
                 machines.stop()
+    what = "stops" if chosen.stop else "kills"
     print(
-        f"until a put is acknowledged again, of {len(found)} kills: "
+        f"until a put is acknowledged again, of {len(found)} {what}: "
         f"p50 {statistics.median(found):.2f} s, "
         f"p99 {found[min(len(found) - 1, len(found) * 99 // 100)]:.2f} s, most {found[-1]:.2f} s"
     )

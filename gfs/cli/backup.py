@@ -9,7 +9,7 @@ import click
 
 from gfs.cli.options import PATH, Cluster, client_options, state_directory
 from gfs.cli.output import Output
-from gfs.cli.session import run, run_with_client
+from gfs.cli.session import check_runs, client_settings, run, run_with_client
 from gfs.client import find_credentials, find_masters
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import MasterSettings, load
@@ -32,6 +32,8 @@ def backup(cluster: Cluster, file: Path) -> None:
     """
     from gfs.master import take_backup
 
+    settings = client_settings(cluster)
+    check_runs(cluster)
     masters = find_masters(cluster.master, cluster.state)
     credentials = find_credentials(cluster.key_file, cluster.tls, cluster.state)
     # Not of a link: a new backup replaces the file that it names, where that is.
@@ -39,7 +41,9 @@ def backup(cluster: Cluster, file: Path) -> None:
 
     async def work() -> None:
         try:
-            point = await take_backup(real_world(), masters, credentials, path)
+            point = await take_backup(
+                real_world(), masters, credentials, path, settings.retry_seconds
+            )
         except GfsError:
             raise  # some are an OSError as well
         except OSError as error:

@@ -39,7 +39,7 @@ def run_with_client(
 
     async def connected() -> T:
         settings = client_settings(cluster)
-        _check_runs(cluster)
+        check_runs(cluster)
         with trio.move_on_after(seconds):
             return await ask(settings)
         where = ", ".join(find_masters(cluster.master, cluster.state))
@@ -65,7 +65,7 @@ def run_with_client(
     return run(connected)
 
 
-def _check_runs(cluster: Cluster) -> None:
+def check_runs(cluster: Cluster) -> None:
     """Fail at once for an invalid address, and for a local cluster that is stopped."""
     named = cluster.master or (os.environ.get("GFS_MASTER") if cluster.state is None else None)
     if named:

@@ -6,8 +6,9 @@ restart of the master only delays calls. Look-ups are repeated. A mutation keeps
 
 With several addresses, the master is the process that answers as one and has the
 highest term: the others are shadow masters, or were the master before. To a client a
-promotion is a lost connection, followed by another attempt. With one address, a shadow
-master is taken as well, for look-ups.
+promotion is a lost connection, followed by another attempt; one that is silent, since it
+was stopped or its machine is gone, is a lost connection after ``SILENT_SECONDS``. With one
+address, it is waited for, and a shadow master is taken as well, for look-ups.
 
 While uploads are open, a ping keeps the client known to the master; after a
 reconnect the reservations are claimed again before anything else is asked.
@@ -18,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -41,6 +44,7 @@ from gfs.errors import (
 from gfs.io import World
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import Done, Message, Ping, PublishedChunk, Reclaim
 from gfs.protocol.rpc import Reply as Outcome
 from gfs.protocol.rpc import Rpc
@@ -50,8 +54,9 @@ log = logging.getLogger(__name__)
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 CALL_SECONDS = 10.0
-#: A master that answers neither a call in time nor this probe is considered gone.
-PING_SECONDS = 2.0
+#: A master that sends nothing for this long while it is asked whether it is there is gone, if
+#: another one may serve instead. Longer than any pause of one that is only busy.
+SILENT_SECONDS = 3.0
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 0.25
 #: For this long a cluster with too few servers is taken to be starting.
@@ -91,7 +96,9 @@ class MasterClient:
         self._retry_seconds = retry_seconds
         #: Number of connections so far: reservations of earlier ones, unless reclaimed, are gone.
         self.connections = 0
+        #: While there is one, its address is the first.
         self._rpc: Rpc | None = None
+        self._turn_seconds = handshake.TURN_SECONDS_MIN
         self._connecting = trio.Lock()
         self._sequence = itertools.count(1)
         self._requests = itertools.count(int.from_bytes(world.random_bytes(4), "big") << 8)
@@ -128,7 +135,7 @@ class MasterClient:
                 reply, _ = await rpc.call(request, body, seconds=CALL_SECONDS)
                 break
             except (ConnectionError, DeadlineExceeded, Busy) as error:
-                await self._doubt(error)
+                self._doubt(error)
                 short_since = None  # a master that starts knows no chunkserver yet
                 if clock.monotonic() + pause > give_up:
                     where = ", ".join(self._addresses)
@@ -156,7 +163,7 @@ class MasterClient:
                 if isinstance(reply, kind):
                     return reply
             except (ConnectionError, DeadlineExceeded, Busy, NotEnoughChunkservers) as error:
-                await self._doubt(error)
+                self._doubt(error)
         number = current_request.get() or request_of(request.id) or self.new_request()
         with asked_for(number):
             return await self.call(lambda: request, kind, body)
@@ -203,29 +210,19 @@ class MasterClient:
             return [None] * len(requests)
         return [_final(reply, kind) for reply in await calls.replies()]
 
-    async def _doubt(self, error: Exception) -> None:
-        """Ask the connected process whether it is still the master. With other
-        addresses to try, the connection is dropped if it denies that or does not
-        answer; without them, NotTheMaster is raised."""
-        if len(self._addresses) == 1:
-            if isinstance(error, NotTheMaster):
+    def _doubt(self, error: Exception) -> None:
+        """Leave a process that says that it is not the master. Raises NotTheMaster if there is
+        no other address."""
+        if isinstance(error, NotTheMaster):
+            if len(self._addresses) == 1:
                 raise error
-            return
-        asked, rpc = self._addresses[0], self._rpc
-        if rpc is None:
-            return
-        if isinstance(error, DeadlineExceeded) and await self._is_there(rpc):
-            return  # the request takes long, and would start over elsewhere
-        if isinstance(error, (NotTheMaster, DeadlineExceeded)) and self._rpc is rpc:
-            self._addresses.sort(key=asked.__eq__)
-            self.close()
+            self._leave()
 
-    async def _is_there(self, rpc: Rpc) -> bool:
-        try:
-            await rpc.call(Ping(id=0), seconds=PING_SECONDS)
-        except (ConnectionError, GfsError):
-            return False
-        return True
+    def _leave(self) -> None:
+        """End the connection; the other addresses are tried before this one."""
+        if self._rpc is not None:
+            self._addresses.sort(key=self._addresses[0].__eq__)
+            self.close()
 
     async def once(self, request: Message, kind: type[ReplyT], seconds: float) -> ReplyT:
         """One attempt, for requests that must not be carried out twice, once a master answers.
@@ -256,10 +253,13 @@ class MasterClient:
         if rpc is not None and self._is_usable(rpc):
             return rpc
         async with self._connecting:
-            if self._rpc is None or not self._is_usable(self._rpc):
+            rpc = self._rpc
+            if rpc is None or not self._is_usable(rpc):
+                if rpc is not None and rpc.was_silent:
+                    self._leave()
                 self.close()
-                self._rpc = await self._connect()
-            return self._rpc
+                rpc = self._rpc = await self._connect()
+            return rpc
 
     def _is_usable(self, rpc: Rpc) -> bool:
         """Raises if a chunkserver has reported a higher term since."""
@@ -268,9 +268,12 @@ class MasterClient:
     async def _connect(self) -> Rpc:
         last: Exception | None = None
         hopeless: GfsError | None = None
+        is_one_of_many = len(self._addresses) > 1
+        turn = self._turn_seconds if is_one_of_many else math.inf
         for address in self._addresses.copy():
             try:
-                connection = await handshake.connect(self._world, address, self._identity)
+                with deadline(turn, f"answer from {address}"):
+                    connection = await handshake.connect(self._world, address, self._identity)
             except (ConnectionError, DeadlineExceeded) as error:
                 last = error
                 continue
@@ -283,7 +286,11 @@ class MasterClient:
                 last = ConnectionError(f"{address} {refusal}")
                 continue
             self._identity.cluster = connection.peer_cluster
-            rpc = Rpc(connection)
+            rpc = Rpc(
+                connection,
+                silent_seconds=SILENT_SECONDS if is_one_of_many else math.inf,
+                probe=partial(Ping, id=0),
+            )
             self.nursery.start_soon(rpc.run)
             try:
                 await self._claim(rpc)
@@ -293,7 +300,9 @@ class MasterClient:
             self.connections += 1
             # The next attempt starts with this address.
             self._addresses.sort(key=address.__ne__)
+            self._turn_seconds = handshake.TURN_SECONDS_MIN
             return rpc
+        self._turn_seconds = min(2 * self._turn_seconds, handshake.TURN_SECONDS_MAX)
         if hopeless is None:
             raise ConnectionError(str(last)) from last
         if last is None:
@@ -335,5 +344,6 @@ class MasterClient:
         await self.call(lambda: Ping(id=0), Done)
 
     def close(self) -> None:
-        if self._rpc is not None:
-            self._rpc.close()
+        rpc, self._rpc = self._rpc, None
+        if rpc is not None:
+            rpc.close()

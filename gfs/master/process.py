@@ -18,7 +18,7 @@ import trio
 
 from gfs.config import MasterSettings, split_addresses
 from gfs.diagnostics import event
-from gfs.errors import Deposed, DiskFailed, ProtocolError, StartupError, innermost
+from gfs.errors import Deposed, DiskFailed, DiskFull, ProtocolError, StartupError, innermost
 from gfs.io import Listener, World, real_world
 from gfs.master.election import Candidate, Engine, EngineAway, Guarded
 from gfs.master.leases import Grants
@@ -273,8 +273,8 @@ class _Process:
         log.warning("cluster %s begins with this master", cluster)
 
     async def _resign(self) -> None:
-        """Become a shadow master, durably, that was the master of its term until now: it has
-        everything that was acknowledged in it."""
+        """Become a shadow master that was the master of its term until now: it has everything
+        that was acknowledged in it."""
         store = self._store
         standing = Standing(
             # Never empty, or it would take itself for the master of a later term as well.
@@ -283,7 +283,7 @@ class _Process:
             ended=store.state.term,
             successor=self._listener.address,
         )
-        await self._world.run_blocking(store.set_standing, standing)
+        await self._world.run_blocking(store.take_standing, standing)
 
     async def _serve_held(self, candidate: Candidate) -> None:
         """Serve as the master until the hold is lost, or was handed over. Its operations that
@@ -306,7 +306,11 @@ class _Process:
     async def _serve_now(self, candidate: Candidate) -> int:
         """Returns the term of a master that has replaced this one, or 0."""
         world, store = self._world, self._store
-        await world.run_blocking(store.begin, store.cluster, world.clock.time_ns())
+        try:
+            await world.run_blocking(store.begin, store.cluster, world.clock.time_ns())
+        except DiskFull as error:
+            log.error("this master was promoted, and cannot serve: %s", error)
+            return 0
         identity = self._identity()
         # Nobody is asked for a higher term: that this one could begin was just found out.
         announcer = TermAnnouncer(world, identity, self._listener.address)
@@ -335,12 +339,12 @@ class _Process:
         return True
 
     async def _follow(self) -> None:
-        """Become a shadow master, durably. The present store is kept beside the copy."""
+        """Become a shadow master. The present store is kept beside the copy."""
         named = split_addresses(self._settings.shadow_of)
         follows = list(dict.fromkeys([*named, *self._store.standing.peers]))
         keep = bool(self._store.cluster)
         as_shadow = Standing(follows=follows or [self._listener.address], keep=keep)
-        await self._world.run_blocking(self._store.set_standing, as_shadow)
+        await self._world.run_blocking(self._store.take_standing, as_shadow)
 
     async def _serve(self) -> None:
         """Serve as the master. Returns when it has handed over; raises Deposed."""

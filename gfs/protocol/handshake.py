@@ -56,6 +56,10 @@ NONCE_BYTES = 16
 #: The connection of a peer that sends nothing is closed after this long.
 HANDSHAKE_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
+#: Where one of several addresses is the master's, each gets this long, and twice as long in each
+#: further round: one whose process stands still hides the master shortly, and all may be busy.
+TURN_SECONDS_MIN = 1.0
+TURN_SECONDS_MAX = CONNECT_SECONDS + HANDSHAKE_SECONDS
 
 
 @dataclass

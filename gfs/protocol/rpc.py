@@ -53,6 +53,8 @@ CALLS_MAX = 4096
 REQUEST_BYTES_MAX = 8 * 1024 * 1024
 #: How often the deadlines of waiting calls are checked.
 SWEEP_SECONDS = 0.25
+#: A call waits for so long before the peer is asked whether it is there; so long between questions.
+PROBE_SECONDS = 1.0
 BATCH_MAX = 64
 REQUESTS_PER_YIELD = 512
 
@@ -119,6 +121,10 @@ def check_known(peer: str, version: int, kind: type[Message]) -> None:
         )
 
 
+def _ignore(_: Reply) -> None:
+    pass
+
+
 def refuse_all(rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
     """The handler of a side that serves no requests."""
     for message, _ in batch:
@@ -130,7 +136,8 @@ class Rpc:
     """One multiplexed connection. Frames are sent and received only while ``run`` is running.
 
     ``silent_seconds``: a peer that sends nothing at all for so long after a call is gone, and the
-    connection ends.
+    connection ends. Where an answer may take longer than that, ``probe`` makes a request that the
+    peer answers at once: it is sent while calls wait.
     """
 
     def __init__(
@@ -139,6 +146,7 @@ class Rpc:
         handler: Handler = refuse_all,
         *,
         silent_seconds: float = math.inf,
+        probe: Callable[[], Message] | None = None,
     ) -> None:
         self.peer = connection.peer
         self.peer_role = connection.peer_role
@@ -153,6 +161,8 @@ class Rpc:
         self._reply_bytes = 0
         self._request_bytes = 0
         self._silent_seconds = silent_seconds
+        self._probe = probe
+        self._probed_at = -math.inf
         #: When the first call after the peer's last bytes was made.
         self._silent_since: float | None = None
         self._writer_parked: trio.lowlevel.Task | None = None
@@ -166,6 +176,8 @@ class Rpc:
         self._queued_callers = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
         self.closed = False
+        #: It ended because the peer sent nothing.
+        self.was_silent = False
 
     async def run(self) -> None:
         """Send and receive frames until the connection ends; returns then, however it ended.
@@ -375,8 +387,21 @@ class Rpc:
             if self._silent_since is not None and now >= self._silent_since + self._silent_seconds:
                 silence = f"{self.peer} has sent nothing for {self._silent_seconds:g} s"
                 self._error = self._error or ConnectionResetError(silence)
+                self.was_silent = True
                 self.close()
                 return
+            self._probe_peer(now)
+
+    def _probe_peer(self, now: float) -> None:
+        """Ask the peer whether it is there, if the oldest call waits for long and it is time."""
+        oldest = next(iter(self._calls.values()), None)
+        if self._probe is None or oldest is None:
+            return
+        _, seconds, until, _ = oldest
+        if now >= max(until - seconds, self._probed_at) + PROBE_SECONDS:
+            self._probed_at = now
+            frame = self._begin(self._probe(), b"", PROBE_SECONDS, now + PROBE_SECONDS, _ignore)[1]
+            self._queue(frame)
 
     def _answer(self, message: Message, body: bytes) -> None:
         call = self._calls.pop(message.id, None)

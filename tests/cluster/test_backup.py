@@ -173,6 +173,7 @@ def test_what_cannot_be_backed_up_or_restored(backed: Backed) -> None:
         "restore", key, "--state", str(backed.file), "--key-file", key, code=1
     )
     backed.kill("master")
+    backed.environment["GFS_CLIENT_RETRY_SECONDS"] = "0.5"
     said = backed.backup(code=MasterUnavailable.exit_code)
     assert said.startswith("gfs: no master gives a backup")
     (backed.state / "master").rename(backed.state / "master-before")

@@ -70,7 +70,8 @@ async def test_a_master_that_was_stopped_answers_nothing(
 ) -> None:
     """Not even to requests that it had received, or that arrived while it stood still: what they
     read is not the newest any more. It is stopped in the middle of many reads and writes."""
-    monkeypatch.setattr("gfs.client.master.CALL_SECONDS", 300.0)  # they are waited for
+    for name in ("CALL_SECONDS", "SILENT_SECONDS"):  # they are waited for
+        monkeypatch.setattr(f"gfs.client.master.{name}", 300.0)
     stopped = await elected.holder()
     await elected.wait_followed()
     answers: list[object] = []

@@ -4,7 +4,7 @@ acknowledged is lost; and while it does not lie, nothing old is read."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from random import Random
 from typing import Any
@@ -15,11 +15,19 @@ import trio
 
 from gfs.client import Client
 from gfs.config import ClientSettings, MasterSettings
-from gfs.errors import Busy, GfsError, MasterUnavailable, NotFound, StaleVersion, WrongClusterKey
+from gfs.errors import (
+    Busy,
+    DiskFull,
+    GfsError,
+    MasterUnavailable,
+    NotFound,
+    StaleVersion,
+    WrongClusterKey,
+)
 from gfs.io import World
 from gfs.master import run_master
 from gfs.master.election import View
-from gfs.master.metadata import Standing
+from gfs.master.metadata import Standing, Store, Txn
 from gfs.master.metadata.store import open_store
 from gfs.master.replication import Shadow
 from gfs.protocol.rpc import Rpc
@@ -50,6 +58,52 @@ async def test_another_one_takes_over_from_a_master_that_dies(
     await cluster.start(first)
     assert await cluster.followed() != first
     await work.check(one)
+
+
+@over_seeds(8, kind=ElectedCluster)
+async def test_a_holder_that_stands_still_costs_some_seconds(
+    chance: Random, cluster: ElectedCluster, fs: Client
+) -> None:
+    """As one whose machine has lost its power: nobody is told, neither who waits for its answer
+    nor the shadow master that is to follow the next one."""
+    first = await cluster.followed()
+    await fs.mkdir("/before")
+    await trio.sleep(chance.uniform(0, 2))
+
+    others = [each.name for each in cluster.universe.machines if each.name != first]
+    end = trio.current_time() + 15
+
+    async def stand_still() -> None:
+        await trio.sleep(chance.choice([0, 0.003, 0.5]))
+        cluster.engine.away = {first}
+        cluster.network.partition([first], others)
+
+    waited, number = 0.0, 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stand_still)
+        while trio.current_time() < end:
+            began = trio.current_time()
+            await fs.mkdir(f"/{number}")
+            waited, number = max(waited, trio.current_time() - began), number + 1
+    assert 2 < waited < HOLD_SECONDS + 4
+    assert await cluster.holder() != first
+    cluster.network.heal()
+    cluster.engine.away = set()
+    await cluster.followed()
+
+
+@over_seeds(2, kind=ElectedCluster)
+async def test_masters_that_answer_late_are_found_as_well(cluster: ElectedCluster) -> None:
+    """Each address gets longer in each round: here none answers in the first two."""
+    await cluster.followed()
+    for name in cluster.masters:
+        for ends in (("far", name), (name, "far")):
+            cluster.network.slow(*ends, (0.7, 0.7), 1e6)
+    async with cluster._connected(cluster.masters, "far", None) as fs:
+        await fs.mkdir("/a")
+        began = trio.current_time()
+        await fs.mkdir("/b")
+        assert trio.current_time() - began < 2, "it is connected still"
 
 
 @pytest.mark.costly
@@ -567,6 +621,69 @@ async def test_a_master_without_shadows_that_lost_its_hold_is_a_shadow_after_a_r
     cluster.engine.away = set()
     cluster.begin(MASTER)
     await cluster.holder()
+
+
+@over_seeds(4, kind=ElectedCluster)
+async def test_a_master_whose_disk_is_full_gives_up_its_hold_and_goes_on(
+    chance: Random, cluster: ElectedCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot record that it is a shadow master, and is one nevertheless. When there is room it
+    is recorded before anything of the next term is."""
+    full: set[str] = set()
+    commit = Store.commit
+
+    def commit_if_there_is_room(store: Store, work: Callable[[Txn], object]) -> object:
+        if store._opened[0] in full:
+            raise DiskFull("the disk is full")
+        return commit(store, work)
+
+    monkeypatch.setattr(Store, "commit", commit_if_there_is_room)
+    first = await cluster.followed()
+    await fs.mkdir("/before")
+    full.add(cluster.metadata(first))
+    cluster.engine.away = {first}
+    await trio.sleep(HOLD_SECONDS)  # until then it refuses changes
+    await fs.mkdir("/after")
+    assert await cluster.holder() != first
+    await trio.sleep(chance.choice([0, 20]))
+    if chance.random() < 0.5:
+        cluster.engine.away = set()
+    await trio.sleep(5)
+    full.clear()
+    await cluster.followed()
+    await cluster.crash(first)
+    with closing(open_store(cluster.metadata(first), 1 << 28, False, "", 1)) as store:
+        assert store.standing.follows
+    cluster.engine.away = set()
+    cluster.begin(first)
+    await cluster.followed()
+    assert {entry.path for entry in await fs.list("/")} == {"/before", "/after"}
+
+
+@over_seeds(4, kind=ElectedCluster)
+async def test_a_master_whose_disk_is_full_as_it_begins_tries_again(
+    chance: Random, cluster: ElectedCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its term has begun, so that no other one can take over from it."""
+    begin = Store.begin
+    left = chance.choice([1, 3])
+
+    def begin_later(store: Store, fresh: str, now_ns: int) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise DiskFull("the disk is full")
+        begin(store, fresh, now_ns)
+
+    first = await cluster.followed()
+    await fs.mkdir("/before")
+    monkeypatch.setattr(Store, "begin", begin_later)
+    await cluster.crash(first)
+    await fs.mkdir("/after")
+    assert not left
+    cluster.begin(first)
+    await cluster.followed()
+    assert {entry.path for entry in await fs.list("/")} == {"/before", "/after"}
 
 
 class WithStranger(ElectedCluster):

@@ -27,6 +27,7 @@ from gfs.protocol.credentials import as_credentials
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER_ADDRESS
 
+from .elected import ElectedCluster
 from .seeds import over_seeds
 from .settle import handle_of
 from .shadowed import MASTER, ShadowedCluster, address
@@ -165,6 +166,34 @@ async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
         await trio.sleep(cluster.settings["garbage_grace_seconds"] + 60)
         files = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
         assert new in {handle_of(path) for path in files}
+
+
+@over_seeds(4, kind=ElectedCluster)
+async def test_a_backup_waits_for_the_next_master(
+    chance: Random, cluster: ElectedCluster, fs: Client, tmp_path: Path
+) -> None:
+    """As other calls, and as long; not for one that has another key."""
+    operator = cluster.universe.machine("operator").start_process().world
+    masters = [address(name) for name in cluster.masters]
+    back_up = partial(take_backup, operator, masters)
+    file, credentials = str(tmp_path / "backup"), as_credentials(cluster.key)
+    first = await cluster.followed()
+    for number in range(3):
+        await fs.mkdir(f"/{number}")
+    began = trio.current_time()
+    with pytest.raises(MasterUnavailable, match="another cluster key"):
+        await back_up(as_credentials(b"x" * 32), file)
+    assert trio.current_time() - began < 1
+    await trio.sleep(chance.uniform(0, 1))
+    await cluster.crash(first)
+    point = await back_up(credentials, file)
+    assert point.sequence >= 3
+    for name in cluster.masters:
+        await cluster.crash(name)
+    began = trio.current_time()
+    with pytest.raises(MasterUnavailable, match="no master gives a backup"):
+        await back_up(credentials, file, 5.0)
+    assert 4 < trio.current_time() - began < 6
 
 
 @over_seeds(1)

@@ -794,6 +794,38 @@ async def test_a_peer_that_sends_nothing_for_long_is_left(wire: Wire) -> None:
         nursery.cancel_scope.cancel()
 
 
+@in_virtual_time
+async def test_a_peer_that_takes_long_is_asked_whether_it_is_there(wire: Wire) -> None:
+    """It is waited for as long as it says so, and is asked only while somebody waits for long."""
+    asked: list[float] = []
+
+    def slow(server: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        for message, _ in batch:
+            if isinstance(message, Ping):
+                asked.append(trio.current_time())
+                if len(asked) <= 10:
+                    server.send(Done(id=message.id))
+            elif isinstance(message, Stat):
+                server.send(Done(id=message.id))
+
+    async with wire.bulk() as (near, far), trio.open_nursery() as nursery:
+        caller = Rpc(near, silent_seconds=3, probe=lambda: Ping(id=0))
+        nursery.start_soon(caller.run)
+        nursery.start_soon(Rpc(far, slow).run)
+        await trio.sleep(60)
+        for _ in range(100):
+            await caller.call(Stat(id=0, path="/"))
+            await trio.sleep(0.1)
+        assert not asked
+        began = trio.current_time()
+        with pytest.raises(ConnectionResetError, match="has sent nothing for 3 s"):
+            await caller.call(Election(id=0), seconds=60)
+        # Ten answers in as many seconds or little more, and three seconds after the next question.
+        assert 13 < trio.current_time() - began < 18
+        assert caller.was_silent
+        nursery.cancel_scope.cancel()
+
+
 @on_both_wires
 async def test_a_reader_is_given_so_many_requests_at_a_time(wire: Wire) -> None:
     """So answers are bounded within what one receive brought, too."""

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from gfs.blocks import block_sum, row_sum
-from gfs.errors import GfsError, InvalidArgument, MasterUnavailable, ProtocolError
+from gfs.errors import GfsError, InvalidArgument, MasterUnavailable, ProtocolError, Retryable
 from gfs.io import World
 from gfs.master.backup.backup_file import PIECE, ROWS, BackupFile, Piece, Point
 from gfs.master.metadata import State
@@ -36,6 +36,7 @@ T = TypeVar("T")
 PARTIAL = ".partial"
 #: A master that does not answer a request within this time is taken to be gone.
 ANSWER_SECONDS = 30.0
+PAUSE_SECONDS = 0.25
 
 _rows = msgspec.msgpack.Decoder(list[bytes])
 _log_rows = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
@@ -43,27 +44,38 @@ _state = msgspec.msgpack.Decoder(State)
 
 
 async def take_backup(
-    world: World, masters: list[str], credentials: Credentials, path: str
+    world: World,
+    masters: list[str],
+    credentials: Credentials,
+    path: str,
+    retry_seconds: float = 30.0,
 ) -> Point:
     """Make the backup at ``path``, or continue it: durable when this returns. Cancelled, or
     after an error, the last complete backup is there.
 
-    Raises MasterUnavailable if none of ``masters`` serves, InvalidArgument if the file is
-    damaged, in use, or of another history, and OSError if it cannot be written.
+    Raises MasterUnavailable if none of ``masters`` serves: after ``retry_seconds``, or at once if
+    none may by then. Raises InvalidArgument if the file is damaged, in use, or of another
+    history, and OSError if it cannot be written.
     """
     identity = Identity("shadow", "backup", credentials)
-    reasons = []
-    for address in masters:
-        try:
-            rpc = await connect_master(world, address, identity, 0, refuse_all)
-        except (ConnectionError, GfsError) as error:
-            reasons.append(f"{address}: {error}")
-            continue
-        try:
-            return await _with(rpc, partial(_take, world, rpc, path))
-        except ConnectionError as error:
-            reasons.append(f"{address}: {error}")
-    raise MasterUnavailable(f"no master gives a backup: {'; '.join(reasons)}")
+    give_up = world.clock.monotonic() + retry_seconds
+    while True:
+        reasons, may_serve = [], False
+        for address in masters:
+            try:
+                rpc = await connect_master(world, address, identity, 0, refuse_all)
+            except (ConnectionError, GfsError) as error:
+                reasons.append(f"{address}: {error}")
+                may_serve |= isinstance(error, ConnectionError | Retryable)
+                continue
+            try:
+                return await _with(rpc, partial(_take, world, rpc, path))
+            except ConnectionError as error:
+                reasons.append(f"{address}: {error}")
+                may_serve = True
+        if not may_serve or world.clock.monotonic() + PAUSE_SECONDS > give_up:
+            raise MasterUnavailable(f"no master gives a backup: {'; '.join(reasons)}")
+        await world.clock.sleep(PAUSE_SECONDS)
 
 
 async def _with(rpc: Rpc, work: Callable[[], Awaitable[T]]) -> T:

@@ -300,6 +300,8 @@ class Store:
         #: As of the last commit.
         self.state = State()
         self.standing = Standing()
+        #: The standing is not on the disk yet, and is written with the next commit.
+        self._owes_standing = False
 
     def read(self) -> Txn:
         """A snapshot of the last commit, to be used in a ``with`` statement."""
@@ -346,6 +348,8 @@ class Store:
         raw = self._environment.begin(write=True)
         try:
             txn = Txn(raw, self._db, state)
+            if self._owes_standing:
+                self.put_standing(txn, self.standing)
             result = work(txn)
             if state != before:
                 txn.put(_STATE, msgspec.msgpack.encode(state), self._db.meta)
@@ -353,7 +357,7 @@ class Store:
         except BaseException:
             raw.abort()
             raise
-        self.state = state
+        self.state, self._owes_standing = state, False
         return result
 
     def close(self) -> None:
@@ -419,6 +423,16 @@ class Store:
         self.commit(lambda txn: self.put_standing(txn, standing))
         self.standing = standing
 
+    def take_standing(self, standing: Standing) -> None:
+        """As set_standing, for a standing that would be found out again after a restart: if the
+        disk is full it is taken nevertheless, and recorded in the next commit, whatever that is
+        of. So nothing on the disk is later than a role that is not."""
+        try:
+            self.set_standing(standing)
+        except DiskFull as error:
+            log.warning("the new role of this master is recorded as soon as it can be: %s", error)
+            self.standing, self._owes_standing = standing, True
+
     def put_copied(self, cluster: str, state: State) -> None:
         """Complete a store that was filled with the rows of another one: set its
         counters and standing."""
@@ -452,7 +466,7 @@ class Store:
         sync_directory(here)
         self._environment = _open_environment(here, map_bytes, sync)
         self._db = _open_databases(self._environment)
-        self.state, self.standing = State(), Standing()
+        self.state, self.standing, self._owes_standing = State(), Standing(), False
         self.load()
 
     def sync(self) -> None:

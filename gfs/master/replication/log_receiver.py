@@ -42,6 +42,7 @@ from gfs.master.metadata.operation_log import Diverged
 from gfs.master.replication.promises import Promises
 from gfs.master.replication.read_only_master import ShadowMaster
 from gfs.protocol import handshake
+from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
     Bind,
     Follow,
@@ -102,12 +103,12 @@ class Following:
 
     async def run(self) -> None:
         """Follow until cancelled. Raises Diverged when a copy is needed, and DiskFailed."""
-        pause = RECONNECT_SECONDS_MIN
+        pause, turn = RECONNECT_SECONDS_MIN, handshake.TURN_SECONDS_MIN
         while True:
             for address in self._candidates():
                 started = self._world.clock.monotonic()
                 try:
-                    await self._session(address)
+                    await self._session(address, turn)
                 except DiskFailed:
                     raise
                 except (ConnectionError, GfsError) as error:
@@ -115,13 +116,15 @@ class Following:
                 finally:
                     self.rpc = None
                 if self._world.clock.monotonic() - started > SILENT_SECONDS:
-                    pause = RECONNECT_SECONDS_MIN
+                    pause, turn = RECONNECT_SECONDS_MIN, handshake.TURN_SECONDS_MIN
             await self._world.clock.sleep(pause)
             pause = min(2 * pause, self._pause_max)
+            turn = min(2 * turn, handshake.TURN_SECONDS_MAX)
 
-    async def _session(self, address: str) -> None:
+    async def _session(self, address: str, turn: float) -> None:
         promised = self._promises.highest
-        rpc = await connect_master(self._world, address, self._identity, promised, self._take)
+        with deadline(turn, f"answer from {address}"):
+            rpc = await connect_master(self._world, address, self._identity, promised, self._take)
         self._pending = []
         self._heard = self._world.clock.monotonic()
         failure: BaseException | None = None

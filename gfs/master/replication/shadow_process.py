@@ -106,7 +106,7 @@ class Shadow:
                 error = innermost(group)
                 log.warning("%s: a copy of the master's metadata is fetched", error)
                 standing = msgspec.structs.replace(self._store.standing, diverged=True)
-                await self._world.run_blocking(self._store.set_standing, standing)
+                await self._world.run_blocking(self._store.take_standing, standing)
             else:
                 return
 
