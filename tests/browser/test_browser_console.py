@@ -243,14 +243,44 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
         await console.sees("No API token yet")
         assert client.get("/api/session").status_code == 401
 
+    # Rights within one storage namespace change no other.
+    mine = cloud.client(await console.evaluate("JSON.parse(sessionStorage['gfs-session']).token"))
+    for name in ("photos", "my.letters"):
+        mine.post("/storage/namespaces", json={"name": name}).raise_for_status()
+    await console.press("New API token")
+    await console.press("Create, change and delete storage namespaces", "dialog")
+    await console.choose("Storage namespace", "photos", "dialog")
+    await console.answer("Create", {"Name": "of photos"})
+    await console.sees("This is shown only now")
+    token = await console.evaluate("document.querySelector('dialog pre').innerText")
+    with cloud.client(token) as client:
+        for name, answer in (("photos", 200), ("my.letters", 403)):
+            path, change = f"/storage/namespaces/{name}", {"visibility": 0}
+            assert client.put(path, json=change).status_code == answer
+            assert client.get("/storage/files", params={"namespace": name}).status_code == answer
+        assert client.post("/storage/namespaces", json={"name": "x"}).status_code == 403
+        assert client.delete("/storage/namespaces/my.letters").status_code == 403
+        assert client.delete("/storage/namespaces/photos").status_code == 200
+    await console.press("Close", "dialog")
+
     await console.press("New S3 key")
+    await console.choose("Storage namespace", "my.letters", "dialog")
     await console.answer("Create", {"Name": "backup"})
-    for tool in ("rclone", "restic", "fsspec", "awscli"):
+    for tool, text in (
+        ("rclone", "rclone ls gfs:my.letters"),
+        ("restic", "/my.letters"),
+        ("fsspec", "s3://my.letters/"),
+        ("awscli", "aws s3 ls s3://my.letters"),
+    ):
         await console.press(tool, "dialog")
-        await console.until("document.querySelector('dialog .block')?.innerText.includes('GFS')")
+        shown = "document.querySelector('dialog .block')?.innerText"
+        await console.until(f"{shown}.includes('GFS') && {shown}.includes({text!r})")
+    (key,) = mine.get("/api/s3-keys").json()
+    assert [scope for scope in key["scopes"] if not scope.endswith(".my.letters")] == []
     await console.picture("new-s3-key")
     await console.press("Close", "dialog")
     await console.sees("backup")
+    await console.sees("storage files my.letters: ")
     await console.press("Revoke: backup")
     await console.press("Revoke", "dialog")
     await console.sees("No S3 key yet")
