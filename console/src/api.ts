@@ -224,7 +224,8 @@ const AGAIN_MS = 2000;
 
 /**
  * What `load` returns, loaded again when `key` changes, every `seconds` while the page is
- * visible, and soon after a failure to reach the server; the last data stays meanwhile.
+ * visible, at once when it becomes so, and soon after a failure to reach the server; the last data
+ * stays meanwhile.
  */
 export function useLoad<R>(
   key: string,
@@ -241,11 +242,15 @@ export function useLoad<R>(
   useEffect(() => {
     const ending = new AbortController();
     let timer = 0;
+    let isRead = false;
     const run = async (): Promise<void> => {
+      clearTimeout(timer);
+      timer = 0;
       let wait = seconds * 1000;
-      if (!document.hidden || !seconds)
+      if (!document.hidden || !seconds || !isRead)
         try {
           const data = await loader.current(ending.signal);
+          isRead = true;
           if (!ending.signal.aborted) setState({ key, data, error: null });
         } catch (error) {
           if (ending.signal.aborted) return;
@@ -255,10 +260,16 @@ export function useLoad<R>(
         }
       if (wait && !ending.signal.aborted) timer = window.setTimeout(run, wait);
     };
+    // While it is read there is no timer.
+    const shown = (): void => {
+      if (timer && !document.hidden) void run();
+    };
+    document.addEventListener("visibilitychange", shown);
     void run();
     return () => {
       ending.abort();
       clearTimeout(timer);
+      document.removeEventListener("visibilitychange", shown);
     };
   }, [key, turn, seconds]);
   const reload = useCallback(() => setTurn((last) => last + 1), []);

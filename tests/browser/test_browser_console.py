@@ -357,7 +357,25 @@ async def test_an_administrator_manages_users_quotas_and_sessions(
         await console.sees("The session has ended")
         assert grace.get("/api/session").status_code == 401
 
+    # In a tab of the background it is read once, and again as soon as one looks.
+    await console.evaluate(
+        """(() => {
+            const { setTimeout } = window;
+            window.setTimeout = (f, ms) => setTimeout(f, ms >= 5000 ? 1e9 : ms);
+            window.usual = () => { window.setTimeout = setTimeout; };
+            window.isHidden = true;
+            Object.defineProperty(document, "hidden", { get: () => window.isHidden });
+        })()"""
+    )
     await console.go("#/users")
+    shown = "document.querySelector('[aria-label=Users] tbody')?.innerText.includes({!r})"
+    await console.until(shown.format("grace"))
+    cloud.make_user("ada")
+    await console.evaluate(
+        "(window.isHidden = false, document.dispatchEvent(new Event('visibilitychange')))"
+    )
+    await console.until(shown.format("ada"))
+    await console.evaluate("window.usual()")
     await console.act("grace", "Change…", "", {"New password": "given to her by phone"})
     await console.picture("change-user")
     await console.press("Save", "dialog")
