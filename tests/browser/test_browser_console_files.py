@@ -56,6 +56,19 @@ HOLD_REQUEST = """(() => {
         return fetch(address, options);
     };
 })()"""
+#: The servers' last pass of verifying was long ago.
+OLD_SCRUB = """(() => {
+    const { fetch } = window;
+    window.fetch = async (address, options) => {
+        const answer = await fetch(address, options);
+        if (!/locate/.test(address)) return answer;
+        const said = await answer.json();
+        for (const { replicas } of said.chunks)
+            for (const each of replicas)
+                Object.assign(each, { scrub_began_at: 2000, scrub_ended_at: 1000 });
+        return new Response(JSON.stringify(said));
+    };
+})()"""
 #: Each part is sent in less time than the speed is measured in; and the third waits for ``go``.
 FAST_PARTS = """(() => {
     const { send } = XMLHttpRequest.prototype;
@@ -703,10 +716,15 @@ async def test_one_sees_where_a_file_is_and_has_it_checked(
 ) -> None:
     put(owner, "a.txt", b"x" * 100_000)
     await console.go(f"#/files/{owner.headers['x-space']}?sort=name&order=desc")
+    await console.evaluate(OLD_SCRUB)
     await console.act("a.txt", "Where it is stored")
     await console.sees("1 of 1")
+    # What was verified before there was the file is not.
+    await console.sees("not verified yet")
     await console.press("Check now", "dialog")
     await console.sees("Every replica is whole: 1")
+    await console.misses("not verified yet")
+    await console.sees("verified ")
     await console.picture("locate")
     # It may take longer than others do to answer, and says so if it does.
     await console.evaluate(
