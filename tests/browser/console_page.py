@@ -125,8 +125,16 @@ class Console:
         await self.until(find)
         return find
 
-    async def key(self, name: str) -> None:
+    async def click_beside(self) -> None:
+        """Where there is no dialog, but what it is in front of."""
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.page.call(
+                "Input.dispatchMouseEvent", type=kind, x=3, y=3, button="left", clickCount=1
+            )
+
+    async def key(self, name: str, *, shift: bool = False) -> None:
         about = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]}
+        about["modifiers"] = 8 if shift else 0
         text = {"text": "\r"} if name == "Enter" else {}
         await self.page.call("Input.dispatchKeyEvent", type="keyDown", **about, **text)
         await self.page.call("Input.dispatchKeyEvent", type="keyUp", **about)

@@ -223,6 +223,7 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
         assert client.get("/storage/files").status_code == 200
         assert client.post("/storage/namespaces", json={"name": "x"}).status_code == 403
         await console.picture("new-token")
+        await console.click_beside()
         # Over plain http from another host there is no clipboard, and an older way to copy.
         await console.evaluate(
             "Object.defineProperty(navigator, 'clipboard', {value: undefined});"

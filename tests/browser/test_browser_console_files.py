@@ -675,6 +675,7 @@ async def test_a_file_is_shared_with_anyone_until_that_is_revoked(
     await console.act("a b.txt", "Share…", "Make a link")
     await console.until("document.querySelector('dialog pre')")
     await console.picture("share")
+    await console.click_beside()
     url = await console.evaluate("document.querySelector('dialog pre').innerText")
     with cloud.client() as anonymous:
         assert anonymous.get(url).content == b"for you"
@@ -726,6 +727,10 @@ async def test_one_sees_where_a_file_is_and_has_it_checked(
     await console.misses("not verified yet")
     await console.sees("verified ")
     await console.picture("locate")
+    # What can be looked at again is closed by a click beside it.
+    await console.click_beside()
+    await console.until("!document.querySelector('dialog')")
+    await console.act("a.txt", "Where it is stored")
     # It may take longer than others do to answer, and says so if it does.
     await console.evaluate(
         "((timeout) => AbortSignal.timeout = (ms) =>"

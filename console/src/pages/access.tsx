@@ -338,7 +338,7 @@ function Secret({
       ? configurations(endpoint, made.access_key_id, made.secret_access_key, space)
       : null;
   return (
-    <Dialog title={`${title}: ${made.name}`} close={close} wide>
+    <Dialog title={`${title}: ${made.name}`} close={close} wide once>
       <p class="problem warn">{T.access.once}</p>
       {made.token && <Copyable text={made.token} block />}
       {s3 ? (
