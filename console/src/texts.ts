@@ -293,6 +293,7 @@ export const T = {
     kept: "It is not running. What it has printed is kept until it is started again.",
     closed: (reason: string) => `The connection has ended${reason ? `: ${reason}` : ""}.`,
     reconnect: "Open again",
+    leave: "Shift+Tab leaves the terminal.",
     noLogs: "Nothing has been printed yet.",
     gone: "There is no such container any more.",
     all: "All containers",

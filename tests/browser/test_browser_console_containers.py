@@ -53,6 +53,17 @@ async def test_a_container_is_made_used_and_deleted(browser: Chromium, user: Use
     await console.page.type(f"until stty size | grep '^{across} '; do sleep 0.1; done\r")
     await console.until(f"{SCREEN}.some((line) => line.startsWith('{across} '))")
     await console.picture("terminal")
+    # Tab is the shell's; with Shift it leaves the terminal.
+    await console.evaluate("document.querySelector('.xterm textarea').focus()")
+    inside = "document.activeElement.closest('.shell-box') !== null"
+    await console.page.type("echo $((5*5)) /etc/host")
+    await console.key("Tab")
+    await console.page.type("\r")
+    await console.until(f"{SCREEN}.some((line) => /^25 .etc.host/.test(line))")
+    assert await console.evaluate(inside)
+    await console.key("Tab", shift=True)
+    assert not await console.evaluate(inside)
+    await console.evaluate("document.querySelector('.xterm textarea').focus()")
 
     # A line of the log is only a text. The shell ends with its page, whatever it was typed.
     loud = "printf '\\033[32m<b>loud</b>\\033[0m\\n' > /proc/1/fd/1"
