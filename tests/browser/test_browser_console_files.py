@@ -178,6 +178,13 @@ async def test_files_and_folders_are_uploaded_and_downloaded(
     await console.sees("3 of 3")
     await console.picture("uploads")
     assert names(owner) == ["big.bin", "trip/day one/ä.txt", "trip/map.txt"]
+    # A file over what does not take it is not the browser's to open, in the place of the page.
+    await console.evaluate(
+        "addEventListener('dragover', (event) => { window.isKept = event.defaultPrevented; })"
+    )
+    await console.drop([big], ".side")
+    await console.until("window.isKept === true")
+    await console.sees("3 of 3")
 
     # Again: nothing is replaced that nobody asked to replace.
     await console.choose_files([big])
