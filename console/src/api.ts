@@ -277,3 +277,39 @@ export function useLoad<R>(
   const mine = state.key === key;
   return { data: mine ? state.data : undefined, error: mine ? state.error : null, reload, change };
 }
+
+export interface Page<R> {
+  rows: R[];
+  /** The cursor of the page after this one. */
+  next: string | null;
+}
+
+const PAGE = 200;
+const PAGE_MAX = 1000;
+
+/**
+ * A list that the server gives in pages: as many of its first rows as are wanted, loaded like those
+ * of `useLoad`. `more` wants more of them.
+ */
+export function usePages<P extends Page<unknown>>(
+  key: string,
+  load: (limit: number, cursor: string | undefined, signal: AbortSignal) => Promise<P>,
+  seconds = 0,
+): Loaded<P> & { more: () => void } {
+  const wanted = useRef(PAGE);
+  const read = async (signal: AbortSignal): Promise<P> => {
+    const rows: unknown[] = [];
+    for (let cursor: string | undefined; ; ) {
+      const page: P = await load(Math.min(PAGE_MAX, wanted.current - rows.length), cursor, signal);
+      rows.push(...page.rows);
+      if (!page.next || rows.length >= wanted.current) return { ...page, rows };
+      cursor = page.next;
+    }
+  };
+  const list = useLoad(key, read, seconds);
+  const more = (): void => {
+    wanted.current += PAGE;
+    list.reload();
+  };
+  return { ...list, more };
+}

@@ -154,6 +154,13 @@ async def downloaded(there: Path, data: bytes) -> None:
     await trio.to_thread.run_sync(lambda: wait_for(look, "download"))
 
 
+async def home_of(fs: gfs.Client, owner: httpx.Client) -> str:
+    """The directory of its storage namespace."""
+    spaces = [each.path async for each in fs.scan("/storage")]
+    (home,) = [each for each in spaces if each.startswith(f"/storage/{owner.headers['x-space']}.")]
+    return home
+
+
 def anybody(address: str) -> httpx.Response:
     return httpx.get(address, timeout=HANG_SECONDS)
 
@@ -413,7 +420,7 @@ async def test_the_page_goes_on_when_the_server_is_back(console: Console, cloud:
 
 
 async def test_what_was_deleted_is_restored_or_deleted_for_good(
-    console: Console, owner: httpx.Client
+    console: Console, owner: httpx.Client, cloud: Cloud
 ) -> None:
     for path in ("a.txt", "b.txt", "c/d.txt", "e.txt"):
         put(owner, path, b"first")
@@ -444,6 +451,21 @@ async def test_what_was_deleted_is_restored_or_deleted_for_good(
     await console.press("Delete for good: b.txt")
     await console.press("Delete for good", "dialog")
     await console.sees("The trash is empty")
+
+    # So many as one has wanted to see are still there after a restore.
+    async with gfs.connect(state=cloud.cluster.state) as fs:
+        home = await home_of(fs, owner)
+        paths = [f"{home}/many/{number:03}" for number in range(250)]
+        await fs.put_many([(path, b"") for path in paths])
+        await fs.delete_many(paths)
+    await console.press("Files", ".tabs")
+    await console.press("Trash")
+    rows = "document.querySelectorAll('tbody tr').length"
+    await console.until(f"{rows} === 200")
+    await console.press("Show more")
+    await console.until(f"{rows} === 250")
+    await console.press("Restore: many/003")
+    await console.until(f"{rows} === 249")
 
 
 async def test_a_large_upload_goes_on_after_the_connection_was_cut(
@@ -926,8 +948,7 @@ async def test_a_list_keeps_its_rows_and_what_is_selected_when_it_is_read_again(
     space, count = owner.headers["x-space"], 2700
     put(owner, "many/0000x", b"x")
     async with gfs.connect(state=cloud.cluster.state) as fs:
-        spaces = [each.path async for each in fs.scan("/storage")]
-        (home,) = [each for each in spaces if each.startswith(f"/storage/{space}.")]
+        home = await home_of(fs, owner)
         await fs.put_many([(f"{home}/many/{number:04}", b"") for number in range(count)])
     await console.go(f"#/files/{space}/many")
     await console.sees("500 shown, there are more")
