@@ -257,7 +257,7 @@ function NewContainer({ close, done }: { close: () => void; done: () => void }) 
           <select value={type} onChange={(event) => setType(event.currentTarget.value)}>
             {Object.entries(TYPES).map(([each, about]) => (
               <option key={each} value={each}>
-                {each} ({about} CPU)
+                {T.containers.typeIs(each, about)}
               </option>
             ))}
           </select>

@@ -188,7 +188,7 @@ interface About {
 function RestoreAs({ space, row, close, done }: About) {
   const [, before = "", ending = ""] = /^(.*?[^/])(\.[^./]*)?$/s.exec(row.path) ?? [];
   const [target, setTarget] = useState(
-    row.kind === "file" ? `${before} (restored)${ending}` : `${row.path} (restored)`,
+    row.kind === "file" ? T.trash.beside(before) + ending : T.trash.beside(row.path),
   );
   const submit = async (): Promise<void> => {
     say(T.trash.restored(await undelete(space, row, target)));
