@@ -180,8 +180,9 @@ class Console:
 
     async def accessible(self) -> None:
         """axe-core finds nothing serious, neither in light nor in dark."""
-        axe = (browser_files.directory() / "axe-core/axe.min.js").read_text()
-        await self.page.evaluate(axe + "; 0")
+        if await self.evaluate("typeof axe === 'undefined'"):
+            axe = (browser_files.directory() / "axe-core/axe.min.js").read_text()
+            await self.page.evaluate(axe + "; 0")
         for scheme in ("light", "dark"):
             feature = {"name": "prefers-color-scheme", "value": scheme}
             await self.page.call("Emulation.setEmulatedMedia", features=[feature])
@@ -190,9 +191,8 @@ class Console:
         await self.page.call("Emulation.setEmulatedMedia", features=[])
 
     async def picture(self, name: str) -> None:
-        """Look for what people could not read or reach, also at other widths; and keep pictures of
-        the page as it is."""
-        await self.accessible()
+        """Look for what people could not read or reach, at each width that has a layout of its own;
+        and keep pictures of the page as it is."""
         for width, (across, down) in WIDTHS.items():
             await self.resize(across, down)
             await self.page.evaluate(
@@ -206,6 +206,8 @@ class Console:
                 folder = Path(PICTURES) / width
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+            if width != "wide":
+                await self.accessible()
         await self.resize(*WIDTHS["laptop"])
 
     async def resize(self, across: int, down: int) -> None:
