@@ -10,7 +10,7 @@ import trio
 from checks import wait_for
 from chromium import Chromium
 from cloud import PASSWORD, Cloud
-from console_page import Console
+from console_page import WIDTHS, Console
 from signals import send
 
 PUBLIC_KEY = (
@@ -51,6 +51,13 @@ async def test_one_logs_in_and_out(browser: Chromium, cloud: Cloud) -> None:
     console.page.complaints.clear()  # the browser's own of the 401
     await console.login("admin", PASSWORD)
     await console.sees("default")
+
+    # The menu of a phone.
+    await console.resize(*WIDTHS["phone"])
+    await console.press("Menu")
+    await console.until("document.querySelector('.shell.open')")
+    await console.accessible()
+    await console.resize(*WIDTHS["laptop"])
 
     stored = await console.evaluate("JSON.stringify([localStorage, document.cookie])")
     token = await console.evaluate("JSON.parse(sessionStorage['gfs-session']).token")

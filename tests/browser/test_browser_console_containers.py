@@ -92,6 +92,10 @@ async def test_a_container_is_made_used_and_deleted(browser: Chromium, user: Use
     await console.misses("kept until it is started again")
     await console.until(f"!{said}")
 
+    await console.go("#/containers")
+    await console.until("document.querySelector('.card .badge')?.innerText === 'running'")
+    await console.picture("containers")
+    await console.go(f"#/containers/{container}")
     await console.press("Delete…")
     await console.press("Delete", "dialog")
     await console.sees("You have no container")

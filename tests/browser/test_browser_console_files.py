@@ -304,6 +304,7 @@ async def test_what_users_upload_is_shown_and_never_run(
     await console.press("Close", "dialog")
     await console.press("page.html")
     await console.until("document.querySelector('dialog pre')?.innerText.includes('<b>bold')")
+    await console.picture("preview-text")
     await console.key("Escape")
     await console.until("!document.querySelector('dialog')")
     assert await console.evaluate("window.hacked") is None
@@ -397,6 +398,7 @@ async def test_the_address_of_a_pdf_has_no_token(console: Console, owner: httpx.
         assert answer.content == data
         assert answer.headers["content-type"] == "application/pdf"
         assert answer.headers["content-disposition"].startswith("inline")
+        await console.picture("preview-pdf")
         await console.key("Escape")
         await console.until("!document.querySelector('dialog')")
         # The link ends with the dialog.
@@ -443,6 +445,8 @@ async def test_what_was_deleted_is_restored_or_deleted_for_good(
     await console.sees("0 selected")
     # Something is there by now: it is restored beside that.
     await console.press("Restore: a.txt")
+    await console.until("document.querySelector('dialog input')")
+    await console.picture("restore-as")
     await console.press("Restore", "dialog")
     await console.until("!document.querySelector('tbody').innerText.includes('a.txt')")
     console.page.complaints.clear()  # the browser's own of the 409
@@ -710,6 +714,8 @@ async def test_a_file_is_shared_with_anyone_until_that_is_revoked(
         assert anonymous.get(url).content == b"for you"
         await console.press("Close", "dialog")
         await console.press("Share links")
+        await console.until("document.querySelector('tbody tr')")
+        await console.picture("shares")
         await console.press("Revoke: a b.txt")
         await console.press("Revoke", "dialog")
         await console.sees("No file is shared")
@@ -730,9 +736,12 @@ async def test_a_snapshot_keeps_what_was_and_gives_it_back(
     await console.press("before <b>")
     await console.press("in")
     await console.until(f"{ROWS}.join() === 'a.txt'")
+    await console.picture("snapshot")
     await console.act("a.txt", "Download")
     await downloaded(downloads / "a.txt", b"first")
-    await console.act("a.txt", "Restore…", "Restore", {"Restore to": "again.txt"})
+    await console.act("a.txt", "Restore…", "", {"Restore to": "again.txt"})
+    await console.picture("restore")
+    await console.press("Restore", "dialog")
     await console.sees("Restored")
     assert names(owner) == ["again.txt"]
     await console.press("Snapshots")
