@@ -42,6 +42,9 @@ TURN ?= 0
 SPREAD := -n auto --dist worksteal --max-worker-restart=0
 PYTEST := $(BIN)/python tests/runner.py
 
+# Tests with a browser keep pictures of the pages, each at three widths.
+export GFS_TEST_PICTURES ?= $(CURDIR)/build/pictures
+
 # Without __pycache__ each process that a test starts compiles all of ours, and each of
 # pytest's rewrites the assertions of every test, which is most of what collecting them takes.
 unexport PYTHONDONTWRITEBYTECODE

@@ -224,7 +224,8 @@ const AGAIN_MS = 2000;
 
 /**
  * What `load` returns, loaded again when `key` changes, every `seconds` while the page is
- * visible, and soon after a failure to reach the server; the last data stays meanwhile.
+ * visible, at once when it becomes so, and soon after a failure to reach the server; the last data
+ * stays meanwhile.
  */
 export function useLoad<R>(
   key: string,
@@ -241,11 +242,15 @@ export function useLoad<R>(
   useEffect(() => {
     const ending = new AbortController();
     let timer = 0;
+    let isRead = false;
     const run = async (): Promise<void> => {
+      clearTimeout(timer);
+      timer = 0;
       let wait = seconds * 1000;
-      if (!document.hidden || !seconds)
+      if (!document.hidden || !seconds || !isRead)
         try {
           const data = await loader.current(ending.signal);
+          isRead = true;
           if (!ending.signal.aborted) setState({ key, data, error: null });
         } catch (error) {
           if (ending.signal.aborted) return;
@@ -255,14 +260,56 @@ export function useLoad<R>(
         }
       if (wait && !ending.signal.aborted) timer = window.setTimeout(run, wait);
     };
+    // While it is read there is no timer.
+    const shown = (): void => {
+      if (timer && !document.hidden) void run();
+    };
+    document.addEventListener("visibilitychange", shown);
     void run();
     return () => {
       ending.abort();
       clearTimeout(timer);
+      document.removeEventListener("visibilitychange", shown);
     };
   }, [key, turn, seconds]);
   const reload = useCallback(() => setTurn((last) => last + 1), []);
   const change = useCallback((data: R) => setState({ key, data, error: null }), [key]);
   const mine = state.key === key;
   return { data: mine ? state.data : undefined, error: mine ? state.error : null, reload, change };
+}
+
+export interface Page<R> {
+  rows: R[];
+  /** The cursor of the page after this one. */
+  next: string | null;
+}
+
+const PAGE = 200;
+const PAGE_MAX = 1000;
+
+/**
+ * A list that the server gives in pages: as many of its first rows as are wanted, loaded like those
+ * of `useLoad`. `more` wants more of them.
+ */
+export function usePages<P extends Page<unknown>>(
+  key: string,
+  load: (limit: number, cursor: string | undefined, signal: AbortSignal) => Promise<P>,
+  seconds = 0,
+): Loaded<P> & { more: () => void } {
+  const wanted = useRef(PAGE);
+  const read = async (signal: AbortSignal): Promise<P> => {
+    const rows: unknown[] = [];
+    for (let cursor: string | undefined; ; ) {
+      const page: P = await load(Math.min(PAGE_MAX, wanted.current - rows.length), cursor, signal);
+      rows.push(...page.rows);
+      if (!page.next || rows.length >= wanted.current) return { ...page, rows };
+      cursor = page.next;
+    }
+  };
+  const list = useLoad(key, read, seconds);
+  const more = (): void => {
+    wanted.current += PAGE;
+    list.reload();
+  };
+  return { ...list, more };
 }

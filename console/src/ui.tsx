@@ -170,7 +170,7 @@ export function Field({ label, hint, children }: { label: string; hint?: string 
 /**
  * A dialog with a form. It closes when `submit` has succeeded; else it shows why not. If the session
  * ends it makes room for the login: what was typed waits for the same user, what is only shown is
- * gone.
+ * gone. A click beside it closes one that is only looked at, unless that is `once`.
  */
 export function Dialog({
   title,
@@ -180,6 +180,7 @@ export function Dialog({
   disabled,
   close,
   wide,
+  once,
   children,
 }: {
   title: string;
@@ -189,6 +190,8 @@ export function Dialog({
   disabled?: boolean;
   close: () => void;
   wide?: boolean;
+  /** What it shows is not shown again. */
+  once?: boolean;
 } & Children) {
   const dialog = useRef<HTMLDialogElement>(null);
   const isGone = useRef(false);
@@ -236,7 +239,7 @@ export function Dialog({
         event.preventDefault();
         close();
       }}
-      onMouseDown={(event) => event.target === dialog.current && !submit && close()}
+      onMouseDown={(event) => event.target === dialog.current && !submit && !once && close()}
     >
       <form onSubmit={send}>
         <header>

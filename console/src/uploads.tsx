@@ -402,6 +402,14 @@ addEventListener("beforeunload", (event) => {
 
 // --- what was dropped ---------------------------------------------------------------------
 
+// Where nothing takes a file the browser would open it, and leave the page with its uploads.
+for (const kind of ["dragover", "drop"] as const)
+  addEventListener(kind, (event) => {
+    if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    event.dataTransfer.dropEffect = "none";
+  });
+
 /** The files of a drop, those in folders with their paths; and the paths that cannot be read. */
 export async function dropped(
   data: DataTransfer,

@@ -125,8 +125,16 @@ class Console:
         await self.until(find)
         return find
 
-    async def key(self, name: str) -> None:
+    async def click_beside(self) -> None:
+        """Where there is no dialog, but what it is in front of."""
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.page.call(
+                "Input.dispatchMouseEvent", type=kind, x=3, y=3, button="left", clickCount=1
+            )
+
+    async def key(self, name: str, *, shift: bool = False) -> None:
         about = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]}
+        about["modifiers"] = 8 if shift else 0
         text = {"text": "\r"} if name == "Enter" else {}
         await self.page.call("Input.dispatchKeyEvent", type="keyDown", **about, **text)
         await self.page.call("Input.dispatchKeyEvent", type="keyUp", **about)
@@ -172,8 +180,9 @@ class Console:
 
     async def accessible(self) -> None:
         """axe-core finds nothing serious, neither in light nor in dark."""
-        axe = (browser_files.directory() / "axe-core/axe.min.js").read_text()
-        await self.page.evaluate(axe + "; 0")
+        if await self.evaluate("typeof axe === 'undefined'"):
+            axe = (browser_files.directory() / "axe-core/axe.min.js").read_text()
+            await self.page.evaluate(axe + "; 0")
         for scheme in ("light", "dark"):
             feature = {"name": "prefers-color-scheme", "value": scheme}
             await self.page.call("Emulation.setEmulatedMedia", features=[feature])
@@ -182,9 +191,8 @@ class Console:
         await self.page.call("Emulation.setEmulatedMedia", features=[])
 
     async def picture(self, name: str) -> None:
-        """Look for what people could not read or reach, also at other widths; and keep pictures of
-        the page as it is."""
-        await self.accessible()
+        """Look for what people could not read or reach, at each width that has a layout of its own;
+        and keep pictures of the page as it is."""
         for width, (across, down) in WIDTHS.items():
             await self.resize(across, down)
             await self.page.evaluate(
@@ -198,6 +206,8 @@ class Console:
                 folder = Path(PICTURES) / width
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+            if width != "wide":
+                await self.accessible()
         await self.resize(*WIDTHS["laptop"])
 
     async def resize(self, across: int, down: int) -> None:

@@ -10,7 +10,7 @@ import trio
 from checks import wait_for
 from chromium import Chromium
 from cloud import PASSWORD, Cloud
-from console_page import Console
+from console_page import WIDTHS, Console
 from signals import send
 
 import gfs
@@ -53,6 +53,13 @@ async def test_one_logs_in_and_out(browser: Chromium, cloud: Cloud) -> None:
     console.page.complaints.clear()  # the browser's own of the 401
     await console.login("admin", PASSWORD)
     await console.sees("default")
+
+    # The menu of a phone.
+    await console.resize(*WIDTHS["phone"])
+    await console.press("Menu")
+    await console.until("document.querySelector('.shell.open')")
+    await console.accessible()
+    await console.resize(*WIDTHS["laptop"])
 
     stored = await console.evaluate("JSON.stringify([localStorage, document.cookie])")
     token = await console.evaluate("JSON.parse(sessionStorage['gfs-session']).token")
@@ -236,6 +243,7 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
         assert client.get("/storage/files").status_code == 200
         assert client.post("/storage/namespaces", json={"name": "x"}).status_code == 403
         await console.picture("new-token")
+        await console.click_beside()
         # Over plain http from another host there is no clipboard, and an older way to copy.
         await console.evaluate(
             "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
@@ -256,14 +264,44 @@ async def test_tokens_and_keys_are_made_shown_once_and_revoked(
         await console.sees("No API token yet")
         assert client.get("/api/session").status_code == 401
 
+    # Rights within one storage namespace change no other.
+    mine = cloud.client(await console.evaluate("JSON.parse(sessionStorage['gfs-session']).token"))
+    for name in ("photos", "my.letters"):
+        mine.post("/storage/namespaces", json={"name": name}).raise_for_status()
+    await console.press("New API token")
+    await console.press("Create, change and delete storage namespaces", "dialog")
+    await console.choose("Storage namespace", "photos", "dialog")
+    await console.answer("Create", {"Name": "of photos"})
+    await console.sees("This is shown only now")
+    token = await console.evaluate("document.querySelector('dialog pre').innerText")
+    with cloud.client(token) as client:
+        for name, answer in (("photos", 200), ("my.letters", 403)):
+            path, change = f"/storage/namespaces/{name}", {"visibility": 0}
+            assert client.put(path, json=change).status_code == answer
+            assert client.get("/storage/files", params={"namespace": name}).status_code == answer
+        assert client.post("/storage/namespaces", json={"name": "x"}).status_code == 403
+        assert client.delete("/storage/namespaces/my.letters").status_code == 403
+        assert client.delete("/storage/namespaces/photos").status_code == 200
+    await console.press("Close", "dialog")
+
     await console.press("New S3 key")
+    await console.choose("Storage namespace", "my.letters", "dialog")
     await console.answer("Create", {"Name": "backup"})
-    for tool in ("rclone", "restic", "fsspec", "awscli"):
+    for tool, text in (
+        ("rclone", "rclone ls gfs:my.letters"),
+        ("restic", "/my.letters"),
+        ("fsspec", "s3://my.letters/"),
+        ("awscli", "aws s3 ls s3://my.letters"),
+    ):
         await console.press(tool, "dialog")
-        await console.until("document.querySelector('dialog .block')?.innerText.includes('GFS')")
+        shown = "document.querySelector('dialog .block')?.innerText"
+        await console.until(f"{shown}.includes('GFS') && {shown}.includes({text!r})")
+    (key,) = mine.get("/api/s3-keys").json()
+    assert [scope for scope in key["scopes"] if not scope.endswith(".my.letters")] == []
     await console.picture("new-s3-key")
     await console.press("Close", "dialog")
     await console.sees("backup")
+    await console.sees("storage files my.letters: ")
     await console.press("Revoke: backup")
     await console.press("Revoke", "dialog")
     await console.sees("No S3 key yet")
@@ -340,7 +378,25 @@ async def test_an_administrator_manages_users_quotas_and_sessions(
         await console.sees("The session has ended")
         assert grace.get("/api/session").status_code == 401
 
+    # In a tab of the background it is read once, and again as soon as one looks.
+    await console.evaluate(
+        """(() => {
+            const { setTimeout } = window;
+            window.setTimeout = (f, ms) => setTimeout(f, ms >= 5000 ? 1e9 : ms);
+            window.usual = () => { window.setTimeout = setTimeout; };
+            window.isHidden = true;
+            Object.defineProperty(document, "hidden", { get: () => window.isHidden });
+        })()"""
+    )
     await console.go("#/users")
+    shown = "document.querySelector('[aria-label=Users] tbody')?.innerText.includes({!r})"
+    await console.until(shown.format("grace"))
+    cloud.make_user("ada")
+    await console.evaluate(
+        "(window.isHidden = false, document.dispatchEvent(new Event('visibilitychange')))"
+    )
+    await console.until(shown.format("ada"))
+    await console.evaluate("window.usual()")
     await console.act("grace", "Change…", "", {"New password": "given to her by phone"})
     await console.picture("change-user")
     await console.press("Save", "dialog")

@@ -126,7 +126,9 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
     live = "[...document.querySelectorAll('.server > header .good')]"
     await console.until(f"{live}.filter((each) => each.innerText === 'live').length === 4")
     first = await console.evaluate("document.querySelector('.server h2').innerText")
-    await console.act(first, "Drain…", "Drain")
+    await console.act(first, "Drain…")
+    await console.picture("drain")
+    await console.press("Drain", "dialog")
     await console.until("document.querySelector('.server').innerText.includes('drained')")
     await console.act(first, "Stop draining")
     await console.until("!document.querySelector('.server').innerText.includes('drain')")
@@ -171,6 +173,7 @@ async def test_a_server_is_maintained_has_other_disks_and_is_forgotten(
     disk = DISK.format(str(path))
     await act(server, "Add a disk…")
     await console.fill("Directory", str(path), "dialog")
+    await console.picture("add-disk")
     await console.press("Add a disk", "dialog")
     await console.until(f"({disk}) === 'ok'")
     await told(f"disk {path} of {name} is added (ok)")
@@ -228,6 +231,8 @@ async def test_another_master_takes_over_from_the_page_and_a_shadow_is_forgotten
     target = await console.evaluate("document.querySelector('tbody th').innerText")
     await console.picture("masters-elected")
     await console.press("Fail over to this one", "tbody tr:first-child")
+    await console.sees("Let another master take over?")
+    await console.picture("failover")
     await console.press("Fail over", "dialog")
     await console.sees(f"{target} is the master now")
     for name in ("Master", "Holds"):

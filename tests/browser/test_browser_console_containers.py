@@ -53,20 +53,49 @@ async def test_a_container_is_made_used_and_deleted(browser: Chromium, user: Use
     await console.page.type(f"until stty size | grep '^{across} '; do sleep 0.1; done\r")
     await console.until(f"{SCREEN}.some((line) => line.startsWith('{across} '))")
     await console.picture("terminal")
+    # Tab is the shell's; with Shift it leaves the terminal.
+    await console.evaluate("document.querySelector('.xterm textarea').focus()")
+    inside = "document.activeElement.closest('.shell-box') !== null"
+    await console.page.type("echo $((5*5)) /etc/host")
+    await console.key("Tab")
+    await console.page.type("\r")
+    await console.until(f"{SCREEN}.some((line) => /^25 .etc.host/.test(line))")
+    assert await console.evaluate(inside)
+    await console.key("Tab", shift=True)
+    assert not await console.evaluate(inside)
+    await console.evaluate("document.querySelector('.xterm textarea').focus()")
 
     # A line of the log is only a text. The shell ends with its page, whatever it was typed.
-    await console.page.type("echo '<b>loud</b>' > /proc/1/fd/1; echo $((7*7))\r")
+    loud = "printf '\\033[32m<b>loud</b>\\033[0m\\n' > /proc/1/fd/1"
+    await console.page.type(f"{loud}; echo $((7*7))\r")
     await console.until(f"{SCREEN}.includes('49')")
     await console.press("Logs")
-    await console.until("document.querySelector('.log')?.innerText.includes('<b>loud</b>')")
+    said = (
+        "document.querySelector('.log')?.innerText.split('\\n')"
+        ".some((line) => line.endsWith('Z <b>loud</b>'))"
+    )
+    await console.until(said)
     await console.picture("logs")
 
-    await console.press("Overview")
+    # What it has printed stays to be read when it has stopped, until its next run.
     await console.press("Stop")
     await console.until("document.querySelector('.crumbs .badge')?.innerText === 'stopped'")
+    await console.sees("kept until it is started again")
+    assert await console.evaluate(said)
+    await console.press("Overview")
+    await console.press("Logs")
+    await console.until(said)
+    await console.sees("kept until it is started again")
+    await console.picture("logs-stopped")
     await console.press("Start")
     await console.until("document.querySelector('.crumbs .badge')?.innerText === 'running'")
+    await console.misses("kept until it is started again")
+    await console.until(f"!{said}")
 
+    await console.go("#/containers")
+    await console.until("document.querySelector('.card .badge')?.innerText === 'running'")
+    await console.picture("containers")
+    await console.go(f"#/containers/{container}")
     await console.press("Delete…")
     await console.press("Delete", "dialog")
     await console.sees("You have no container")

@@ -56,6 +56,19 @@ HOLD_REQUEST = """(() => {
         return fetch(address, options);
     };
 })()"""
+#: The servers' last pass of verifying was long ago.
+OLD_SCRUB = """(() => {
+    const { fetch } = window;
+    window.fetch = async (address, options) => {
+        const answer = await fetch(address, options);
+        if (!/locate/.test(address)) return answer;
+        const said = await answer.json();
+        for (const { replicas } of said.chunks)
+            for (const each of replicas)
+                Object.assign(each, { scrub_began_at: 2000, scrub_ended_at: 1000 });
+        return new Response(JSON.stringify(said));
+    };
+})()"""
 #: Each part is sent in less time than the speed is measured in; and the third waits for ``go``.
 FAST_PARTS = """(() => {
     const { send } = XMLHttpRequest.prototype;
@@ -141,6 +154,13 @@ async def downloaded(there: Path, data: bytes) -> None:
     await trio.to_thread.run_sync(lambda: wait_for(look, "download"))
 
 
+async def home_of(fs: gfs.Client, owner: httpx.Client) -> str:
+    """The directory of its storage namespace."""
+    spaces = [each.path async for each in fs.scan("/storage")]
+    (home,) = [each for each in spaces if each.startswith(f"/storage/{owner.headers['x-space']}.")]
+    return home
+
+
 def anybody(address: str) -> httpx.Response:
     return httpx.get(address, timeout=HANG_SECONDS)
 
@@ -165,6 +185,13 @@ async def test_files_and_folders_are_uploaded_and_downloaded(
     await console.sees("3 of 3")
     await console.picture("uploads")
     assert names(owner) == ["big.bin", "trip/day one/ä.txt", "trip/map.txt"]
+    # A file over what does not take it is not the browser's to open, in the place of the page.
+    await console.evaluate(
+        "addEventListener('dragover', (event) => { window.isKept = event.defaultPrevented; })"
+    )
+    await console.drop([big], ".side")
+    await console.until("window.isKept === true")
+    await console.sees("3 of 3")
 
     # Again: nothing is replaced that nobody asked to replace.
     await console.choose_files([big])
@@ -277,6 +304,7 @@ async def test_what_users_upload_is_shown_and_never_run(
     await console.press("Close", "dialog")
     await console.press("page.html")
     await console.until("document.querySelector('dialog pre')?.innerText.includes('<b>bold')")
+    await console.picture("preview-text")
     await console.key("Escape")
     await console.until("!document.querySelector('dialog')")
     assert await console.evaluate("window.hacked") is None
@@ -370,6 +398,7 @@ async def test_the_address_of_a_pdf_has_no_token(console: Console, owner: httpx.
         assert answer.content == data
         assert answer.headers["content-type"] == "application/pdf"
         assert answer.headers["content-disposition"].startswith("inline")
+        await console.picture("preview-pdf")
         await console.key("Escape")
         await console.until("!document.querySelector('dialog')")
         # The link ends with the dialog.
@@ -393,7 +422,7 @@ async def test_the_page_goes_on_when_the_server_is_back(console: Console, cloud:
 
 
 async def test_what_was_deleted_is_restored_or_deleted_for_good(
-    console: Console, owner: httpx.Client
+    console: Console, owner: httpx.Client, cloud: Cloud
 ) -> None:
     for path in ("a.txt", "b.txt", "c/d.txt", "e.txt"):
         put(owner, path, b"first")
@@ -416,6 +445,8 @@ async def test_what_was_deleted_is_restored_or_deleted_for_good(
     await console.sees("0 selected")
     # Something is there by now: it is restored beside that.
     await console.press("Restore: a.txt")
+    await console.until("document.querySelector('dialog input')")
+    await console.picture("restore-as")
     await console.press("Restore", "dialog")
     await console.until("!document.querySelector('tbody').innerText.includes('a.txt')")
     console.page.complaints.clear()  # the browser's own of the 409
@@ -424,6 +455,21 @@ async def test_what_was_deleted_is_restored_or_deleted_for_good(
     await console.press("Delete for good: b.txt")
     await console.press("Delete for good", "dialog")
     await console.sees("The trash is empty")
+
+    # So many as one has wanted to see are still there after a restore.
+    async with gfs.connect(state=cloud.cluster.state) as fs:
+        home = await home_of(fs, owner)
+        paths = [f"{home}/many/{number:03}" for number in range(250)]
+        await fs.put_many([(path, b"") for path in paths])
+        await fs.delete_many(paths)
+    await console.press("Files", ".tabs")
+    await console.press("Trash")
+    rows = "document.querySelectorAll('tbody tr').length"
+    await console.until(f"{rows} === 200")
+    await console.press("Show more")
+    await console.until(f"{rows} === 250")
+    await console.press("Restore: many/003")
+    await console.until(f"{rows} === 249")
 
 
 async def test_a_large_upload_goes_on_after_the_connection_was_cut(
@@ -662,11 +708,14 @@ async def test_a_file_is_shared_with_anyone_until_that_is_revoked(
     await console.act("a b.txt", "Share…", "Make a link")
     await console.until("document.querySelector('dialog pre')")
     await console.picture("share")
+    await console.click_beside()
     url = await console.evaluate("document.querySelector('dialog pre').innerText")
     with cloud.client() as anonymous:
         assert anonymous.get(url).content == b"for you"
         await console.press("Close", "dialog")
         await console.press("Share links")
+        await console.until("document.querySelector('tbody tr')")
+        await console.picture("shares")
         await console.press("Revoke: a b.txt")
         await console.press("Revoke", "dialog")
         await console.sees("No file is shared")
@@ -687,9 +736,12 @@ async def test_a_snapshot_keeps_what_was_and_gives_it_back(
     await console.press("before <b>")
     await console.press("in")
     await console.until(f"{ROWS}.join() === 'a.txt'")
+    await console.picture("snapshot")
     await console.act("a.txt", "Download")
     await downloaded(downloads / "a.txt", b"first")
-    await console.act("a.txt", "Restore…", "Restore", {"Restore to": "again.txt"})
+    await console.act("a.txt", "Restore…", "", {"Restore to": "again.txt"})
+    await console.picture("restore")
+    await console.press("Restore", "dialog")
     await console.sees("Restored")
     assert names(owner) == ["again.txt"]
     await console.press("Snapshots")
@@ -703,11 +755,20 @@ async def test_one_sees_where_a_file_is_and_has_it_checked(
 ) -> None:
     put(owner, "a.txt", b"x" * 100_000)
     await console.go(f"#/files/{owner.headers['x-space']}?sort=name&order=desc")
+    await console.evaluate(OLD_SCRUB)
     await console.act("a.txt", "Where it is stored")
     await console.sees("1 of 1")
+    # What was verified before there was the file is not.
+    await console.sees("not verified yet")
     await console.press("Check now", "dialog")
     await console.sees("Every replica is whole: 1")
+    await console.misses("not verified yet")
+    await console.sees("verified ")
     await console.picture("locate")
+    # What can be looked at again is closed by a click beside it.
+    await console.click_beside()
+    await console.until("!document.querySelector('dialog')")
+    await console.act("a.txt", "Where it is stored")
     # It may take longer than others do to answer, and says so if it does.
     await console.evaluate(
         "((timeout) => AbortSignal.timeout = (ms) =>"
@@ -896,8 +957,7 @@ async def test_a_list_keeps_its_rows_and_what_is_selected_when_it_is_read_again(
     space, count = owner.headers["x-space"], 2700
     put(owner, "many/0000x", b"x")
     async with gfs.connect(state=cloud.cluster.state) as fs:
-        spaces = [each.path async for each in fs.scan("/storage")]
-        (home,) = [each for each in spaces if each.startswith(f"/storage/{space}.")]
+        home = await home_of(fs, owner)
         await fs.put_many([(f"{home}/many/{number:04}", b"") for number in range(count)])
     await console.go(f"#/files/{space}/many")
     await console.sees("500 shown, there are more")

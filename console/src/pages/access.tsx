@@ -75,8 +75,10 @@ export function Access() {
 function rightsOf(scopes: Record<string, string[]>): string {
   return Object.entries(scopes)
     .map(([scope, actions]) => {
-      const [root = "", , ...rest] = scope.split(".");
-      return `${[root, ...rest].join(" ")}: ${actions.join(", ")}`;
+      // The name of a storage namespace may have dots.
+      const [root, , resource, ...name] = scope.split(".");
+      const parts = [root, resource, name.join(".")].filter(Boolean);
+      return `${parts.join(" ")}: ${actions.join(", ")}`;
     })
     .join("; ");
 }
@@ -98,9 +100,9 @@ function Credentials(about: {
         title={about.create}
         path={path}
         close={close}
-        done={(made) => {
+        done={(made, space) => {
           list.reload();
-          ask((shut) => <Secret made={made} title={about.title} close={shut} />);
+          ask((shut) => <Secret {...{ made, space }} title={about.title} close={shut} />);
         }}
       />
     ));
@@ -178,13 +180,14 @@ type Right = keyof typeof T.access.right;
 function scopesFor(rights: Right[], space: string): Record<string, string[]> {
   const id = session.value?.user_id ?? "";
   const scopes: Record<string, string[]> = {};
+  const within = space && `.${space}`;
   const files = [
     ...(rights.includes("read") ? ["read"] : []),
     ...(rights.includes("write") ? ["create", "delete"] : []),
   ];
-  if (files.length) scopes[`storage.${id}.files${space && `.${space}`}`] = files;
+  if (files.length) scopes[`storage.${id}.files${within}`] = files;
   if (rights.includes("namespaces"))
-    scopes[`storage.${id}.namespaces`] = ["create", "read", "update", "delete"];
+    scopes[`storage.${id}.namespaces${within}`] = ["create", "read", "update", "delete"];
   else if (files.length && !space) scopes[`storage.${id}.namespaces`] = ["read"];
   if (rights.includes("containers")) {
     scopes[`compute.${id}.containers`] = ["create", "read", "update", "delete", "start", "stop"];
@@ -202,7 +205,7 @@ function NewCredential({
   title: string;
   path: string;
   close: () => void;
-  done: (made: Made) => void;
+  done: (made: Made, space: string) => void;
 }) {
   const isS3 = path.includes("s3");
   const choices = (Object.keys(T.access.right) as Right[]).filter(
@@ -216,7 +219,7 @@ function NewCredential({
   const mine = spaces.data?.filter(({ owner_id }) => owner_id === session.value?.user_id) ?? [];
   const submit = async (): Promise<false> => {
     const body = { name, scopes: scopesFor(rights, space), expires_in: expires };
-    done(await call<Made>("POST", path, { body }));
+    done(await call<Made>("POST", path, { body }), space);
     return false; // the next dialog is in this one's place
   };
   const toggle = (right: Right): void =>
@@ -272,17 +275,22 @@ function NewCredential({
   );
 }
 
-/** Configurations of tools, to be copied. */
-function configurations(endpoint: string, key: string, secret: string): Record<string, string> {
+/** Configurations of tools, to be copied; `space` is the only one that the key reaches, if any. */
+function configurations(
+  endpoint: string,
+  key: string,
+  secret: string,
+  space: string,
+): Record<string, string> {
   return {
     awscli: [
       `export AWS_ENDPOINT_URL=${endpoint} AWS_REGION=us-east-1`,
       `export AWS_ACCESS_KEY_ID=${key}`,
       `export AWS_SECRET_ACCESS_KEY=${secret}`,
-      "aws s3 ls",
+      `aws s3 ls${space && ` s3://${space}`}`,
     ].join("\n"),
     rclone: [
-      "# ~/.config/rclone/rclone.conf; then:  rclone lsd gfs:",
+      `# ~/.config/rclone/rclone.conf; then:  rclone ${space ? `ls gfs:${space}` : "lsd gfs:"}`,
       "[gfs]",
       "type = s3",
       "provider = Other",
@@ -294,7 +302,7 @@ function configurations(endpoint: string, key: string, secret: string): Record<s
     restic: [
       `export AWS_ACCESS_KEY_ID=${key}`,
       `export AWS_SECRET_ACCESS_KEY=${secret}`,
-      `export RESTIC_REPOSITORY=s3:${endpoint}/backup`,
+      `export RESTIC_REPOSITORY=s3:${endpoint}/${space || "backup"}`,
       "restic init",
     ].join("\n"),
     fsspec: [
@@ -305,22 +313,32 @@ function configurations(endpoint: string, key: string, secret: string): Record<s
       `    "secret": "${secret}",`,
       `    "client_kwargs": {"endpoint_url": "${endpoint}", "region_name": "us-east-1"},`,
       "}",
-      'pandas.read_csv("s3://BUCKET/table.csv", storage_options=options)',
+      `pandas.read_csv("s3://${space || "BUCKET"}/table.csv", storage_options=options)`,
     ].join("\n"),
   };
 }
 
-function Secret({ made, title, close }: { made: Made; title: string; close: () => void }) {
+function Secret({
+  made,
+  space,
+  title,
+  close,
+}: {
+  made: Made;
+  space: string;
+  title: string;
+  close: () => void;
+}) {
   const guess = `${location.protocol}//${location.hostname}:9000`;
   const [endpoint, setEndpoint] = useState(made.endpoint || guess);
   const [tool, setTool] = useState("awscli");
   const curl = `curl -H "Authorization: Bearer ${made.token}" ${location.origin}/api/session`;
   const s3 =
     made.access_key_id && made.secret_access_key
-      ? configurations(endpoint, made.access_key_id, made.secret_access_key)
+      ? configurations(endpoint, made.access_key_id, made.secret_access_key, space)
       : null;
   return (
-    <Dialog title={`${title}: ${made.name}`} close={close} wide>
+    <Dialog title={`${title}: ${made.name}`} close={close} wide once>
       <p class="problem warn">{T.access.once}</p>
       {made.token && <Copyable text={made.token} block />}
       {s3 ? (

@@ -275,7 +275,10 @@ function Plots() {
   return (
     <section class="part">
       <header>
-        <h2>{T.cluster.plots}</h2>
+        <div>
+          <h2>{T.cluster.plots}</h2>
+          <p class="about">{T.cluster.plotsAbout}</p>
+        </div>
       </header>
       <Wait on={plot}>
         {({ Plot }) => (

@@ -257,7 +257,7 @@ function NewContainer({ close, done }: { close: () => void; done: () => void }) 
           <select value={type} onChange={(event) => setType(event.currentTarget.value)}>
             {Object.entries(TYPES).map(([each, about]) => (
               <option key={each} value={each}>
-                {each} ({about} CPU)
+                {T.containers.typeIs(each, about)}
               </option>
             ))}
           </select>
@@ -656,22 +656,31 @@ function Mounts({ id, done }: { id: string; done: () => void }) {
 }
 
 const LINES_MAX = 5000;
+/** The code of a WebSocket that has ended because there is no more. */
+const NORMAL = 1000;
+/** Colors, and what else a terminal is told. */
+const ESCAPES = /\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))/g;
 
+/** What a container prints; of one that has stopped, what is kept of it. */
 function Logs({ row }: { row: Container }) {
   const [lines, setLines] = useState<string[]>([]);
-  const [ended, setEnded] = useState("");
+  const [ended, setEnded] = useState<CloseEvent>();
   const [turn, setTurn] = useState(0);
+  const isOn = row.status === "running";
+  // A run has its output for itself. When it ends, what is shown of it stays.
+  const runs = useRef({ count: 0, isOn });
+  if (isOn && !runs.current.isOn) runs.current.count += 1;
+  runs.current.isOn = isOn;
   const box = useRef<HTMLPreElement>(null);
   const follows = useRef(true);
   useEffect(() => {
-    if (row.status !== "running") return;
     let came: string[] = [];
     let drawing = 0;
     setLines([]);
-    setEnded("");
+    setEnded(undefined);
     const socket = new WebSocket(socketAddress(one(row.id, "/logs"), { tail: 500 }));
     socket.onmessage = ({ data }: MessageEvent<string>) => {
-      came.push(data);
+      came.push(data.replace(ESCAPES, ""));
       drawing ||= window.setTimeout(() => {
         const more = came;
         came = [];
@@ -679,17 +688,16 @@ function Logs({ row }: { row: Container }) {
         setLines((old) => [...old, ...more].slice(-LINES_MAX));
       }, 100);
     };
-    socket.onclose = ({ reason }) => setEnded(T.containers.closed(reason));
+    socket.onclose = setEnded;
     return () => {
       clearTimeout(drawing);
       socket.onclose = null;
       socket.close();
     };
-  }, [row.id, row.status === "running", turn]);
+  }, [row.id, runs.current.count, turn]);
   useEffect(() => {
     if (follows.current && box.current) box.current.scrollTop = box.current.scrollHeight;
   }, [lines]);
-  if (row.status !== "running") return <Empty icon="file" title={T.containers.notRunning} />;
   const scrolled = (): void => {
     const { scrollTop, scrollHeight, clientHeight } = box.current as HTMLElement;
     follows.current = scrollTop + clientHeight > scrollHeight - 20;
@@ -706,7 +714,14 @@ function Logs({ row }: { row: Container }) {
       >
         {lines.length ? lines.join("\n") : T.containers.noLogs}
       </pre>
-      {ended && <Ended text={ended} again={() => setTurn(turn + 1)} />}
+      {ended &&
+        (isOn || ended.code !== NORMAL ? (
+          <Ended text={T.containers.closed(ended.reason)} again={() => setTurn(turn + 1)} />
+        ) : (
+          <p class="hint" role="status">
+            {T.containers.kept}
+          </p>
+        ))}
     </>
   );
 }

@@ -1,7 +1,6 @@
-import { useEffect, useState } from "preact/hooks";
-import { get, message, useLoad } from "../api";
+import { get, usePages } from "../api";
 import { T } from "../texts";
-import { Badge, Button, Empty, Head, Rows, say, Wait } from "../ui";
+import { Badge, Button, Empty, Head, Rows, Wait } from "../ui";
 
 interface Event {
   id: string;
@@ -12,38 +11,29 @@ interface Event {
   server?: string;
 }
 
-interface Page {
-  events: Event[];
-  next: string | null;
-}
-
 const KINDS: Record<string, string> = { warning: "bad", error: "bad", note: "warn" };
 
 export function Events() {
-  const first = useLoad("events", (signal) => get<Page>("/admin/cluster/events", {}, signal), 5);
-  const [more, setMore] = useState<Page>();
-  const last = first.data?.events.at(-1)?.id;
-  // New events move older ones to the next page.
-  useEffect(() => setMore(undefined), [last]);
-  const next = more ? more.next : first.data?.next;
-  const read = async (): Promise<void> => {
-    try {
-      const page = await get<Page>("/admin/cluster/events", { before: next ?? undefined });
-      setMore({ ...page, events: [...(more?.events ?? []), ...page.events] });
-    } catch (error) {
-      say(message(error), true);
-    }
+  const load = async (limit: number, before: string | undefined, signal: AbortSignal) => {
+    const query = { limit, before };
+    const { events: rows, next } = await get<{ events: Event[]; next: string | null }>(
+      "/admin/cluster/events",
+      query,
+      signal,
+    );
+    return { rows, next };
   };
+  const list = usePages("events", load, 5);
   return (
     <>
       <Head title={T.events.title} about={T.events.about} />
-      <Wait on={first}>
-        {({ events }) =>
-          events.length ? (
+      <Wait on={list}>
+        {({ rows, next }) =>
+          rows.length ? (
             <>
               <Rows
                 label={T.events.title}
-                rows={[...events, ...(more?.events ?? [])]}
+                rows={rows}
                 id={(each) => each.id}
                 columns={[
                   { head: T.events.when, at: (each) => each.at },
@@ -58,7 +48,7 @@ export function Events() {
                   },
                 ]}
               />
-              {next && <Button onClick={read}>{T.common.more}</Button>}
+              {next && <Button onClick={list.more}>{T.common.more}</Button>}
             </>
           ) : (
             <Empty icon="clock" title={T.events.empty} hint={T.events.emptyHint} />

@@ -14,6 +14,7 @@ interface Replica {
   address: string;
   rack: string;
   state: string;
+  scrub_began_at: number | null;
   scrub_ended_at: number | null;
 }
 
@@ -27,9 +28,25 @@ interface Chunk {
 }
 
 interface Checked {
+  checked_at: number;
   replicas: number;
   bytes: number;
   problems: { kind: string; index: number; server: string | null; detail: string }[];
+}
+
+/**
+ * When a replica was last verified; 0: not yet, or it is damaged. A pass has not seen what was
+ * written after it had begun. There is one after the other, so that the last complete one began
+ * before the present one, and before its own end.
+ */
+function verifiedAt(entry: Entry, chunk: Chunk, replica: Replica, checked?: Checked): number {
+  const bad = checked?.problems.some(
+    ({ kind, index, server }) =>
+      index === chunk.index && (server === replica.server || kind === "lost"),
+  );
+  if (checked) return bad ? 0 : checked.checked_at;
+  const { scrub_began_at: began, scrub_ended_at: ended } = replica;
+  return began && ended && Math.min(began, ended) > entry.modified_at ? ended : 0;
 }
 
 export function Locate({
@@ -96,16 +113,15 @@ export function Locate({
                         {T.locate.goal(chunk.replicas.length, chunk.goal)}
                       </Badge>
                       <ul>
-                        {chunk.replicas.map((replica) => (
-                          <li key={replica.server}>
-                            {replica.server} {replica.rack && `(${replica.rack})`}{" "}
-                            <small>
-                              {replica.scrub_ended_at
-                                ? T.locate.verified(time(replica.scrub_ended_at))
-                                : T.locate.unverified}
-                            </small>
-                          </li>
-                        ))}
+                        {chunk.replicas.map((replica) => {
+                          const at = verifiedAt(entry, chunk, replica, checked);
+                          return (
+                            <li key={replica.server}>
+                              {replica.server} {replica.rack && `(${replica.rack})`}{" "}
+                              <small>{at ? T.locate.verified(time(at)) : T.locate.unverified}</small>
+                            </li>
+                          );
+                        })}
                       </ul>
                     </>
                   ),

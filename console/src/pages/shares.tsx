@@ -35,7 +35,7 @@ export function Share({
   };
   if (url)
     return (
-      <Dialog title={T.shares.title(entry.name)} close={close}>
+      <Dialog title={T.shares.title(entry.name)} close={close} once>
         <p class="problem warn">{T.shares.once}</p>
         <Copyable text={url} block />
       </Dialog>

@@ -230,7 +230,7 @@ function Restore({
   into: string;
   close: () => void;
 }) {
-  const [target, setTarget] = useState(into ? `${into} (restored)` : "restored");
+  const [target, setTarget] = useState(into ? T.trash.beside(into) : T.snapshots.restoredFolder);
   const [overwrite, setOverwrite] = useState(false);
   const submit = async (): Promise<void> => {
     const body = { path, target, overwrite };

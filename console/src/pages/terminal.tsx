@@ -31,6 +31,8 @@ export function Shell({
       if (socket.readyState === WebSocket.OPEN)
         socket.send(JSON.stringify({ type: "resize", cols: terminal.cols, rows: terminal.rows }));
     };
+    // Tab is the shell's. With Shift it is the browser's: who has no mouse gets out of here.
+    terminal.attachCustomKeyEventHandler(({ key, shiftKey }) => key !== "Tab" || !shiftKey);
     const coder = new TextEncoder();
     // In binary frames: a text frame could be taken for a change of the size.
     terminal.onData((data) => {
@@ -52,5 +54,10 @@ export function Shell({
       terminal.dispose();
     };
   }, [address]);
-  return <div class="shell-box" ref={box} role="group" aria-label={T.containers.terminal} />;
+  return (
+    <>
+      <div class="shell-box" ref={box} role="group" aria-label={T.containers.terminal} />
+      <p class="hint">{T.containers.leave}</p>
+    </>
+  );
 }

@@ -1,6 +1,6 @@
 // What was deleted in a storage namespace, and can be restored.
-import { useEffect, useState } from "preact/hooks";
-import { call, Failure, get, message, request, useLoad } from "../api";
+import { useState } from "preact/hooks";
+import { call, Failure, get, message, request, usePages } from "../api";
 import { bytes, duration } from "../format";
 import { link, place } from "../router";
 import { useStore } from "../store";
@@ -28,32 +28,24 @@ interface Listing {
 export function Trash() {
   const { path } = useStore(place);
   const space = path[1] ?? "";
-  const first = useLoad(`trash ${space}`, (signal) =>
-    get<Listing>(inSpace(space, "trash"), {}, signal),
-  );
-  const [more, setMore] = useState<Listing>();
+  const load = async (limit: number, after: string | undefined, signal: AbortSignal) => {
+    const { entries: rows, ...rest } = await get<Listing>(
+      inSpace(space, "trash"),
+      { limit, after },
+      signal,
+    );
+    return { rows, ...rest };
+  };
+  const list = usePages(`trash ${space}`, load);
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
   const [busy, setBusy] = useState(false);
-  useEffect(() => {
-    setMore(undefined);
-    setSelected(new Set());
-  }, [first.data]);
-  const next = more ? more.next : first.data?.next;
-  const read = async (): Promise<void> => {
-    try {
-      const page = await get<Listing>(inSpace(space, "trash"), { after: next ?? undefined });
-      setMore({ ...page, entries: [...(more?.entries ?? []), ...page.entries] });
-    } catch (error) {
-      say(message(error), true);
-    }
-  };
   const restore = async (row: Row): Promise<void> => {
     try {
       say(T.trash.restored(await undelete(space, row, "")));
-      first.reload();
+      list.reload();
     } catch (error) {
       if (error instanceof Failure && error.status === 409)
-        ask((close) => <RestoreAs {...{ space, row, close }} done={first.reload} />);
+        ask((close) => <RestoreAs {...{ space, row, close }} done={list.reload} />);
       else say(message(error), true);
     }
   };
@@ -76,9 +68,10 @@ export function Trash() {
         if (!(error instanceof Failure) || error.isAway) break;
       }
     setBusy(false);
+    setSelected(new Set());
     if (!failures.length) say(T.trash.restoredAll(rows.length));
     else say([T.trash.restoredSome(restored, rows.length), failures[0]].join(" "), true);
-    first.reload();
+    list.reload();
   };
   return (
     <>
@@ -94,16 +87,15 @@ export function Trash() {
         }
       />
       <SpaceTabs space={space} now="trash" />
-      <Wait on={first}>
-        {(data) => {
-          const rows = [...data.entries, ...(more?.entries ?? [])];
+      <Wait on={list}>
+        {({ rows, next, kept_seconds }) => {
           if (!rows.length)
             return <Empty icon="trash" title={T.trash.empty} hint={T.trash.emptyHint} />;
           const chosen = rows.filter(({ id }) => selected.has(id));
           const all = chosen.length === rows.length;
           return (
             <>
-              <p class="about">{T.trash.about(duration(data.kept_seconds))}</p>
+              <p class="about">{T.trash.about(duration(kept_seconds))}</p>
               <div class="filter">
                 <Button onClick={() => setSelected(new Set(all ? [] : rows.map(({ id }) => id)))}>
                   {all ? T.files.clear : T.files.selectAll}
@@ -163,7 +155,7 @@ export function Trash() {
                           look="quiet"
                           label={`${T.trash.purge}: ${row.path}`}
                           onClick={() =>
-                            ask((close) => <Purge {...{ space, row, close }} done={first.reload} />)
+                            ask((close) => <Purge {...{ space, row, close }} done={list.reload} />)
                           }
                         />
                       </>
@@ -171,7 +163,7 @@ export function Trash() {
                   },
                 ]}
               />
-              {next && <Button onClick={read}>{T.common.more}</Button>}
+              {next && <Button onClick={list.more}>{T.common.more}</Button>}
             </>
           );
         }}
@@ -196,7 +188,7 @@ interface About {
 function RestoreAs({ space, row, close, done }: About) {
   const [, before = "", ending = ""] = /^(.*?[^/])(\.[^./]*)?$/s.exec(row.path) ?? [];
   const [target, setTarget] = useState(
-    row.kind === "file" ? `${before} (restored)${ending}` : `${row.path} (restored)`,
+    row.kind === "file" ? T.trash.beside(before) + ending : T.trash.beside(row.path),
   );
   const submit = async (): Promise<void> => {
     say(T.trash.restored(await undelete(space, row, target)));
