@@ -42,7 +42,7 @@ LOOK_SECONDS = 10.0
 #: entries takes a second of a processor.
 WHOLE_AT_ONCE = 2
 #: Of a folder with more entries no page is read whole: that would take most of LOOK_SECONDS, and
-#: whoever asks again would never see one.
+#: a client that asks again would never see one.
 WHOLE_MAX = 500_000
 #: A large page spares whole reads: a folder of 100,000 entries is listed in any order with ten.
 #: Sorting takes 13 ms, and the answer has 1.2 MB.

@@ -621,7 +621,7 @@ class Storage(Module):
             ]
         if query.limit is None or query.limit > LINKED_MAX:
             return await _array(self._rows(places, query.prefix, query.limit, _admin_file_info))
-        # One more tells whether it is the last page.
+        # One more shows whether it is the last page.
         found = self._rows(places, query.prefix, query.limit + 1, _admin_file_info)
         rows = [row async for row in found]
         response = json_response(rows[: query.limit])
