@@ -6,9 +6,9 @@ may speak HTTP/2 to its clients. A Quart application uses all
 of it with ``app.asgi_http_class = HttpConnection`` and ``app.request_class =
 StreamingRequest``. Other rooms use the names below, and the closing codes in ``socket``.
 From the sockets inwards: ``server`` accepts, ``admission`` and ``slots`` decide who is
-served, ``connection`` moves the bytes of one client, ``http1`` speaks the
-protocol (with ``h11``), ``exchange`` runs the application for one request and
-``websocket`` for one WebSocket, ``asgi`` and ``socket`` are the interface of handlers.
+served, ``connection`` moves the bytes of one client, ``exchange`` runs the application for one
+request after another and ``websocket`` for one WebSocket, ``http1`` speaks the protocol (with
+``h11``), ``asgi`` and ``socket`` are the interface of handlers.
 
 It is written for a store of large files whose users need not trust one another: the
 application pulls bodies instead of having them pushed at it, every wait is bounded, the

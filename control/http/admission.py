@@ -12,7 +12,7 @@ import trio
 
 from control.http.forwarded import Proxies, network_of
 from control.http.limits import HttpLimits
-from control.http.slots import Slots
+from control.http.slots import Holder, Slots
 
 __all__ = ["Admission", "Admitted"]
 
@@ -26,12 +26,8 @@ ROOM_POLL_SECONDS = 0.25
 TURNED_AWAY_LOG_SECONDS = 60.0
 
 
-class Admitted(Protocol):
+class Admitted(Holder, Protocol):
     """A holder of a slot."""
-
-    @property
-    def held_by_client(self) -> bool:
-        """Whether it makes no progress because of its client."""
 
     def evict(self) -> None:
         """End now, since another gets the slot."""

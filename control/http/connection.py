@@ -1,6 +1,6 @@
 """One client's connection: its bytes, its slot, and how it ends.
 
-One task serves a connection. Bytes are read only when the handler asks for them; the
+One task serves a connection. Bytes are read only when it asks for them; the
 server's watch (see ``hangups.py``) notices a client that leaves meanwhile, and calls
 :meth:`Connection.hang_up`.
 """
@@ -11,19 +11,19 @@ import logging
 import math
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from control.http.admission import Admission
-from control.http.exchange import Address, Service
 from control.http.hangups import HangUps
 from control.http.heads import AnswerFraming, Refusal
+from control.http.service import Address, Service
 from control.http.wire import Buffer, Wire
 
-__all__ = ["TOO_MANY", "Connection", "Handler"]
+__all__ = ["TOO_MANY", "Connection"]
 
 log = logging.getLogger("control.http")
 
@@ -33,23 +33,6 @@ END_SECONDS = 1.0
 JOIN_BYTES_MAX = 64 * 1024
 ENCRYPT_BYTES_MAX = 256 * 1024
 TOO_MANY = Refusal(429, "too many connections of your address; end some, or wait")
-
-
-class Handler(Protocol):
-    """Speaks HTTP on one connection."""
-
-    @property
-    def held_by_client(self) -> bool:
-        """Whether the connection makes no progress because of its client."""
-
-    async def serve(self) -> None:
-        """Serve requests until the connection is to be closed."""
-
-    def hang_up(self, *, reset: bool) -> None:
-        """The client has ended its side (or, if *reset*, both)."""
-
-    def stop(self) -> None:
-        """The server stops; requests under way may end."""
 
 
 class Connection:
@@ -83,7 +66,8 @@ class Connection:
         self._hang_ups = hang_ups
         self.address = address
         self._client = address
-        self._handler: Handler | None = None
+        self._on_hang_up: Callable[[bool], None] | None = None
+        self._on_stop: Callable[[], None] | None = None
         self._reading: trio.CancelScope | None = None
         self._idle = False
         self._served = False
@@ -115,13 +99,12 @@ class Connection:
         self.admission.remove(self)
         self._hang_ups.remove(self.wire.sock.fileno())
 
-    async def run(self, handler: Callable[[Connection], Handler]) -> None:
-        """Serve the client to the end, with what *handler* makes for this connection."""
+    async def run(self, serve: Callable[[Connection], Awaitable[None]]) -> None:
+        """Serve the client to the end, by *serve*, which calls :meth:`report_to`."""
         try:
             with self._scope:
                 if await self._shake_hands():
-                    self._handler = handler(self)
-                    await self._handler.serve()
+                    await serve(self)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or reads nothing
         except Exception:
@@ -130,7 +113,8 @@ class Connection:
             self._leave()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await self._close()
-            self._handler = None  # which has this connection: together they would stay in memory
+            # What they belong to has this connection: together they would stay in memory.
+            self._on_hang_up = self._on_stop = None
 
     async def _shake_hands(self) -> bool:
         """Begin TLS, where it is used; False if that failed."""
@@ -177,7 +161,7 @@ class Connection:
     @property
     def held_by_client(self) -> bool:
         """Whether the connection makes no progress because of its client."""
-        return self._handler is None or self._handler.held_by_client
+        return self._on_hang_up is None or self.wire.waits > 0 or self.unfinished is not None
 
     def _note_progress(self) -> None:
         self.admission.note_progress(self)
@@ -217,6 +201,11 @@ class Connection:
 
     # -- events ----------------------------------------------------------------------
 
+    def report_to(self, hang_up: Callable[[bool], None], stop: Callable[[], None]) -> None:
+        """From now on call *hang_up* when the client has ended its side (True: both), and *stop*
+        when the server stops."""
+        self._on_hang_up, self._on_stop = hang_up, stop
+
     def close_idle(self) -> None:
         """End the wait for the next request; the connection then closes."""
         if self._idle and self._reading is not None:
@@ -225,14 +214,14 @@ class Connection:
     def stop(self) -> None:
         """The server stops: end now if idle, otherwise after the present exchange."""
         self.close_idle()
-        if self._handler is not None:
-            self._handler.stop()
+        if self._on_stop is not None:
+            self._on_stop()
 
     def hang_up(self, *, reset: bool) -> None:
         """The client has ended its side (or, if *reset*, both)."""
         self.client_ended = True
-        if self._handler is not None:
-            self._handler.hang_up(reset=reset)
+        if self._on_hang_up is not None:
+            self._on_hang_up(reset)
 
     # -- the end ---------------------------------------------------------------------
 

@@ -11,16 +11,16 @@ one through its states.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import h11
 import trio
 
+from control.http.access_log import Access
 from control.http.chunks import ChunkedBody
 from control.http.connection import Connection
-from control.http.exchange import BodyEnded, Exchange, Headers, note_request
 from control.http.heads import (
     UNREAD,
     AnswerFraming,
@@ -32,10 +32,11 @@ from control.http.heads import (
     refuse_many_lines,
 )
 from control.http.limits import BODY_PIECE_BYTES_MAX, DRAIN_BYTES_MAX
+from control.http.service import Headers
 from control.http.websocket import WebSocket
 from control.http.wire import Buffer
 
-__all__ = ["Http1"]
+__all__ = ["BodyEnded", "Http1"]
 
 REASONS = {int(status): status.phrase.encode("ascii") for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -45,10 +46,19 @@ CHUNKS_READ_BYTES = 64 * 1024
 CHUNKS_AT_ONCE = 100
 
 
-class Http1:
-    """Reads requests, hands each to an :class:`Exchange`, and frames its answer.
+class BodyEnded(Exception):
+    """The client ended its side before its body was complete."""
 
-    It is the :class:`~control.http.exchange.Carrier` of all of them, one after another.
+
+class Http1:
+    """Reads the requests of one connection, one after another, and frames their answers.
+
+    Attributes:
+        head: The present request's head.
+        client: Address and port of the client, as far as they are known.
+        server: Address and port that the client connected to.
+        body_cut: Whether the client ended its side before its body was complete.
+        abandon: Called when the client leaves during a request; None between requests.
     """
 
     def __init__(self, peer: Connection) -> None:
@@ -70,28 +80,36 @@ class Http1:
         self._waits_for_body = False
         self._ended_while_reading = False
         self._answer_head: bytes | None = None
-        self._exchange: Exchange | None = None
+        self.abandon: Callable[[], None] | None = None
         self._websocket: WebSocket | None = None
         self._first = True
-        # Context variables that an application sets must not reach the next request of the
-        # connection, so each starts with the context of the first.
-        self._task = trio.lowlevel.current_task()
-        self._context_at_start = self._task.context.copy()
-
-    @property
-    def held_by_client(self) -> bool:
-        return self.peer.wire.waits > 0 or self.peer.unfinished is not None
 
     @property
     def client_ended(self) -> bool:
+        """Whether the client has ended its side."""
         return self.peer.client_ended
 
-    async def serve(self) -> None:
-        while await self._serve_request():
-            pass
+    def note(self, status: int, sent_bytes: int, began: float, request: bytes = b"") -> None:
+        """Log a request that has ended; ``began`` is by Trio's clock."""
+        if self.service.note is not None:
+            head = self.head
+            self.service.note(
+                Access(
+                    client=self.client[0] if self.client else "-",
+                    method=head.method,
+                    target=head.target,
+                    protocol=f"HTTP/{head.http_version}",
+                    headers=head.headers,
+                    status=status,
+                    sent_bytes=sent_bytes,
+                    seconds=trio.current_time() - began,
+                    request=request.decode("latin-1"),
+                )
+            )
 
-    async def _serve_request(self) -> bool:
-        """Serve the next request. Returns whether another may follow on this connection."""
+    async def next_request(self) -> bool:
+        """Read the head of the next request. Returns False when the connection is to be closed:
+        there is none, or it was answered here, as a WebSocket is."""
         self.head = UNREAD
         try:
             request = await self._read_request()
@@ -106,14 +124,7 @@ class Http1:
         if self.head.is_websocket:
             await self._serve_websocket()
             return False
-        self._exchange = Exchange(self)
-        try:
-            keep = await self._exchange.run()
-        finally:
-            self._exchange = None
-        if keep:
-            self._task.context = self._context_at_start.copy()
-        return keep
+        return True
 
     # -- the head --------------------------------------------------------------------
 
@@ -188,7 +199,7 @@ class Http1:
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a request whose framing is lost, so that the client can read it."""
-        note_request(self, refusal.status, 0, trio.current_time())
+        self.note(refusal.status, 0, trio.current_time())
         explained = self.service.explain(self.server, refusal)
         await self.peer.send([error_answer(refusal.status, explained)])
         await self.peer.linger()
@@ -323,6 +334,11 @@ class Http1:
     # -- the answer ------------------------------------------------------------------
 
     def prepare_head(self, status: int, headers: Headers, *, close: bool) -> None:
+        """Keep the head of the answer for the first :meth:`send_answer`.
+
+        Raises:
+            h11.LocalProtocolError: A header is malformed.
+        """
         self._answer_head = self._head_bytes(status, headers, close=close)
 
     def _head_bytes(self, status: int, headers: Headers, *, close: bool) -> bytes:
@@ -336,6 +352,11 @@ class Http1:
     async def send_answer(
         self, framing: AnswerFraming, pieces: Sequence[Buffer], *, last: bool
     ) -> None:
+        """Send *pieces* of an answer; the first call sends its head before them.
+
+        Raises:
+            trio.BrokenResourceError: The client is gone.
+        """
         self.peer.unfinished = framing
         self._continue_owed = False  # the client would take it for a part of the answer
         if self._answer_head is not None:
@@ -350,11 +371,12 @@ class Http1:
             self.peer.unfinished = None
 
     async def send_refusal(self, refusal: Refusal) -> None:
+        """Send a whole answer that refuses the request."""
         with_body = self.head.method != "HEAD"
         explained = self.service.explain(self.server, refusal)
         await self.peer.send([error_answer(refusal.status, explained, with_body=with_body)])
 
-    def hang_up(self, *, reset: bool) -> None:
+    def hang_up(self, reset: bool) -> None:
         """Handle that the client has ended its side; see :meth:`Connection.hang_up`.
 
         An application that waits for the body sees it end. Otherwise it is cancelled, since
@@ -366,8 +388,8 @@ class Http1:
             self._websocket.end_reading()
         elif self._waits_for_body and not reset:
             self._ended_while_reading = True
-        elif self._exchange is not None:
-            self._exchange.abandon()
+        elif self.abandon is not None:
+            self.abandon()
 
     def stop(self) -> None:
         """Stop: close a WebSocket, but let a request under way end."""
@@ -381,5 +403,5 @@ class Http1:
         try:
             await self._websocket.run()
         finally:
-            note_request(self, self._websocket.status, self._websocket.sent_bytes, began)
+            self.note(self._websocket.status, self._websocket.sent_bytes, began)
             self._websocket = None

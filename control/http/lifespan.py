@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from control.http.exchange import Application
+from control.http.service import Application
 
 __all__ = ["Lifespan", "LifespanFailed"]
 

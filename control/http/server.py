@@ -23,14 +23,14 @@ import trio
 from control.http.access_log import Note
 from control.http.admission import Admission
 from control.http.connection import TOO_MANY, Connection
-from control.http.exchange import Application, Service
+from control.http.exchange import serve_requests
 from control.http.forwarded import Proxies
 from control.http.hangups import HangUps
 from control.http.heads import error_answer, in_json
-from control.http.http1 import Http1
 from control.http.lifespan import Lifespan
 from control.http.limits import HttpLimits
 from control.http.listening import advice
+from control.http.service import Application, Service
 
 __all__ = ["serve"]
 
@@ -218,6 +218,6 @@ class _Server:
     async def _run(self, connection: Connection) -> None:
         self._connections.add(connection)
         try:
-            await connection.run(Http1)
+            await connection.run(serve_requests)
         finally:
             self._connections.discard(connection)

@@ -29,8 +29,8 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from control.http.connection import Connection
-from control.http.exchange import Address, Headers
 from control.http.heads import AnswerFraming, Refusal, RequestHead, in_json
+from control.http.service import Address, Headers
 
 __all__ = ["WebSocket"]
 

@@ -3,23 +3,28 @@ here its numbers are counted."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from auth_server import PASSWORD, CheapAuth, Server, running
 from harness import Cluster
+from s3_client import EVERY, S3Client, done
 
 from control.app import ControlApp
 from control.installed import discover
 from control.records import Table
-from control.storage import Storage
+from control.s3 import S3
+from control.storage import READ, Storage
 from control.testing import make_app
 from gfs.client.master import MasterClient
 
@@ -29,6 +34,29 @@ SPACES = 10
 #: More than what is kept beside its name.
 FILE_BYTES = 300_000
 LISTING = "GET /storage/files"
+#: By operation of S3: method, whether it is of an object, and subresource.
+S3_READS = {
+    "GetObject": ("GET", "object", ""),
+    "HeadObject": ("HEAD", "object", ""),
+    "GetObjectAcl": ("GET", "object", "acl"),
+    "GetObjectAttributes": ("GET", "object", "attributes"),
+    "GetObjectTagging": ("GET", "object", "tagging"),
+    "GetObjectLegalHold": ("GET", "object", "legal-hold"),
+    "GetObjectRetention": ("GET", "object", "retention"),
+    "HeadBucket": ("HEAD", "bucket", ""),
+    "GetBucketLocation": ("GET", "bucket", "location"),
+    "GetBucketVersioning": ("GET", "bucket", "versioning"),
+}
+#: There are no locks, and no rules for other sites' pages, so these are refused.
+NOT_SET = {"GetObjectLegalHold", "GetObjectRetention", "OPTIONS"}
+#: Headers that make a request cost more.
+S3_HEADERS = {
+    "x-amz-object-attributes": "ETag",
+    "origin": "https://example.com",
+    "access-control-request-method": "GET",
+}
+#: What lists cost has a test of its own.
+S3_LISTS = {("GET", "bucket", ""), ("GET", "bucket", "versions")}
 
 
 @dataclass
@@ -158,6 +186,13 @@ async def test_what_a_stranger_costs_is_no_more_than_the_table_says(
             # It is for each of them, and there is one from the start.
             times = SPACES + 1 if route == "GET /storage/namespaces" else 1
             assert found.rows <= times * most[route].rows, route
+            for method in ("HEAD", "OPTIONS"):
+                counted.clear()
+                answer = await server.http.request(method, path)
+                assert answer.status_code in (200, 204), (method, route)
+                asked = most[route] if method == "HEAD" else Cost()
+                assert counted[0].questions <= asked.questions, (method, route)
+                assert counted[0].rows <= times * asked.rows, (method, route)
         for username in ("admin", "nobody"):
             counted.clear()
             await server.call("POST", "/api/login", username=username, password=PASSWORD)
@@ -165,6 +200,98 @@ async def test_what_a_stranger_costs_is_no_more_than_the_table_says(
             print("login", found)
             assert (found.questions, found.rows <= most["POST /api/login"].rows) == (0, True)
         await server.call("POST", "/api/logout")
+
+
+def s3_table() -> dict[str, Cost]:
+    """The same over S3."""
+    text = (ROOT / "docs/security.md").read_text().partition("### Over S3")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[A-Z][^|]*) \| (\d+)[^|]*\| (\d+)[^|]*\|", text, re.MULTILINE)
+    return {
+        name: Cost(int(questions), int(rows))
+        for names, questions, rows in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+
+
+async def test_what_a_stranger_costs_over_s3_is_no_more_than_the_table_says(
+    cluster: Cluster, counted: list[Cost]
+) -> None:
+    most = s3_table()
+    everybody = {"Principal": "*", "Action": "s3:*"}
+    is_secret = {"StringEquals": {"s3:ExistingObjectTag/kind": "secret"}}
+    async with running(cluster.state, modules=(CheapAuth, Storage, S3)) as server:
+        service = next(each for each in server.app.modules if isinstance(each, S3))._service
+        for_all = {place for place, each in service._operations.items() if each.need == READ}
+        assert for_all == set(S3_READS.values()) | S3_LISTS
+        scopes = {f"storage.{server.admin['user_id']}": EVERY}
+        made = await server.call(
+            "POST", "/api/s3-keys", server.admin, name="k", scopes=scopes, expires_in="30d"
+        )
+        assert made.status_code == 200, made.text
+        key = made.json()
+        url = str(server.http.base_url).rstrip("/")
+        server.app.control.ports[server.http.base_url.port or 0] = "s3"
+
+        async def ask(client: S3Client, *words: Any, **named: Any) -> httpx.Response:
+            counted.clear()
+            return await trio.to_thread.run_sync(partial(client.call, *words, **named))
+
+        with (
+            S3Client(url, key["access_key_id"], key["secret_access_key"]) as owner,
+            S3Client(url) as nobody,
+        ):
+            versions: list[str] = []
+            of = {"object": "plain/folder/key", "bucket": "plain"}
+            done(await ask(owner, "PUT", "closed"))
+            for bucket, status in (("plain", ""), ("kept", "Enabled")):
+                done(await ask(owner, "PUT", bucket))
+                about = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+                rules = [
+                    {"Effect": "Allow", **everybody, "Resource": about},
+                    {"Effect": "Deny", **everybody, "Resource": about, "Condition": is_secret},
+                ]
+                policy = {"Version": "2012-10-17", "Statement": rules}
+                done(await ask(owner, "PUT", bucket, {"policy": ""}, json.dumps(policy).encode()))
+                if status:
+                    inside = f"<Status>{status}</Status>"
+                    text = f"<VersioningConfiguration>{inside}</VersioningConfiguration>"
+                    done(await ask(owner, "PUT", bucket, {"versioning": ""}, text.encode()))
+                for _ in range(3):
+                    stored = await ask(owner, "PUT", f"{bucket}/folder/key", body=bytes(FILE_BYTES))
+                    versions += [done(stored).headers.get("x-amz-version-id", "")] * bool(status)
+            oldest = versions[0]
+            asked: list[tuple[str, str, str, dict[str, str], bytes]] = [
+                (name, method, of[level], {subresource: ""} if subresource else {}, b"")
+                for name, (method, level, subresource) in S3_READS.items()
+            ]
+            asked += [
+                ("GetObjectVersion", "GET", "kept/folder/key", {"versionId": oldest}, b""),
+                ("PutObject", "PUT", "plain/folder/new", {}, bytes(FILE_BYTES)),
+                ("PutObject", "PUT", "kept/folder/key", {}, bytes(FILE_BYTES)),
+                ("DeleteObject", "DELETE", "plain/folder/new", {}, b""),
+                ("DeleteObject", "DELETE", "kept/folder/key", {}, b""),
+                ("OPTIONS", "OPTIONS", "plain/folder/key", {}, b""),
+            ]
+            for name, method, path, query, body in asked:
+                answer = await ask(nobody, method, path, query, body, S3_HEADERS)
+                (found,) = counted
+                print(name, path, answer.status_code, found)
+                assert answer.status_code < 300 or name in NOT_SET, (name, answer.text)
+                assert found.questions <= most[name].questions, name
+                assert found.rows <= most[name].rows, name
+            for path in ("nothing/key", "closed/key"):
+                answer = await ask(nobody, "GET", path)
+                assert answer.status_code in (403, 404)
+                print(path, counted)
+                assert counted[0].questions == 0
+                assert counted[0].rows <= most["HeadBucket"].rows
+            form = {"key": "folder/form", "file": bytes(FILE_BYTES)}
+            counted.clear()
+            answer = await server.http.post("/plain", files={"file": form.pop("file")}, data=form)
+            print("form", answer.status_code, counted)
+            assert answer.status_code == 204, answer.text
+            assert counted[0].questions <= most["PostObject"].questions
+            assert counted[0].rows <= most["PostObject"].rows
 
 
 async def test_a_crowd_of_strangers_costs_no_more_than_one(
