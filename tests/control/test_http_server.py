@@ -49,8 +49,6 @@ from wsproto.events import Request as Upgrade
 from wsproto.extensions import PerMessageDeflate
 
 from control.http import BodyCutShort, HttpLimits, listen, serve
-from control.http.heads import UNREAD
-from control.http.websocket import WebSocket
 from gfs.errors import StartupError
 
 pytestmark = pytest.mark.usefixtures("virtual_time")
@@ -998,15 +996,6 @@ async def test_a_websocket_client_learns_what_it_did_wrong(sent: Any, code: int)
         assert isinstance(event, CloseConnection)
         assert event.code == code
         assert await client.rest() == b""
-
-
-async def test_empty_pieces_of_a_websocket_message_are_not_kept() -> None:
-    connection: Any = SimpleNamespace(limits=HttpLimits())
-    socket_ = WebSocket(connection, UNREAD, None, b"", lambda status, headers: b"")
-    frames = [BytesMessage(b"", message_finished=False)] * 3
-    socket_._frames = SimpleNamespace(events=lambda: frames)  # type: ignore[assignment]
-    await socket_._handle_frames()
-    assert socket_._pieces == []
 
 
 async def test_websockets_are_not_compressed(client: Client) -> None:

@@ -71,8 +71,10 @@ async def test_a_message_is_measured_in_bytes() -> None:
     assert app.taken == ["€" * 1000, "the end"]
 
 
-async def test_of_what_nobody_takes_little_is_kept() -> None:
-    app, text = Deaf(0), "x" * (MIB // 8)
+@pytest.mark.parametrize("text", ["x" * (MIB // 8), ("\U0001f600" + "x" * 1020) * 128])
+async def test_of_what_nobody_takes_little_is_kept(text: str) -> None:
+    """Also of a text that takes four times as many bytes in memory as it has."""
+    app = Deaf(0)
     async with (
         running(app=app) as (port, _),
         connected(port) as client,
@@ -88,7 +90,24 @@ async def test_of_what_nobody_takes_little_is_kept() -> None:
         finally:
             tracemalloc.stop()
         nursery.cancel_scope.cancel()
-    assert len(text) < peak < 6 * len(text)
+    size = len(text.encode())
+    assert size < peak < 6 * size
+
+
+@pytest.mark.parametrize("piece", ["xy", ""])
+async def test_a_message_of_many_frames_takes_no_more_than_its_bytes(piece: str) -> None:
+    app, frame = Deaf(0), TextMessage(piece, message_finished=False)
+    async with running(app=app) as (port, _), connected(port) as client:
+        peer = await upgraded(client)
+        frames = b"".join(peer.send(frame) for _ in range(20_000))
+        tracemalloc.start()
+        try:
+            await client.send(frames)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert 20_000 * len(piece) < kept < 400_000
 
 
 async def test_a_client_that_leaves_at_once_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -107,7 +107,10 @@ async def _type(socket: Socket, terminal: Terminal) -> None:
         if resize is not None:
             await terminal.resize(resize.cols, resize.rows)
         elif typed:
-            await terminal.send(typed.encode() if isinstance(typed, str) else typed)
+            data = typed.encode() if isinstance(typed, str) else typed
+            # A text takes up to four times as much, and the terminal may let wait.
+            del typed
+            await terminal.send(data)
 
 
 def _resize(typed: str | bytes) -> _Resize | None:
