@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import PLAIN, unique, wait_for
+from checks import PLAIN, bearer, make_token, unique, wait_for
 from cloud import PASSWORD
 from limits import HANG_SECONDS
 from postgresql import PostgreSQL
@@ -107,6 +107,23 @@ def test_a_session_that_ended_at_one_is_refused_by_all(cloud: SpreadCloud) -> No
             with at(other, token) as client:
                 assert client.get("/api/session").status_code == 401
             assert at(other).get(film).status_code == 401
+
+
+def test_a_token_that_is_revoked_at_one_ends_what_is_open_at_the_others(cloud: SpreadCloud) -> None:
+    client, user_id = cloud.make_user()
+    latest = time.monotonic() + HANG_SECONDS
+    for number, url in enumerate(cloud.urls):
+        made = make_token(client, {f"storage.{user_id}": ["create", "read", "update", "delete"]})
+        with (
+            at(cloud.urls[number - 1], made["token"]) as listener,
+            listener.stream("GET", "/sse/progress", params={"id": unique("transfer")}) as answer,
+        ):
+            lines = answer.iter_lines()
+            assert next(lines) == ": listening"
+            with at(url, bearer(client)) as here:
+                here.delete(f"/api/tokens/{made['id']}").raise_for_status()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(itertools.takewhile(lambda _: time.monotonic() < latest, lines))
 
 
 def test_failed_logins_count_everywhere(cloud: SpreadCloud) -> None:

@@ -3,6 +3,7 @@ acknowledged is lost; and while it does not lie, nothing old is read."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
@@ -114,10 +115,18 @@ async def test_nothing_acknowledged_is_lost_whatever_the_engine_does(
     """It is late, loses requests and answers, is cut off from some or all, and gives the hold
     to another one although it has not ended; masters die meanwhile."""
     work = Acknowledged(chance)
+
+    async def write(fs: Client, name: str) -> None:
+        for turn in itertools.count():
+            # The engine may be of no use for longer than a client waits.
+            with suppress(MasterUnavailable):
+                await work.write(fs, f"{name}{turn}")
+                return
+
     await cluster.followed()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(work.write, one, "one")
-        nursery.start_soon(work.write, other, "other")
+        nursery.start_soon(write, one, "one")
+        nursery.start_soon(write, other, "other")
         for _ in range(6):
             cluster.engine.unkind = Unkindness(
                 late=chance.choice([0.01, 0.3, 2.0]),
