@@ -378,7 +378,7 @@ async def test_a_write_passes_beside_a_server_that_is_away_however_often_the_mas
                 await cluster.crash("master")
                 await trio.sleep(0.5)
                 await cluster.start("master")
-                await trio.sleep(3)
+                await trio.sleep(2)
 
         nursery.start_soon(kill_the_master)
         for _ in range(3):
