@@ -149,6 +149,28 @@ async def test_the_third_of_three_dies_and_comes_back(
     await assert_sound(fs)
 
 
+@pytest.mark.parametrize("length", [1000, 3 * MIB])
+@over_seeds(3, user="user")
+async def test_two_of_three_that_failed_a_client_are_used_when_they_are_back(
+    chance: Random, cluster: SimCluster, fs: Client, length: int
+) -> None:
+    """It avoids them for longer, but there are not enough others."""
+    await fs.put(content(chance, length), "/before")
+    for server in chance.sample(cluster.chunkservers, 2):
+        cluster.network.partition(["user"], [server])
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(fs.put, content(chance, length), f"/{number}")
+        await trio.sleep(5)
+        cluster.network.heal()
+        began = trio.current_time()
+    assert trio.current_time() - began < 4
+    began = trio.current_time()
+    await fs.put(data := content(chance, length), "/file")
+    assert trio.current_time() - began < 1
+    assert await fs.get("/file") == data
+
+
 @over_seeds(3)
 async def test_one_comes_back_with_an_empty_disk(
     chance: Random, cluster: SimCluster, fs: Client

@@ -364,13 +364,15 @@ async def test_a_file_that_is_deleted_while_its_chunk_is_copied_is_not_found(
                 await file.pwrite(0, b"x")
 
 
+@pytest.mark.parametrize(("replication", "lives"), [(3, 2.0), (2, 3.0)])
 @over_seeds(3)
 async def test_a_write_passes_beside_a_server_that_is_away_however_often_the_master_dies(
-    chance: Random, cluster: SimCluster, fs: Client
+    chance: Random, cluster: SimCluster, fs: Client, replication: int, lives: float
 ) -> None:
     """Each master waits for the servers that the one before it knew."""
-    await fs.put(content(chance, LENGTH), "/file")
-    await cluster.crash("chunkserver1")
+    await fs.put(content(chance, LENGTH), "/file", replication=replication)
+    (chunk,) = (await fs.locate("/file")).chunks
+    await cluster.crash(machine_of(chunk.replicas[0].address))
     async with trio.open_nursery() as nursery:
 
         async def kill_the_master() -> None:
@@ -378,7 +380,7 @@ async def test_a_write_passes_beside_a_server_that_is_away_however_often_the_mas
                 await cluster.crash("master")
                 await trio.sleep(0.5)
                 await cluster.start("master")
-                await trio.sleep(2)
+                await trio.sleep(lives)
 
         nursery.start_soon(kill_the_master)
         for _ in range(3):

@@ -76,9 +76,9 @@ log = logging.getLogger(__name__)
 #: finished under a lease.
 CLONE_WAIT_SECONDS = 3.0
 CLONE_POLL_SECONDS = 0.05
-#: Within this time chunkservers connect to a restarted master, and all that live and are not
-#: overloaded within half a second: that is the longest pause between their attempts.
-COMING_SECONDS = 5.0
+#: How long after its start a master waits for a chunkserver to connect, if one replica of a
+#: chunk is there already, and if two are. The longest pause between attempts is half a second.
+COMING_SECONDS = 2.0
 MOST_COME_SECONDS = 1.0
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 
