@@ -25,6 +25,7 @@ GONE: Reports = ([(TIB, TIB // 2, "ok")], DEAD)
 FULL_AND_AWAY: Reports = ([(TIB, 0, "full")], SILENT)
 FULL_AND_GONE: Reports = ([(TIB, 0, "full")], DEAD)
 UNKNOWN: Reports = ([], DEAD)
+LITTLE_AND_AWAY: Reports = ([(TIB, 50 * GIB, "ok")], SILENT)
 SMALL: Reports = ([(1000, 49, "ok")], LIVE)
 #: Of each disk too little, but not of all of them together.
 A_LITTLE_EACH: Reports = ([(TIB, ROOM_BYTES // 4, "ok")] * 4, LIVE)
@@ -85,6 +86,8 @@ def test_what_is_a_shortage(
         ([ROOM, LITTLE, FULL], True, 50 * GIB - ROOM_BYTES),
         ([ROOM, FULL, FULL], True, 0),
         ([ROOM], False, 0),
+        # The trash is purged for want of space here, which that of an absent server cannot hide.
+        ([FULL, LITTLE_AND_AWAY], True, 0),
     ],
 )
 def test_people_are_warned_before(reported: list[Reports], low: bool, left: int) -> None:

@@ -87,7 +87,7 @@ def shortage(servers: Iterable[Server], needed: int, share: int = 0) -> Shortage
         if server.draining:
             continue
         is_away = server.state != LIVE
-        if (is_away and not server.disks) or _has_room(server, share):
+        if (is_away and not server.disks) or _has_room(server, 0 if is_away else share):
             having += 1
         elif not is_away and _sizes(server):
             missing[server.index] = max(1, MADE * _room_bytes(server) - _free_bytes(server))
