@@ -14,6 +14,7 @@ from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.master.metadata import trash
+from gfs.master.rules import trash_purge
 from gfs.protocol.messages import TrashEntry
 from gfs.testing import SimCluster
 
@@ -218,10 +219,21 @@ async def test_which_of_several_comes_back_and_where(fs: Client) -> None:
 SMALL_DISKS = ChunkserverSettings(reserve_bytes=0)
 
 
-def mount(cluster: SimCluster, sizes: list[int]) -> None:
-    for name, size in zip(cluster.chunkservers, sizes, strict=True):
-        for disk in cluster.disks:
+#: The sizes of a server's disks.
+Sizes = tuple[int, ...]
+OF_100_MIB, OF_1_TIB = (100 * MIB,), (1 << 40,)
+
+
+def mount(cluster: SimCluster, sizes: list[Sizes]) -> None:
+    for name, mine in zip(cluster.chunkservers, sizes, strict=True):
+        for disk, size in zip(cluster.disks, mine, strict=True):
             cluster.machine(name).disk.mount(disk, size)
+
+
+def most_free(cluster: SimCluster, name: str) -> int:
+    """The free bytes of the chunkserver's disk that has most."""
+    disk = cluster.machine(name).disk
+    return max(disk.space(path).free_bytes for path in cluster.disks)
 
 
 def fill(cluster: SimCluster, name: str) -> None:
@@ -232,32 +244,46 @@ def fill(cluster: SimCluster, name: str) -> None:
 
 
 @pytest.mark.costly
+@pytest.mark.parametrize(
+    ("sizes", "files", "left_min"), [(OF_100_MIB, 60, 16), ((40 * MIB, 200 * MIB), 80, 41)]
+)
 @over_seeds(3)
 async def test_without_space_anywhere_the_oldest_of_the_trash_goes(
-    seed: int, chance: Random, caplog: pytest.LogCaptureFixture
+    seed: int,
+    chance: Random,
+    caplog: pytest.LogCaptureFixture,
+    sizes: Sizes,
+    files: int,
+    left_min: int,
 ) -> None:
     """No write is refused, no more goes than is needed, and people are told: before, and
-    what went."""
-    async with SimCluster(seed, chunkserver=SMALL_DISKS, master=MASTER) as cluster:
-        mount(cluster, [100 * MIB] * 3)
+    what went. Nothing goes while two servers have a disk with twice the room and a file."""
+    least = max(sizes) // trash_purge.ROOM_SHARE
+    async with SimCluster(
+        seed, disks=len(sizes), chunkserver=SMALL_DISKS, master=MASTER
+    ) as cluster:
+        mount(cluster, [sizes] * 3)
         async with cluster.client() as fs:
             data = content(chance, 5 * MIB)
-            warned = False
-            for number in range(60):
+            warned, purged = False, 0
+            for number in range(files):
+                free = sorted(most_free(cluster, name) for name in cluster.chunkservers)
                 await fs.put(data, f"/f{number:02}")
                 await fs.delete(f"/f{number:02}")
                 await trio.sleep(1)
                 totals = (await fs.status()).totals
                 warned = warned or totals.room_low
                 assert warned or not totals.trash_purged
+                assert free[-2] < 2 * least + len(data) or totals.trash_purged == purged
+                purged = totals.trash_purged
                 if not totals.trash_purged:
                     assert totals.trash_files == number + 1
             left = [entry.path async for entry in fs.trash()]
-            assert left == [f"/f{number:02}" for number in range(60 - len(left), 60)]
-            # Of the 20 that fit; and two are to be free when room was made.
-            assert 16 <= len(left) < 20
+            assert left == [f"/f{number:02}" for number in range(files - len(left), files)]
+            # Of those that fit; and twice the room is to be free when it was made.
+            assert left_min <= len(left) < sum(sizes) // len(data)
             totals = (await fs.status()).totals
-            went = [f"/f{number:02}" for number in range(60 - len(left))]
+            went = [f"/f{number:02}" for number in range(files - len(left))]
             assert (totals.trash_purged, totals.trash_purged_bytes) == (
                 len(went),
                 len(went) * len(data),
@@ -280,7 +306,7 @@ async def test_without_space_anywhere_the_oldest_of_the_trash_goes(
 async def test_nothing_goes_early_that_makes_no_room(chance: Random, cluster: SimCluster) -> None:
     """Half of the servers are full, while others have room; then all but one are, and what
     is oldest in the trash a snapshot has as well."""
-    mount(cluster, [100 * MIB] * 3 + [1 << 40])
+    mount(cluster, [OF_100_MIB] * 3 + [OF_1_TIB])
     data = content(chance, 5 * MIB)
     async with cluster.client() as fs:
         for number in range(6):
@@ -311,7 +337,7 @@ async def test_nothing_goes_early_that_makes_no_room(chance: Random, cluster: Si
 async def test_all_of_the_trash_goes_before_a_write_is_refused(
     chance: Random, cluster: SimCluster
 ) -> None:
-    mount(cluster, [100 * MIB] * 3)
+    mount(cluster, [OF_100_MIB] * 3)
     async with cluster.client() as fs:
         # Less than what is to be free when room was made.
         await fs.put(content(chance, 4 * MIB), "/file")
@@ -329,7 +355,7 @@ async def test_all_of_the_trash_goes_before_a_write_is_refused(
 async def test_nothing_goes_because_a_server_is_away_until_it_is_forgotten(
     chance: Random, cluster: SimCluster
 ) -> None:
-    mount(cluster, [100 * MIB, 1 << 40, 1 << 40])
+    mount(cluster, [OF_100_MIB, OF_1_TIB, OF_1_TIB])
     data = content(chance, MIB)
     async with cluster.client() as fs:
         for number in range(30):

@@ -14,13 +14,16 @@ if it frees none on so many servers, since no write would succeed.
 
 Room is that of all disks of a server together: the master does not know on which of them
 a replica is, and a chunkserver uses any disk that has space above its reserve. Disks on
-which a chunk might not fit do not count.
+which a chunk might not fit do not count. So one purge may make room on disks where it does
+not count yet, or that are being drained; then another follows. Each file system counts once,
+however many disks and servers are on it (``gfs up`` has all of them on one).
 
 Plain data and passes in slices; :mod:`gfs.master.upkeep.trash` carries the purge out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -39,27 +42,45 @@ MADE = 2
 #: With less than this share of the disks free ``gfs status`` warns that the trash may be purged.
 WARN_SHARE = 10
 
-
-def _sizes(server: Server) -> list[int]:
-    """The sizes of the disks that take new replicas, or will when they have space."""
-    return [disk.total_bytes for disk in server.disks if disk.state in ("ok", "slow", "full")]
+#: The states of disks that take new replicas, or will when they have space.
+_USED = frozenset(("ok", "slow", "full"))
 
 
-def _room_bytes(server: Server) -> int:
-    return max(1, min(ROOM_BYTES, max(_sizes(server), default=0) // ROOM_SHARE))
+class _Space:
+    """What the used disks of a server have, each file system once."""
+
+    def __init__(self, server: Server) -> None:
+        machine = server.address.rpartition(":")[0]
+        disks = {
+            (machine, disk.device or (server.index, disk.path)): disk
+            for disk in server.disks
+            if disk.state in _USED
+        }
+        sizes = [disk.total_bytes for disk in disks.values()]
+        self._free = [disk.free_bytes for disk in disks.values() if disk.state != "full"]
+        self.file_systems = list(disks)
+        self.total_bytes = sum(sizes)
+        self.room_bytes = max(1, min(ROOM_BYTES, max(sizes, default=0) // ROOM_SHARE))
+        #: A chunk might not fit on a disk that has less.
+        self._least = min(CHUNK_BYTES, self.room_bytes)
+        counted = sum(free for free in self._free if free >= self._least)
+        self.free_bytes = max(counted, *self._free, 0)
+
+    def has_room(self, share: int = 0) -> bool:
+        """Whether there is room; if ``share`` is not 0, that share of the disks must be free."""
+        least = max(self.room_bytes, self.total_bytes // share if share else 0)
+        return self.free_bytes >= least
+
+    @property
+    def sure_bytes(self) -> int:
+        """So much can be written before there is no room, on whichever disks it goes."""
+        fit = sum(free - self._least for free in self._free if free >= self._least)
+        return max(0, fit - (self.room_bytes - self._least))
 
 
-def _free_bytes(server: Server) -> int:
-    """The free space of its disks together, without those on which a chunk might not fit."""
-    free = [disk.free_bytes for disk in server.disks if disk.state in ("ok", "slow")]
-    least = min(CHUNK_BYTES, _room_bytes(server))
-    return max(sum(each for each in free if each >= least), *free, 0)
-
-
-def _has_room(server: Server, share: int = 0) -> bool:
-    """Whether it has room; if ``share`` is not 0, that share of its disks must be free."""
-    least = max(_room_bytes(server), sum(_sizes(server)) // share if share else 0)
-    return _free_bytes(server) >= least
+def _sharing(spaces: Iterable[_Space]) -> Counter[object]:
+    """How many of the servers are on each file system."""
+    return Counter(each for space in spaces for each in space.file_systems)
 
 
 class Shortage(NamedTuple):
@@ -78,32 +99,42 @@ class Shortage(NamedTuple):
 
 def shortage(servers: Iterable[Server], needed: int, share: int = 0) -> Shortage | None:
     """The shortage if fewer than ``needed`` servers have room for new chunks
-    (``share``: as in :func:`_has_room`), or will have when they are back. None if there
-    is none, or if its cause is not want of space, so that freeing space would not end
+    (``share``: so much of the disks must be free), or will have when they are back. None if
+    there is none, or if its cause is not want of space, so that freeing space would not end
     it."""
     having = 0
-    missing: dict[int, int] = {}
+    lacking: dict[int, _Space] = {}
     for server in servers:
         if server.draining:
             continue
-        is_away = server.state != LIVE
-        if (is_away and not server.disks) or _has_room(server, share):
+        is_away, space = server.state != LIVE, _Space(server)
+        if (is_away and not server.disks) or space.has_room(0 if is_away else share):
             having += 1
-        elif not is_away and _sizes(server):
-            missing[server.index] = max(1, MADE * _room_bytes(server) - _free_bytes(server))
+        elif not is_away and space.file_systems:
+            lacking[server.index] = space
     wanted = needed - having
-    return Shortage(missing, wanted) if 0 < wanted <= len(missing) else None
+    if not 0 < wanted <= len(lacking):
+        return None
+    sharing = _sharing(lacking.values())
+    missing = {}
+    for index, space in lacking.items():
+        # What goes from other servers on the same file systems frees space here, too.
+        shared = min(wanted, *(sharing[each] for each in space.file_systems))
+        missing[index] = max(1, (MADE * space.room_bytes - space.free_bytes) // shared)
+    return Shortage(missing, wanted)
 
 
 def room_bytes(servers: Iterable[Server], needed: int) -> int:
     """The least number of bytes that can be written before the trash is purged early."""
-    free = [
-        max(0, _free_bytes(server) - _room_bytes(server))
-        for server in servers
-        if server.state == LIVE and not server.draining
+    live = [each for each in servers if each.state == LIVE and not each.draining]
+    spaces = [_Space(server) for server in live]
+    sharing = _sharing(spaces)
+    room = [
+        space.sure_bytes // max((sharing[each] for each in space.file_systems), default=1)
+        for space in spaces
     ]
-    free.sort(reverse=True)
-    return free[needed - 1] if len(free) >= needed else 0
+    room.sort(reverse=True)
+    return room[needed - 1] if len(room) >= needed else 0
 
 
 class Row(NamedTuple):
