@@ -54,6 +54,8 @@ SPARE_TRANSACTIONS = 8
 HANDLE_RANGE = 10_000
 LOCK_NAME = "master.lock"
 DATA_NAME, LMDB_LOCK_NAME = "data.mdb", "lock.mdb"
+#: What LMDB needs for its lock: a cache line for each reader, and some for its head.
+LOCK_BYTES = 64 * (READERS_MAX + 64)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: A disk on which only a part of a write found room has less than this left.
 _LEFT_BYTES = 1 << 20
@@ -627,16 +629,26 @@ def sync_directory(directory: str) -> None:
 
 
 def _open(directory: str, map_bytes: int, sync: bool) -> tuple[lmdb.Environment, Databases]:
-    environment = lmdb.open(
-        directory,
-        map_size=map_bytes,
-        max_dbs=len(Databases._fields),
-        max_readers=READERS_MAX,
-        max_spare_txns=SPARE_TRANSACTIONS,
-        sync=sync,
-        metasync=sync,
-        mode=0o600,
-    )
+    data = os.path.join(directory, DATA_NAME)
+    is_new = not (os.path.exists(data) and os.path.getsize(data))
+    try:
+        _reserve_lock(os.path.join(directory, LMDB_LOCK_NAME))
+        environment = lmdb.open(
+            directory,
+            map_size=map_bytes,
+            max_dbs=len(Databases._fields),
+            max_readers=READERS_MAX,
+            max_spare_txns=SPARE_TRANSACTIONS,
+            sync=sync,
+            metasync=sync,
+            mode=0o600,
+        )
+    except BaseException:
+        if is_new:
+            # With one of its first two pages, all that had room, LMDB would never open it again.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(data)
+        raise
     try:
         # Slots of readers that were killed would prevent the reuse of old pages.
         environment.reader_check()
@@ -644,3 +656,18 @@ def _open(directory: str, map_bytes: int, sync: bool) -> tuple[lmdb.Environment,
     except BaseException:
         environment.close()
         raise
+
+
+def _reserve_lock(path: str) -> None:
+    """LMDB writes to this file in memory. If the disk had no room for what is written, the kernel
+    would end the process, by SIGBUS. Nobody may have it open in this process, or would lose his
+    locks on it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, LOCK_BYTES)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        # A file system that reserves nothing.
+    finally:
+        os.close(descriptor)
