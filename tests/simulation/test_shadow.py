@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from random import Random
 
@@ -21,6 +22,7 @@ from gfs.config import ClientSettings
 from gfs.errors import (
     Busy,
     DiskFailed,
+    DiskFull,
     GfsError,
     NotFound,
     NotTheMaster,
@@ -949,6 +951,35 @@ async def test_a_file_whose_replicas_are_reported_before_it_is_acknowledged_is_w
             await trio.sleep(chance.uniform(0, 0.5))
         await trio.sleep(2)
         assert not (await fs.status()).totals.under_replicated
+
+
+@over_seeds(4, kind=ShadowedCluster, late=1)
+async def test_a_shadow_begins_when_there_is_room_for_its_copy(
+    chance: Random,
+    cluster: ShadowedCluster,
+    fs: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Until then it tries again, says where there is none, and leaves no part of a copy there."""
+    incoming = os.path.join(cluster.metadata("shadow0"), "incoming")
+    name = chance.choice(["commit", "sync", "put_copied", "set_standing"])
+    work = getattr(Store, name)
+
+    def work_if_there_is_room(store: Store, *arguments: object) -> object:
+        if store._opened[0] == incoming:
+            raise DiskFull("the disk is full: free some space there")
+        return work(store, *arguments)
+
+    monkeypatch.setattr(Store, name, work_if_there_is_room)
+    await fs.mkdir("/a")
+    cluster.begin("shadow0")
+    await trio.sleep(12)
+    assert "incoming" not in os.listdir(cluster.metadata("shadow0"))
+    assert f"to {incoming} failed: the disk is full: free some space there" in caplog.text
+    assert not cluster.node("shadow0").ready.is_set()
+    monkeypatch.undo()
+    await cluster.level("shadow0")
 
 
 @over_seeds(2, kind=ShadowedCluster)
