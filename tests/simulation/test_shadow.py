@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+from functools import partial
 from random import Random
 
 import pytest
@@ -28,15 +29,17 @@ from gfs.errors import (
     NotTheMaster,
     StaleVersion,
 )
+from gfs.master.metadata import terms
 from gfs.master.metadata.store import Store, open_only
 from gfs.master.replication import log_receiver, log_sender, promises
 from gfs.master.replication.log_receiver import Following
 from gfs.master.replication.log_sender import BEAT_SECONDS
-from gfs.protocol.messages import Bind, PositionReply, Retire, ShadowStatus
+from gfs.protocol.handshake import Identity
+from gfs.protocol.messages import Bind, Position, PositionReply, Retire, ShadowStatus
 
 from .promises import content
 from .seeds import over_seeds
-from .shadowed import MASTER, ShadowedCluster
+from .shadowed import MASTER, ShadowedCluster, address
 from .test_master_deaths import Acknowledged
 
 
@@ -951,6 +954,26 @@ async def test_a_file_whose_replicas_are_reported_before_it_is_acknowledged_is_w
             await trio.sleep(chance.uniform(0, 0.5))
         await trio.sleep(2)
         assert not (await fs.status()).totals.under_replicated
+
+
+@over_seeds(4, kind=ShadowedCluster, shadows=2)
+async def test_who_promised_to_one_that_is_not_promoted_follows_again(
+    chance: Random, cluster: ShadowedCluster
+) -> None:
+    """Within two seconds, however often it has tried by then."""
+    await cluster.level("shadow0", "shadow1")
+    world = cluster.universe.machine("operator").start_process().world
+    identity = Identity("shadow", "shadow", cluster.key)
+    ask = partial(promises.ask, world, address("shadow1"), identity)
+    for number in range(1, chance.choice([2, 12])):
+        bound = await ask(Bind(0, terms.next_term(number << 32, 7), address("shadow0"), leave=True))
+        assert not bound.follows
+        await trio.sleep(chance.uniform(0, 0.5))
+
+    async def follows() -> bool:
+        return bool((await ask(Position(id=0))).follows)
+
+    await cluster.wait_until(follows, 2.0, "master to follow")
 
 
 @over_seeds(4, kind=ShadowedCluster, late=1)
