@@ -9,7 +9,13 @@ import click
 
 from gfs.cli.options import PATH, Cluster, client_options, state_directory
 from gfs.cli.output import Output
-from gfs.cli.session import check_runs, client_settings, run, run_with_client
+from gfs.cli.session import (
+    check_runs,
+    client_settings,
+    run,
+    run_with_client,
+    saying_that_it_waits,
+)
 from gfs.client import find_credentials, find_masters
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import MasterSettings, load
@@ -40,14 +46,14 @@ def backup(cluster: Cluster, file: Path) -> None:
     path = os.path.realpath(file)
 
     async def work() -> None:
-        try:
-            point = await take_backup(
-                real_world(), masters, credentials, path, settings.retry_seconds
-            )
-        except GfsError:
-            raise  # some are an OSError as well
-        except OSError as error:
-            raise StartupError(f"{file}: {sentence(error)}") from None
+        seconds = settings.retry_seconds
+        async with saying_that_it_waits(seconds) as waits:
+            try:
+                point = await take_backup(real_world(), masters, credentials, path, seconds, waits)
+            except GfsError:
+                raise  # some are an OSError as well
+            except OSError as error:
+                raise StartupError(f"{file}: {sentence(error)}") from None
         async with Output() as output:
             await output.line(f"{file} has the metadata up to operation {point.sequence}")
 

@@ -49,9 +49,8 @@ def run_with_client(
         )
 
     async def ask(settings: ClientSettings) -> T:
-        async with trio.open_nursery() as nursery:
-            waiting = trio.CancelScope()
-            nursery.start_soon(_say_that_it_waits, waiting, min(seconds, settings.retry_seconds))
+        async with saying_that_it_waits(min(seconds, settings.retry_seconds)) as waits:
+            waits(True)
             async with connect(
                 cluster.master,
                 state=cluster.state,
@@ -59,7 +58,7 @@ def run_with_client(
                 tls=cluster.tls,
                 settings=settings,
             ) as client:
-                waiting.cancel()
+                waits(False)
                 return await work(client)
 
     return run(connected)
@@ -77,6 +76,24 @@ def check_runs(cluster: Cluster) -> None:
         raise MasterUnavailable(
             f"{directory.path}: the cluster there is not running: start it with gfs up"
         )
+
+
+@contextlib.asynccontextmanager
+async def saying_that_it_waits(seconds: float) -> AsyncIterator[Callable[[bool], None]]:
+    """The body calls what it is given as it begins to wait for the master, for up to ``seconds``,
+    and as it goes on: if that takes long, it is said."""
+    async with trio.open_nursery() as nursery:
+        waiting = trio.CancelScope()
+
+        def waits(begins: bool) -> None:
+            nonlocal waiting
+            waiting.cancel()
+            if begins:
+                waiting = trio.CancelScope()
+                nursery.start_soon(_say_that_it_waits, waiting, seconds)
+
+        yield waits
+        nursery.cancel_scope.cancel()
 
 
 async def _say_that_it_waits(waiting: trio.CancelScope, seconds: float) -> None:

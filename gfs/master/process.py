@@ -247,7 +247,8 @@ class _Process:
                         "recorded %s, whose master's metadata is to be copied",
                         *(store.cluster, recorded),
                     )
-                    await self._world.run_blocking(store.give_up)
+                    with self._at_the_start():
+                        await self._world.run_blocking(store.give_up)
                 return
             await self._world.clock.sleep(LOOK_SECONDS)
 
@@ -269,8 +270,22 @@ class _Process:
             log.info("cluster %s: its master's metadata is to be copied", candidate.view.cluster)
             return
         cluster = self._world.random_bytes(CLUSTER_BYTES).hex()
-        await self._world.run_blocking(self._store.begin, cluster, self._world.clock.time_ns())
+        await self._begin(cluster)
         log.warning("cluster %s begins with this master", cluster)
+
+    async def _begin(self, fresh_cluster: str) -> None:
+        world = self._world
+        with self._at_the_start():
+            await world.run_blocking(self._store.begin, fresh_cluster, world.clock.time_ns())
+
+    @contextmanager
+    def _at_the_start(self) -> Iterator[None]:
+        try:
+            yield
+        except DiskFull as error:
+            raise StartupError(
+                f"{self._directory}: the master cannot begin here: {error}"
+            ) from error
 
     async def _resign(self) -> None:
         """Become a shadow master that was the master of its term until now: it has everything
@@ -350,7 +365,7 @@ class _Process:
         """Serve as the master. Returns when it has handed over; raises Deposed."""
         world, store = self._world, self._store
         cluster = world.random_bytes(CLUSTER_BYTES).hex()
-        await world.run_blocking(store.begin, cluster, world.clock.time_ns())
+        await self._begin(cluster)
         identity = self._identity()
         announcer = TermAnnouncer(world, identity, self._listener.address)
         named = split_addresses(self._settings.shadow_of)
@@ -367,7 +382,7 @@ class _Process:
             return
         if announcer.higher and not store.standing.follows:
             standing = msgspec.structs.replace(store.standing, fenced=announcer.higher)
-            await world.run_blocking(store.set_standing, standing)
+            await world.run_blocking(store.take_standing, standing)
             raise Deposed(_over(announcer.higher))
 
     def _identity(self) -> Identity:

@@ -144,8 +144,10 @@ class Plane:
 class SpreadCloud(Cloud):
     """A cloud with three control planes, over which the connections of all clients are spread."""
 
-    def __init__(self, directory: Path, server: PostgreSQL, **options: Any) -> None:
-        super().__init__(directory, **options)
+    def __init__(
+        self, directory: Path, server: PostgreSQL, *arguments: str, **options: Any
+    ) -> None:
+        super().__init__(directory, *arguments, **options)
         self.cluster.environment["GFS_CONTROL_RECORDS"] = server.url
         self.planes: list[Plane] = []
         for number in (2, 3):

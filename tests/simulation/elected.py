@@ -294,6 +294,7 @@ __all__ = [
     "MASTER",
     "ElectedCluster",
     "ElectedMasters",
+    "SimDoor",
     "SimEngine",
     "Unkindness",
     "address",

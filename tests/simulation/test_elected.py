@@ -4,6 +4,7 @@ acknowledged is lost; and while it does not lie, nothing old is read."""
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
@@ -23,6 +24,7 @@ from gfs.errors import (
     MasterUnavailable,
     NotFound,
     StaleVersion,
+    StartupError,
     WrongClusterKey,
 )
 from gfs.io import World
@@ -33,7 +35,7 @@ from gfs.master.metadata.store import open_store
 from gfs.master.replication import Shadow
 from gfs.protocol.rpc import Rpc
 
-from .elected import HOLD_SECONDS, MASTER, ElectedCluster, Unkindness, address
+from .elected import HOLD_SECONDS, MASTER, ElectedCluster, SimDoor, Unkindness, address
 from .linear import Event, explain, find_order
 from .names_model import DIRECTORY, OK, Call, Delete, List, MakeDirectory, Rename
 from .seeds import over_seeds
@@ -693,6 +695,38 @@ async def test_a_master_whose_disk_is_full_as_it_begins_tries_again(
     cluster.begin(first)
     await cluster.followed()
     assert {entry.path for entry in await fs.list("/")} == {"/before", "/after"}
+
+
+@over_seeds(2, kind=Unrecorded)
+async def test_a_full_disk_where_a_cluster_is_to_begin_is_told_with_its_path(
+    cluster: Unrecorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that ends, whether it is the only master, the first of several, or had begun a
+    cluster while another one was recorded. When there is room, each starts as if it were new."""
+
+    def commit(store: Store, work: Callable[[Txn], object]) -> object:
+        raise DiskFull("the disk is full: free some space there")
+
+    monkeypatch.setattr(Store, "commit", commit)
+    only, first = cluster.metadata("only"), cluster.metadata("shadow0")
+
+    async def fails(directory: str, engine: SimDoor | None) -> None:
+        world = cluster.universe.machine("operator").start_process().world
+        settings = MasterSettings(address="operator:9400", map_bytes=1 << 28)
+        place = f"^{re.escape(directory)}: .*free some space there$"
+        with pytest.raises(StartupError, match=place), trio.fail_after(60):
+            await run_master(world, settings, directory, b"k" * 32, engine=engine)
+
+    await fails(only, None)
+    await fails(first, SimDoor(cluster.engine, "operator"))
+    assert not cluster.engine.view().cluster
+    cluster.engine.record("another")
+    await fails(cluster.metadata(MASTER), SimDoor(cluster.engine, "operator"))
+    monkeypatch.undo()
+    cluster.engine._cluster = ""
+    for name in cluster.names:
+        cluster.begin(name)
+    await cluster.followed()
 
 
 class WithStranger(ElectedCluster):

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from gfs.client import Client
 from gfs.config import MasterSettings
 from gfs.errors import DiskFull, InvalidArgument, MasterUnavailable, NotFound, StartupError
 from gfs.master import restore_backup, take_backup
-from gfs.master.backup import Point, backup_file, restoring
+from gfs.master.backup import Point, backup_file, restoring, taking
 from gfs.master.metadata import State, committer
 from gfs.master.metadata.store import take_lock
 from gfs.protocol.credentials import as_credentials
@@ -170,9 +171,13 @@ async def test_shadow_masters_copy_what_was_restored_and_can_take_over(
 
 @over_seeds(4, kind=ElectedCluster)
 async def test_a_backup_waits_for_the_next_master(
-    chance: Random, cluster: ElectedCluster, fs: Client, tmp_path: Path
+    chance: Random,
+    cluster: ElectedCluster,
+    fs: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As other calls, and as long; not for one that has another key."""
+    """As other calls, as long, and telling the caller; not for one that has another key."""
     operator = cluster.universe.machine("operator").start_process().world
     masters = [address(name) for name in cluster.masters]
     back_up = partial(take_backup, operator, masters)
@@ -186,14 +191,30 @@ async def test_a_backup_waits_for_the_next_master(
     assert trio.current_time() - began < 1
     await trio.sleep(chance.uniform(0, 1))
     await cluster.crash(first)
-    point = await back_up(credentials, file)
+    waits: list[bool] = []
+    point = await back_up(credentials, file, waits=waits.append)
     assert point.sequence >= 3
+    assert waits == [True, False]
+    await cluster.followed(count=1)
+    take, failures = taking._take, [ConnectionResetError("it died in the middle")]
+
+    async def take_or_fail(*arguments: Any) -> Point:
+        if failures:
+            raise failures.pop()
+        return await take(*arguments)
+
+    monkeypatch.setattr(taking, "_take", take_or_fail)
+    waits.clear()
+    await back_up(credentials, file, waits=waits.append)
+    assert waits == [True, False, True, False]
     for name in cluster.masters:
         await cluster.crash(name)
     began = trio.current_time()
+    waits.clear()
     with pytest.raises(MasterUnavailable, match="no master gives a backup"):
-        await back_up(credentials, file, 5.0)
+        await back_up(credentials, file, 5.0, waits.append)
     assert 4 < trio.current_time() - began < 6
+    assert waits == [True]
 
 
 @over_seeds(1)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+from functools import partial
 from random import Random
 
 import pytest
@@ -21,20 +23,23 @@ from gfs.config import ClientSettings
 from gfs.errors import (
     Busy,
     DiskFailed,
+    DiskFull,
     GfsError,
     NotFound,
     NotTheMaster,
     StaleVersion,
 )
+from gfs.master.metadata import terms
 from gfs.master.metadata.store import Store, open_only
 from gfs.master.replication import log_receiver, log_sender, promises
 from gfs.master.replication.log_receiver import Following
 from gfs.master.replication.log_sender import BEAT_SECONDS
-from gfs.protocol.messages import Bind, PositionReply, Retire, ShadowStatus
+from gfs.protocol.handshake import Identity
+from gfs.protocol.messages import Bind, Position, PositionReply, Retire, ShadowStatus
 
 from .promises import content
 from .seeds import over_seeds
-from .shadowed import MASTER, ShadowedCluster
+from .shadowed import MASTER, ShadowedCluster, address
 from .test_master_deaths import Acknowledged
 
 
@@ -949,6 +954,55 @@ async def test_a_file_whose_replicas_are_reported_before_it_is_acknowledged_is_w
             await trio.sleep(chance.uniform(0, 0.5))
         await trio.sleep(2)
         assert not (await fs.status()).totals.under_replicated
+
+
+@over_seeds(4, kind=ShadowedCluster, shadows=2)
+async def test_who_promised_to_one_that_is_not_promoted_follows_again(
+    chance: Random, cluster: ShadowedCluster
+) -> None:
+    """Within two seconds, however often it has tried by then."""
+    await cluster.level("shadow0", "shadow1")
+    world = cluster.universe.machine("operator").start_process().world
+    identity = Identity("shadow", "shadow", cluster.key)
+    ask = partial(promises.ask, world, address("shadow1"), identity)
+    for number in range(1, chance.choice([2, 12])):
+        bound = await ask(Bind(0, terms.next_term(number << 32, 7), address("shadow0"), leave=True))
+        assert not bound.follows
+        await trio.sleep(chance.uniform(0, 0.5))
+
+    async def follows() -> bool:
+        return bool((await ask(Position(id=0))).follows)
+
+    await cluster.wait_until(follows, 2.0, "master to follow")
+
+
+@over_seeds(4, kind=ShadowedCluster, late=1)
+async def test_a_shadow_begins_when_there_is_room_for_its_copy(
+    chance: Random,
+    cluster: ShadowedCluster,
+    fs: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Until then it tries again, says where there is none, and leaves no part of a copy there."""
+    incoming = os.path.join(cluster.metadata("shadow0"), "incoming")
+    name = chance.choice(["commit", "sync", "put_copied", "set_standing"])
+    work = getattr(Store, name)
+
+    def work_if_there_is_room(store: Store, *arguments: object) -> object:
+        if store._opened[0] == incoming:
+            raise DiskFull("the disk is full: free some space there")
+        return work(store, *arguments)
+
+    monkeypatch.setattr(Store, name, work_if_there_is_room)
+    await fs.mkdir("/a")
+    cluster.begin("shadow0")
+    await trio.sleep(12)
+    assert "incoming" not in os.listdir(cluster.metadata("shadow0"))
+    assert f"to {incoming} failed: the disk is full: free some space there" in caplog.text
+    assert not cluster.node("shadow0").ready.is_set()
+    monkeypatch.undo()
+    await cluster.level("shadow0")
 
 
 @over_seeds(2, kind=ShadowedCluster)

@@ -7,15 +7,17 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import pytest
+from trio.testing import wait_all_tasks_blocked
 
 import gfs
-from gfs.cli import command
+from gfs.cli import command, session
 from gfs.cli.exits import Failed, Interrupted
 from gfs.errors import MasterUnavailable, NotFound, StartupError
+from gfs.state import make_key
 
 CLIENT_COMMANDS = (
     *("put", "get", "cat", "ls", "stat", "mkdir", "rm", "mv", "du"),
@@ -258,6 +260,33 @@ def test_gfs_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "Commands" not in captured.out
     assert "chunkserver" in captured.out + captured.err
+
+
+def test_a_backup_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each time that it takes long, and only then, to somebody at a terminal."""
+    make_key(tmp_path / "key")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(session, "SAY_AFTER_SECONDS", 0.0)
+
+    async def take_backup(*arguments: Any) -> NoReturn:
+        waits = arguments[-1]
+        for long in (True, False, True):
+            waits(True)
+            if long:
+                await wait_all_tasks_blocked()
+            waits(False)
+        raise MasterUnavailable("no master gives a backup")
+
+    monkeypatch.setattr("gfs.master.take_backup", take_backup)
+    words = ["backup", "--master=127.0.0.1:1", f"--key-file={tmp_path}/key", f"{tmp_path}/file"]
+    assert command.run(words) == MasterUnavailable.exit_code
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("; trying")[0] for line in said] == [
+        *["gfs: the master does not answer yet"] * 2,
+        "gfs: no master gives a backup",
+    ]
 
 
 def test_all_options_go_with_what_is_started_in_the_background(

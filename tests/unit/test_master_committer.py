@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import lmdb
 import pytest
@@ -17,6 +19,7 @@ from gfs.errors import AlreadyExists, Busy, DiskFailed, DiskFull, GfsError, Star
 from gfs.io import World, real_world
 from gfs.master.metadata import committer as committer_module
 from gfs.master.metadata import lookups
+from gfs.master.metadata import store as store_module
 from gfs.master.metadata.committer import Committer, Outcome, Plan, trim
 from gfs.master.metadata.namespace import Planned, plan_delete, plan_make_directory, plan_publish
 from gfs.master.metadata.operations import NewChunk, Reclaimed
@@ -288,3 +291,94 @@ def test_a_store_of_a_newer_release(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(StartupError, match="format 99"):
         open_at(tmp_path)
+
+
+def of_the_system(number: int) -> lmdb.Error:
+    error = lmdb.Error("the call")
+    error.code = number
+    return error
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+class Failing:
+    """An LMDB environment of which every call fails."""
+
+    def __init__(self, error: lmdb.Error) -> None:
+        self._error = error
+
+    def begin(self, *_: object, **__: object) -> Any:
+        raise self._error
+
+    sync = cursor = begin
+
+
+FAILURES = [
+    (lmdb.MapFullError("no page"), DiskFull, "larger map_bytes"),
+    (lmdb.DiskError("no room"), DiskFull, "free some space"),
+    (of_the_system(errno.ENOSPC), DiskFull, "free some space"),
+    (of_the_system(errno.EDQUOT), DiskFull, "free some space"),
+    (of_the_system(errno.EIO), DiskFailed, "look at its disk"),
+    (lmdb.PanicError("it is broken"), DiskFailed, "look at its disk"),
+    (lmdb.CorruptedError("a page"), DiskFailed, "look at its disk"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "advice"), FAILURES)
+def test_errors_of_lmdb_are_ours_and_say_what_to_do(
+    store: Store, error: lmdb.Error, kind: type[GfsError], advice: str
+) -> None:
+    with pytest.raises(DiskFailed, match=r"cannot be read .*look at its disk"), store.read():
+        raise error
+    txn = store.snapshot()
+    raw, txn.raw = txn.raw, Failing(error)
+    with pytest.raises(DiskFailed, match=r"cannot be read .*look at its disk"):
+        next(txn.scan(b"", txn.db.meta))
+    txn.raw = raw
+    txn.close()
+    whole, store._environment = store._environment, Failing(error)
+    try:
+        for call in (store.sync, lambda: store.commit(lambda txn: None)):
+            with pytest.raises(kind, match=advice):
+                call()
+        for look in (store.read, store.snapshot, store.known_servers):
+            with pytest.raises(DiskFailed, match=r"cannot be read .*look at its disk"):
+                look()
+    finally:
+        store._environment = whole
+    assert store.commit(lambda txn: 7) == 7
+
+
+def test_a_write_that_found_room_for_a_part_found_a_full_disk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB says EIO then."""
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: Usage(1000, 999, 1))
+    monkeypatch.setattr(store, "_environment", Failing(of_the_system(errno.EIO)))
+    with pytest.raises(DiskFull, match="free some space"):
+        store.commit(lambda txn: None)
+    monkeypatch.undo()
+
+
+def test_a_copy_that_cannot_be_put_in_its_place_leaves_the_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = tmp_path / "metadata" / "incoming"
+    open_store(str(incoming), MAP_BYTES, False, "another", 8).close()
+
+    def link(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "link", link)
+    place = f"^{tmp_path}/metadata: .*No space left on device: free some space there$"
+    with pytest.raises(StartupError, match=place):
+        store.swap_in(str(incoming), "kept")
+    monkeypatch.undo()
+    store.close()
+    again = open_at(tmp_path)
+    assert (again.cluster, again.epoch) == ("feed", 2)
+    again.close()

@@ -49,9 +49,11 @@ async def take_backup(
     credentials: Credentials,
     path: str,
     retry_seconds: float = 30.0,
+    waits: Callable[[bool], None] = lambda begins: None,
 ) -> Point:
     """Make the backup at ``path``, or continue it: durable when this returns. Cancelled, or
-    after an error, the last complete backup is there.
+    after an error, the last complete backup is there. ``waits`` is called with True when it begins
+    to wait for a master, and with False when one serves.
 
     Raises MasterUnavailable if none of ``masters`` serves: after ``retry_seconds``, or at once if
     none may by then. Raises InvalidArgument if the file is damaged, in use, or of another
@@ -59,6 +61,7 @@ async def take_backup(
     """
     identity = Identity("shadow", "backup", credentials)
     give_up = world.clock.monotonic() + retry_seconds
+    waits(True)
     while True:
         reasons, may_serve = [], False
         for address in masters:
@@ -68,9 +71,11 @@ async def take_backup(
                 reasons.append(f"{address}: {error}")
                 may_serve |= isinstance(error, ConnectionError | Retryable)
                 continue
+            waits(False)
             try:
                 return await _with(rpc, partial(_take, world, rpc, path))
             except ConnectionError as error:
+                waits(True)
                 reasons.append(f"{address}: {error}")
                 may_serve = True
         if not may_serve or world.clock.monotonic() + PAUSE_SECONDS > give_up:

@@ -68,7 +68,7 @@ class _Hold:
 
 
 class KubernetesLease:
-    """``hold_seconds`` is rounded up to whole seconds for people; it is judged as it is."""
+    """``hold_seconds`` is rounded up to whole seconds, as the Lease has it for the others."""
 
     def __init__(
         self,

@@ -7,13 +7,14 @@ transaction to its thread, so the whole of ``commit`` runs in one thread; the ca
 ensures that there is only one at a time.
 
 Errors of LMDB do not leave this module. A full disk or map is DiskFull, after which the
-store can still be used. Any other error of a write is DiskFailed: the process does not
-know any more what is on its disk, and the master ends; after a restart every
-acknowledged commit is there (LMDB never overwrites a live page).
+store can still be used; while it is opened, StartupError. Any other error is DiskFailed. After
+that of a write the process does not know any more what is on its disk, and the master ends;
+after a restart every acknowledged commit is there (LMDB never overwrites a live page).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -53,6 +54,11 @@ SPARE_TRANSACTIONS = 8
 HANDLE_RANGE = 10_000
 LOCK_NAME = "master.lock"
 DATA_NAME, LMDB_LOCK_NAME = "data.mdb", "lock.mdb"
+#: What LMDB needs for its lock: a cache line for each reader, and some for its head.
+LOCK_BYTES = 64 * (READERS_MAX + 64)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: A disk on which only a part of a write found room has less than this left.
+_LEFT_BYTES = 1 << 20
 
 _CLUSTER, _SCHEMA, _EPOCH, _STATE = b"cluster", b"schema", b"epoch", b"state"
 _STANDING = b"standing"
@@ -248,9 +254,12 @@ class Txn:
 
     def scan(self, start: bytes, database: lmdb._Database) -> Iterator[tuple[bytes, bytes]]:
         """The rows from the first key at or after ``start``, in order."""
-        with self.raw.cursor(database) as cursor:
-            if cursor.set_range(start):
-                yield from cursor.iternext()
+        try:
+            with self.raw.cursor(database) as cursor:
+                if cursor.set_range(start):
+                    yield from cursor.iternext()
+        except lmdb.Error as error:  # of a snapshot that is used without ``with``, too
+            raise _unreadable(error) from error
 
     def last_below(self, end: bytes, database: lmdb._Database) -> Iterator[tuple[bytes, bytes]]:
         """Rows from the last key below ``end`` backwards."""
@@ -271,6 +280,8 @@ class Txn:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if isinstance(error, lmdb.Error):
+            raise _unreadable(error) from error
 
     def close(self) -> None:
         """End the transaction. LMDB frees its reader slot only when nothing refers to
@@ -304,8 +315,13 @@ class Store:
         self._owes_standing = False
 
     def read(self) -> Txn:
-        """A snapshot of the last commit, to be used in a ``with`` statement."""
-        return Txn(self._environment.begin(), self._db, self.state)
+        """A snapshot of the last commit, to be used in a ``with`` statement, in which an
+        error of LMDB becomes DiskFailed."""
+        try:
+            raw = self._environment.begin()
+        except lmdb.Error as error:
+            raise _unreadable(error) from error
+        return Txn(raw, self._db, self.state)
 
     @property
     def used_bytes(self) -> int:
@@ -316,8 +332,12 @@ class Store:
     def snapshot(self) -> Txn:
         """As :meth:`read`, with exactly the counters of that commit; while a commit is
         under way, those of ``read`` may be of the commit before or after."""
-        txn = Txn(self._environment.begin(), self._db, self.state)
-        state = txn.get(_STATE, None, self._db.meta)
+        txn = self.read()
+        try:
+            state = txn.get(_STATE, None, self._db.meta)
+        except lmdb.Error as error:
+            txn.close()
+            raise _unreadable(error) from error
         if state is not None:
             txn.state = msgspec.msgpack.decode(state, type=State)
         return txn
@@ -330,17 +350,12 @@ class Store:
         """
         try:
             return self._commit(work)
-        except (lmdb.MapFullError, lmdb.DiskError) as error:
-            raise DiskFull(
-                f"the master's metadata disk is full: free some space there ({error})"
-            ) from error
         except lmdb.Error as error:
-            if getattr(error, "code", 0) == errno.ENOSPC:
-                raise DiskFull(f"the master's metadata disk is full ({error})") from error
-            raise DiskFailed(
-                f"the master's metadata cannot be written any more ({error}): "
-                "look at its disk, then start it again"
-            ) from error
+            raise self._translated(error) from error
+
+    def _translated(self, error: lmdb.Error) -> DiskFull | DiskFailed:
+        directory, map_bytes, _ = self._opened
+        return _translated(error, directory, map_bytes)
 
     def _commit(self, work: Callable[[Txn], T]) -> T:
         before = self.state
@@ -449,9 +464,17 @@ class Store:
     def swap_in(self, directory: str, keep_as: str) -> None:
         """Replace this store by the closed one in ``directory``; this one's file is
         kept under the name ``keep_as`` if that is given. Blocks. No transaction may be
-        open. After a crash one of the two is there."""
-        here, map_bytes, sync = self._opened
+        open. After a crash one of the two is there. So it is after a StartupError, and this
+        object cannot be used any more."""
         self._environment.close()
+        here, map_bytes, sync = self._opened
+        with _opening(here, map_bytes):
+            self._put_in_place(here, directory, keep_as)
+            self._environment, self._db = _open(here, map_bytes, sync)
+            self.state, self.standing, self._owes_standing = State(), Standing(), False
+            self.load()
+
+    def _put_in_place(self, here: str, directory: str, keep_as: str) -> None:
         mine, theirs = os.path.join(here, DATA_NAME), os.path.join(directory, DATA_NAME)
         if keep_as and os.path.exists(mine):
             kept = os.path.join(here, keep_as)
@@ -464,14 +487,14 @@ class Store:
             os.unlink(lock)
         shutil.rmtree(directory, ignore_errors=True)
         sync_directory(here)
-        self._environment = _open_environment(here, map_bytes, sync)
-        self._db = _open_databases(self._environment)
-        self.state, self.standing, self._owes_standing = State(), Standing(), False
-        self.load()
 
     def sync(self) -> None:
-        """Sync all commits, for stores whose commits do not wait for the disk."""
-        self._environment.sync(True)
+        """Sync all commits, for stores whose commits do not wait for the disk. Raises DiskFull
+        or DiskFailed: what was committed may be lost then: such a store is thrown away."""
+        try:
+            self._environment.sync(True)
+        except lmdb.Error as error:
+            raise self._translated(error) from error
 
     def known_servers(self) -> dict[str, KnownServer]:
         """The chunkservers that ever registered, by id."""
@@ -493,11 +516,10 @@ def open_store(
     """
     store = open_only(directory, map_bytes, sync)
     try:
-        store.begin(fresh_cluster, now_ns)
-    except BaseException as error:
+        with _opening(directory, map_bytes):
+            store.begin(fresh_cluster, now_ns)
+    except BaseException:
         store.close()
-        if isinstance(error, (DiskFull, DiskFailed)):
-            raise StartupError(f"{directory}: the metadata cannot be opened: {error}") from error
         raise
     return store
 
@@ -505,28 +527,76 @@ def open_store(
 def open_only(directory: str, map_bytes: int, sync: bool) -> Store:
     """Open the store as it is, for a shadow master or to read its standing. As open_store."""
     lock = take_lock(directory)
+    store = None
     try:
-        environment = _open_environment(directory, map_bytes, sync)
+        with _opening(directory, map_bytes):
+            environment, db = _open(directory, map_bytes, sync)
+            store = Store(environment, db, lock, (directory, map_bytes, sync))
+            store.load()
     except BaseException:
-        os.close(lock)
-        raise
-    try:
-        # Slots of readers that were killed would prevent the reuse of old pages.
-        environment.reader_check()
-        db = _open_databases(environment)
-        store = Store(environment, db, lock, (directory, map_bytes, sync))
-        store.load()
-    except BaseException as error:
-        environment.close()
-        os.close(lock)
-        if isinstance(error, (lmdb.Error, DiskFull, DiskFailed, msgspec.DecodeError)):
-            raise StartupError(f"{directory}: the metadata cannot be opened: {error}") from error
+        if store is not None:
+            store.close()
+        else:
+            os.close(lock)
         raise
     return store
 
 
+@contextlib.contextmanager
+def _opening(directory: str, map_bytes: int) -> Iterator[None]:
+    """What fails in the block because of the disk, or of what is on it, is StartupError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, (DiskFull, DiskFailed)):
+            raise _cannot_open(directory, error) from error
+        raise _cannot_keep(directory, error) from error
+    except lmdb.Error as error:
+        # Of files that are no store LMDB says enough.
+        known = _translated(error, directory, map_bytes)
+        raise _cannot_open(directory, known if isinstance(known, DiskFull) else error) from error
+    except (OverflowError, MemoryError, msgspec.DecodeError) as error:
+        raise _cannot_open(directory, error) from error
+
+
+def _cannot_open(directory: str, error: Exception) -> StartupError:
+    return StartupError(f"{directory}: the metadata cannot be opened: {error}")
+
+
 def _cannot_keep(directory: str, error: OSError) -> StartupError:
-    return StartupError(f"{directory}: the master cannot keep its metadata here: {error.strerror}")
+    advice = ": free some space there" if error.errno in _NO_ROOM else ""
+    return StartupError(
+        f"{directory}: the master cannot keep its metadata here: {error.strerror}{advice}"
+    )
+
+
+def _translated(error: lmdb.Error, directory: str, map_bytes: int) -> DiskFull | DiskFailed:
+    if isinstance(error, lmdb.MapFullError):
+        return DiskFull(
+            f"the master's metadata fills the {map_bytes} bytes that it may have: give the "
+            "master a larger map_bytes (GFS_MASTER_MAP_BYTES) and start it again"
+        )
+    if _is_full(error, directory):
+        return DiskFull(f"the master's metadata disk is full: free some space there ({error})")
+    return DiskFailed(
+        f"the master's metadata cannot be written any more ({error}): "
+        "look at its disk, then start it again"
+    )
+
+
+def _is_full(error: lmdb.Error, directory: str) -> bool:
+    code = getattr(error, "code", 0)
+    if code == errno.EIO:  # which LMDB also says when only a part of a write found room
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(directory).free < _LEFT_BYTES
+    return isinstance(error, lmdb.DiskError) or code in _NO_ROOM
+
+
+def _unreadable(error: lmdb.Error) -> DiskFailed:
+    return DiskFailed(
+        f"the master's metadata cannot be read any more ({error}): "
+        "look at its disk, then start it again"
+    )
 
 
 def take_lock(directory: str) -> int:
@@ -550,10 +620,6 @@ def take_lock(directory: str) -> int:
     return lock
 
 
-def _open_databases(environment: lmdb.Environment) -> Databases:
-    return Databases(*[environment.open_db(name.encode()) for name in Databases._fields])
-
-
 def sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -562,9 +628,12 @@ def sync_directory(directory: str) -> None:
         os.close(descriptor)
 
 
-def _open_environment(directory: str, map_bytes: int, sync: bool) -> lmdb.Environment:
+def _open(directory: str, map_bytes: int, sync: bool) -> tuple[lmdb.Environment, Databases]:
+    data = os.path.join(directory, DATA_NAME)
+    is_new = not (os.path.exists(data) and os.path.getsize(data))
     try:
-        return lmdb.open(
+        _reserve_lock(os.path.join(directory, LMDB_LOCK_NAME))
+        environment = lmdb.open(
             directory,
             map_size=map_bytes,
             max_dbs=len(Databases._fields),
@@ -574,5 +643,31 @@ def _open_environment(directory: str, map_bytes: int, sync: bool) -> lmdb.Enviro
             metasync=sync,
             mode=0o600,
         )
-    except (lmdb.Error, OSError, OverflowError, MemoryError) as error:
-        raise StartupError(f"{directory}: the metadata cannot be opened: {error}") from error
+    except BaseException:
+        if is_new:
+            # With one of its first two pages, all that had room, LMDB would never open it again.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(data)
+        raise
+    try:
+        # Slots of readers that were killed would prevent the reuse of old pages.
+        environment.reader_check()
+        return environment, Databases(*map(environment.open_db, map(str.encode, Databases._fields)))
+    except BaseException:
+        environment.close()
+        raise
+
+
+def _reserve_lock(path: str) -> None:
+    """LMDB writes to this file in memory. If the disk had no room for what is written, the kernel
+    would end the process, by SIGBUS. Nobody may have it open in this process, or would lose his
+    locks on it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, LOCK_BYTES)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        # A file system that reserves nothing.
+    finally:
+        os.close(descriptor)

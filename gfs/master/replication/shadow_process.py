@@ -404,7 +404,9 @@ class Shadow:
             await self._world.run_blocking(copy.set_standing, standing)
             await self._world.run_blocking(copy.sync)
         except (ConnectionError, GfsError, ValueError, msgspec.DecodeError) as error:
-            log.warning("a copy of the metadata from %s failed: %s", address, error)
+            log.warning("a copy of the metadata from %s to %s failed: %s", address, incoming, error)
+            # Its room may be all that is missing to the present store, or to others.
+            await self._world.run_blocking(shutil.rmtree, incoming, True)
             return False
         finally:
             if copy is not None:
