@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-import outcome
 import trio
 
 from gfs.blocks import BLOCK_BYTES, KIB, Buffer, FileDigest, block_sum
@@ -60,7 +59,7 @@ from gfs.protocol.messages import (
     WriteSmall,
 )
 from gfs.protocol.patience import BYTES_PER_SECOND_MIN, small_write_seconds
-from gfs.protocol.rpc import Reply
+from gfs.protocol.rpc import Reply, Take
 
 #: Refusals of a publication after which the bytes are written to another chunk: it was given up
 #: by a master that restarted, or that took this client for dead.
@@ -311,13 +310,13 @@ class _PutRound:
 
         def take(index: int, reply: Reply) -> None:
             put, chunk = some[index]
-            if isinstance(reply, outcome.Value) and isinstance(reply.value[0], Done):
+            if isinstance(reply, Exception):
+                log.warning("chunk %016x: %s; writing another", chunk.handle, reply)
+                self._core.suspect_after_small(reply, chunk.chain)
+            elif isinstance(reply[0], Done):
                 self._written.append(put)
                 self._more.set()
                 return
-            if isinstance(reply, outcome.Error):
-                log.warning("chunk %016x: %s; writing another", chunk.handle, reply.error)
-                self._core.suspect_after_small(reply.error, chunk.chain)
             self._fail(put)
 
         await _ask(self._core, address, requests, seconds, take)
@@ -476,8 +475,9 @@ async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: flo
     def take(index: int, reply: Reply) -> None:
         read = reads[index]
         try:
-            answer, data = reply.unwrap()
-            check_answer(requests[index], answer, data)
+            if isinstance(reply, Exception):
+                raise reply
+            check_answer(requests[index], *reply)
         except (ConnectionError, GfsError) as error:
             if isinstance(error, (ConnectionError, DeadlineExceeded)):
                 core.suspect(read.server.id)
@@ -486,7 +486,7 @@ async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: flo
                 bad[read.chunk.handle] = read, error
             read.take(None)
         else:
-            read.take(data)
+            read.take(reply[1])
 
     await _ask(core, address, [(each, b"") for each in requests], seconds, take)
     if bad:
@@ -522,14 +522,14 @@ async def _ask(
     address: str,
     requests: Sequence[tuple[Message, Buffer]],
     seconds: float,
-    take: Callable[[int, Reply], None],
+    take: Take,
 ) -> None:
     """Ask a server all of it in one send. ``take`` gets each reply when it is here."""
     try:
         calls = await core.links.start(address, requests, seconds, take)
     except (ConnectionError, GfsError) as error:
         for index in range(len(requests)):
-            take(index, outcome.Error(error))
+            take(index, error)
     else:
         await calls.replies()
 
