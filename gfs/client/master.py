@@ -190,10 +190,11 @@ class MasterClient:
             except GfsError as error:
                 found[index] = error
 
-        async with trio.open_nursery() as nursery:
-            for index in range(len(requests)):
-                if index not in found:
-                    nursery.start_soon(ask, index)
+        if len(found) < len(requests):
+            async with trio.open_nursery() as nursery:
+                for index in range(len(requests)):
+                    if index not in found:
+                        nursery.start_soon(ask, index)
         return [found[index] for index in range(len(requests))]
 
     async def ask_now(
