@@ -12,6 +12,7 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import trio
@@ -226,10 +227,11 @@ class ClientSession:
         entry = entry_of(message.path, inode, row)
         book = AddressBook()
         chunks: list[ChunkLocation] = []
-        count = min(message.count, LOCATE_CHUNKS_MAX)
-        if row.kind == KIND_FILE and message.first < row.chunks:
-            for chunk in lookups.file_chunks(txn, inode, row.length, message.first):
-                if len(chunks) >= count or (chunks and book.room <= 0):
+        count = min(message.count, LOCATE_CHUNKS_MAX, row.chunks - message.first)
+        if row.kind == KIND_FILE and count > 0:
+            found = lookups.file_chunks(txn, inode, row.length, message.first)
+            for chunk in islice(found, count):
+                if chunks and book.room <= 0:
                     break
                 servers = self._readers_order(chunk.handle, chunk.version)
                 positions = book.positions(servers)
