@@ -170,7 +170,7 @@ class ClientSession:
                 to = held if held is not None and type(message) in HELD else rpc
                 try:
                     known = self._answers[type(message)]
-                    if isinstance(message, Mutation) and self._is_retry(rpc, message):
+                    if isinstance(message, Mutation) and self._is_retry(rpc, message, txn):
                         continue
                     answer = known(self, rpc, message, body, txn)
                 except KeyError:
@@ -189,13 +189,13 @@ class ClientSession:
         # They are sent together, so each has taken this long.
         master.operations.all_done(answered, master.now - began)
 
-    def _is_retry(self, rpc: Rpc, message: Mutation) -> bool:
+    def _is_retry(self, rpc: Rpc, message: Mutation, txn: Txn) -> bool:
         """Whether this is a retry, which gets the first answer. This is checked before
         anything else: the first attempt, or a later request, may have changed what the
         retry would find."""
         self._check_client(message.client, message.sequence)
         answer = self._answerer(rpc, message)
-        return self._master.committer.join(message.client, message.sequence, answer)
+        return self._master.committer.join(txn, message.client, message.sequence, answer)
 
     # --- look-ups ------------------------------------------------------------------------
 
