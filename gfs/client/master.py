@@ -25,7 +25,6 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-import outcome
 import trio
 
 from gfs.blocks import Buffer
@@ -46,8 +45,7 @@ from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import Done, Message, Ping, PublishedChunk, Reclaim
-from gfs.protocol.rpc import Reply as Outcome
-from gfs.protocol.rpc import Rpc
+from gfs.protocol.rpc import Reply, Rpc
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +64,16 @@ PLACEMENT_SECONDS = 10.0
 Reservations = dict[int, tuple[int, int, list[str]]]
 
 
-def _final(reply: Outcome, kind: type[ReplyT]) -> ReplyT | GfsError | None:
+#: After these a request is repeated.
+_PASSING = (ConnectionError, DeadlineExceeded, Busy, NotEnoughChunkservers)
+
+
+def _final(reply: Reply, kind: type[ReplyT]) -> ReplyT | GfsError | None:
     """The answer or the master's refusal; None if it is to be asked again."""
-    if isinstance(reply, outcome.Value):
-        answer, _ = reply.value
+    if isinstance(reply, tuple):
+        answer, _ = reply
         return answer if isinstance(answer, kind) else None
-    error = reply.error if isinstance(reply, outcome.Error) else None
-    passing = (ConnectionError, DeadlineExceeded, Busy, NotEnoughChunkservers)
-    return error if isinstance(error, GfsError) and not isinstance(error, passing) else None
+    return reply if isinstance(reply, GfsError) and not isinstance(reply, _PASSING) else None
 
 
 class MasterClient:
@@ -190,10 +190,11 @@ class MasterClient:
             except GfsError as error:
                 found[index] = error
 
-        async with trio.open_nursery() as nursery:
-            for index in range(len(requests)):
-                if index not in found:
-                    nursery.start_soon(ask, index)
+        if len(found) < len(requests):
+            async with trio.open_nursery() as nursery:
+                for index in range(len(requests)):
+                    if index not in found:
+                        nursery.start_soon(ask, index)
         return [found[index] for index in range(len(requests))]
 
     async def ask_now(

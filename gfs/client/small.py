@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import outcome
 import trio
 
 from gfs.blocks import BLOCK_BYTES, KIB, Buffer, FileDigest, block_sum
@@ -60,7 +59,7 @@ from gfs.protocol.messages import (
     WriteSmall,
 )
 from gfs.protocol.patience import BYTES_PER_SECOND_MIN, small_write_seconds
-from gfs.protocol.rpc import Reply
+from gfs.protocol.rpc import Reply, Take
 
 #: Refusals of a publication after which the bytes are written to another chunk: it was given up
 #: by a master that restarted, or that took this client for dead.
@@ -160,12 +159,7 @@ async def put_all(core: ClientCore, puts: Sequence[Put]) -> None:
     try:
         await core.puts.ask(puts)
         unclear = [put for put in puts if not put.reply and not put.error and put.publication]
-        if len(unclear) == 1:
-            await _publish_again(core, unclear[0])
-        elif unclear:
-            async with trio.open_nursery() as nursery:
-                for put in unclear:
-                    nursery.start_soon(_publish_again, core, put)
+        await _together(_publish_again, [(core, put) for put in unclear])
     finally:
         # The round releases the others.
         left = [put.chunk.handle for put in puts if put.ended and put.chunk is not None]
@@ -231,7 +225,7 @@ class _PutRound:
         try:
             async with trio.open_nursery() as nursery:
                 for goal, puts in self._by_goal.items():
-                    nursery.start_soon(self._store, nursery, goal, puts)
+                    nursery.start_soon(self._store, goal, puts)
                 if self._tasks:
                     with trio.move_on_after(LATE_SECONDS):
                         await self._all_written.wait()
@@ -248,28 +242,23 @@ class _PutRound:
             ]
             await _release(self._core, self._failed)
 
-    def _task_ended(self) -> None:
-        self._tasks -= 1
-        if not self._tasks:
-            self._all_written.set()
-            self._more.set()
-
     def _fail(self, put: Put, error: GfsError | None = None) -> None:
         if put.chunk is not None:
             self._failed.append(put.chunk.handle)
             put.chunk = None
         put.end(error)
 
-    async def _store(self, nursery: trio.Nursery, goal: int, puts: list[Put]) -> None:
+    async def _store(self, goal: int, puts: list[Put]) -> None:
         chosen = await self._reserve(goal, puts)
         longest = max((len(chunk.chain) for _, chunk in chosen), default=1)
         # The files of other goals may go over the same links.
         seconds = small_write_seconds(longest - 1, sum(put.size for put in self._puts))
         groups = _by_server(chosen, lambda each: each[1].chain[0])
-        self._tasks += len(groups)
-        for address, some in groups.items():
-            nursery.start_soon(self._write, address, some, seconds)
-        self._task_ended()
+        await _together(self._write, [(address, some, seconds) for address, some in groups.items()])
+        self._tasks -= 1
+        if not self._tasks:
+            self._all_written.set()
+            self._more.set()
 
     async def _reserve(self, goal: int, puts: list[Put]) -> list[tuple[Put, _Chunk]]:
         """Give each its chunk."""
@@ -311,17 +300,16 @@ class _PutRound:
 
         def take(index: int, reply: Reply) -> None:
             put, chunk = some[index]
-            if isinstance(reply, outcome.Value) and isinstance(reply.value[0], Done):
+            if isinstance(reply, Exception):
+                log.warning("chunk %016x: %s; writing another", chunk.handle, reply)
+                self._core.suspect_after_small(reply, chunk.chain)
+            elif isinstance(reply[0], Done):
                 self._written.append(put)
                 self._more.set()
                 return
-            if isinstance(reply, outcome.Error):
-                log.warning("chunk %016x: %s; writing another", chunk.handle, reply.error)
-                self._core.suspect_after_small(reply.error, chunk.chain)
             self._fail(put)
 
         await _ask(self._core, address, requests, seconds, take)
-        self._task_ended()
 
     async def _publish(self) -> None:
         """Those that are written so far. Of callers that have given up, nothing is sent."""
@@ -411,26 +399,37 @@ async def _get_round(core: ClientCore, gets: list[Get]) -> None:
                 ]
             else:
                 get.end()
+    parts = list(windows((read, read.length) for read in small))
+    if len(parts) == 1:
+        await _read_window(core, parts[0], sum(read.length for read in small))
+    elif parts:
+        await _read_windows(core, parts)
+
+
+async def _read_windows(core: ClientCore, parts: list[list[_Read]]) -> None:
+    """One after the other."""
     started: list[_Read] = []
     async with trio.open_nursery() as nursery:
-        for reads in windows((read, read.length) for read in small):
+        for reads in parts:
             started += reads
             to_come = sum(read.length for read in started if not read.get.ended)
-            seconds = core.settings.hedge_seconds + to_come / BYTES_PER_SECOND_MIN
             ended = trio.Event()
-            nursery.start_soon(_read_window, core, reads, seconds, ended)
+            nursery.start_soon(_read_window, core, reads, to_come, ended)
             # For a server that hangs the next files do not wait.
             with trio.move_on_after(LATE_SECONDS):
                 await ended.wait()
 
 
 async def _read_window(
-    core: ClientCore, reads: list[_Read], seconds: float, ended: trio.Event
+    core: ClientCore, reads: list[_Read], to_come: int, ended: trio.Event | None = None
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        for address, some in _by_server(reads, lambda read: read.server).items():
-            nursery.start_soon(_read, core, address, some, seconds)
-    ended.set()
+    """``to_come``: the bytes that the servers have to send for these and for what was asked
+    before."""
+    seconds = core.settings.hedge_seconds + to_come / BYTES_PER_SECOND_MIN
+    groups = _by_server(reads, lambda read: read.server)
+    await _together(_read, [(core, address, some, seconds) for address, some in groups.items()])
+    if ended is not None:
+        ended.set()
 
 
 def _choose(core: ClientCore, holders: list[ServerAddress], asked: dict[str, int]) -> ServerAddress:
@@ -476,8 +475,9 @@ async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: flo
     def take(index: int, reply: Reply) -> None:
         read = reads[index]
         try:
-            answer, data = reply.unwrap()
-            check_answer(requests[index], answer, data)
+            if isinstance(reply, Exception):
+                raise reply
+            check_answer(requests[index], *reply)
         except (ConnectionError, GfsError) as error:
             if isinstance(error, (ConnectionError, DeadlineExceeded)):
                 core.suspect(read.server.id)
@@ -486,14 +486,13 @@ async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: flo
                 bad[read.chunk.handle] = read, error
             read.take(None)
         else:
-            read.take(data)
+            read.take(reply[1])
 
     await _ask(core, address, [(each, b"") for each in requests], seconds, take)
     if bad:
         # A caller that reads its file by itself then may ask another server, and not meet it.
-        async with trio.open_nursery() as nursery:
-            for read, error in bad.values():
-                nursery.start_soon(report, core, read.chunk, read.server, error)
+        reports = [(core, read.chunk, read.server, error) for read, error in bad.values()]
+        await _together(report, reports)
 
 
 def _is_small(reply: LocateReply) -> bool:
@@ -510,6 +509,17 @@ def _is_small(reply: LocateReply) -> bool:
 # --- both --------------------------------------------------------------------------------
 
 
+async def _together(work: Callable[..., Awaitable[object]], calls: list[tuple[Any, ...]]) -> None:
+    """Calls of ``work`` with these arguments. A single one, as nearly always, is made in this
+    task: another one would cost as much as four files do."""
+    if len(calls) == 1:
+        await work(*calls[0])
+    elif calls:
+        async with trio.open_nursery() as nursery:
+            for arguments in calls:
+                nursery.start_soon(work, *arguments)
+
+
 def _by_server(asked: Iterable[T], server_of: Callable[[T], ServerAddress]) -> dict[str, list[T]]:
     groups: dict[str, list[T]] = {}
     for each in asked:
@@ -522,14 +532,14 @@ async def _ask(
     address: str,
     requests: Sequence[tuple[Message, Buffer]],
     seconds: float,
-    take: Callable[[int, Reply], None],
+    take: Take,
 ) -> None:
     """Ask a server all of it in one send. ``take`` gets each reply when it is here."""
     try:
         calls = await core.links.start(address, requests, seconds, take)
     except (ConnectionError, GfsError) as error:
         for index in range(len(requests)):
-            take(index, outcome.Error(error))
+            take(index, error)
     else:
         await calls.replies()
 

@@ -12,7 +12,7 @@ from gfs.io import World
 from gfs.protocol import handshake
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import Message, Multiplex
-from gfs.protocol.rpc import Calls, Each, Rpc, check_known
+from gfs.protocol.rpc import Calls, Rpc, Take, check_known
 
 #: A connection that nobody uses is closed after this long; the servers' limit is above.
 IDLE_SECONDS = 30.0
@@ -82,7 +82,7 @@ class Links:
         address: str,
         requests: Sequence[tuple[Message, Buffer]],
         seconds: float,
-        each: Each | None = None,
+        each: Take | None = None,
     ) -> Calls:
         """As :meth:`Rpc.start`, and :meth:`call`."""
         until = trio.current_time() + seconds

@@ -27,7 +27,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import outcome
 import trio
@@ -44,7 +43,7 @@ from gfs.diagnostics import (
 from gfs.errors import DeadlineExceeded, GfsError, InvalidArgument, OlderRelease, from_wire
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
-from gfs.protocol.frames import FrameDecoder, encode_frame
+from gfs.protocol.frames import FrameDecoder, encode_head
 from gfs.protocol.messages import HEAD_BYTES_MAX, REPLIES, Failure, Message
 
 RECEIVE_BYTES = 256 * 1024
@@ -64,17 +63,17 @@ _REPLIES = frozenset(REPLIES)
 #: :meth:`Rpc.send`, now or later.
 Handler = Callable[["Rpc", list[tuple[Message, bytes]]], None]
 
-Reply = outcome.Outcome[tuple[Message, bytes]]
-Take = Callable[[Reply], None]
+#: A message and its body, or why there is none.
+Reply = tuple[Message, bytes] | Exception
 #: Gets the place of a request among those that were sent together, and its reply, when that is
 #: here. Must neither block nor raise.
-Each = Callable[[int, Reply], None]
+Take = Callable[[int, Reply], None]
 
 
 class Calls:
     """Requests that were sent together, and their replies."""
 
-    def __init__(self, rpc: Rpc, count: int, each: Each | None) -> None:
+    def __init__(self, rpc: Rpc, count: int, each: Take | None) -> None:
         self._rpc = rpc
         self._each = each
         self._replies: list[Reply | None] = [None] * count
@@ -88,7 +87,7 @@ class Calls:
             self._each(index, reply)
         self._left -= 1
         if not self._left and self._waiting is not None:
-            _wake(self._waiting, outcome.Value(None))
+            trio.lowlevel.reschedule(self._waiting)
 
     async def replies(self) -> list[Reply]:
         """Each in the place of its request, when all are here."""
@@ -108,8 +107,11 @@ class Calls:
             self._rpc.forget(number)
 
 
-def _wake(task: trio.lowlevel.Task, reply: outcome.Outcome[Any]) -> None:
-    trio.lowlevel.reschedule(task, reply)
+def _wake(task: trio.lowlevel.Task, _: int, reply: Reply) -> None:
+    if isinstance(reply, Exception):
+        trio.lowlevel.reschedule(task, outcome.Error(reply))
+    else:
+        trio.lowlevel.reschedule(task, outcome.Value(reply))
 
 
 def check_known(peer: str, version: int, kind: type[Message]) -> None:
@@ -121,7 +123,7 @@ def check_known(peer: str, version: int, kind: type[Message]) -> None:
         )
 
 
-def _ignore(_: Reply) -> None:
+def _ignore(_: int, reply: Reply) -> None:
     pass
 
 
@@ -157,7 +159,8 @@ class Rpc:
         self._stream = connection.stream
         self._read_ahead = connection.take_read_ahead()
         self._handler = handler
-        self._out: list[bytes] = []
+        #: Headers, heads and bodies.
+        self._out: list[Buffer] = []
         self._reply_bytes = 0
         self._request_bytes = 0
         self._silent_seconds = silent_seconds
@@ -171,8 +174,9 @@ class Rpc:
         self._ids = itertools.count(1)
         #: For calls that belong to no request of a client.
         self._requests = itertools.count(connection.first_request)
-        #: Who gets the reply, within how long, until when, and what was asked.
-        self._calls: dict[int, tuple[Take, float, float, str]] = {}
+        #: Who gets the reply, as which of those it waits for; within how long, until when, and
+        #: what was asked.
+        self._calls: dict[int, tuple[Take, int, float, float, type[Message]]] = {}
         self._queued_callers = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
         self.closed = False
@@ -251,16 +255,17 @@ class Rpc:
             await self._full.park()
 
     def send(self, message: Message, body: Buffer = b"") -> None:
-        """Queue a frame. After the connection has ended, it is dropped."""
+        """Queue a frame; the body must not change any more. After the connection has ended, it is
+        dropped."""
         if self.closed:
             return
-        frame = encode_frame(message, body)
+        head = encode_head(message, len(body))
         if type(message) in _REPLIES:
-            self._reply_bytes += len(frame)
-        self._queue(frame)
+            self._reply_bytes += len(head) + len(body)
+        self._queue((head, body))
 
-    def _queue(self, frame: bytes) -> None:
-        self._out.append(frame)
+    def _queue(self, pieces: Sequence[Buffer]) -> None:
+        self._out += pieces
         if self._writer_parked is not None:
             task, self._writer_parked = self._writer_parked, None
             trio.lowlevel.reschedule(task)
@@ -281,15 +286,13 @@ class Rpc:
         still have carried out the request.
         """
         until = await self._room_for_call(seconds)
-        task = trio.lowlevel.current_task()
-        number, frame = self._begin(message, body, seconds, until, partial(_wake, task))
+        take = partial(_wake, trio.lowlevel.current_task())
+        (number,) = self._begin([(message, body)], seconds, until, take)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self.forget(number)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        self._request_bytes += len(frame)
-        self._queue(frame)
         reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
         return reply
 
@@ -297,7 +300,7 @@ class Rpc:
         self,
         requests: Sequence[tuple[Message, Buffer]],
         seconds: float = 10.0,
-        each: Each | None = None,
+        each: Take | None = None,
     ) -> Calls:
         """Send requests together, each as by :meth:`call`. Raises as ``call`` if none of them
         was sent."""
@@ -314,22 +317,10 @@ class Rpc:
         requests: Sequence[tuple[Message, Buffer]],
         seconds: float,
         until: float,
-        each: Each | None = None,
+        each: Take | None = None,
     ) -> Calls:
         calls = Calls(self, len(requests), each)
-        frames = []
-        try:
-            for index, (message, body) in enumerate(requests):
-                take = partial(calls.take, index)
-                number, frame = self._begin(message, body, seconds, until, take)
-                calls.numbers.append(number)
-                frames.append(frame)
-        except BaseException:
-            calls.drop()
-            raise
-        frame = b"".join(frames)
-        self._request_bytes += len(frame)
-        self._queue(frame)
+        calls.numbers = self._begin(requests, seconds, until, calls.take)
         return calls
 
     @property
@@ -354,20 +345,46 @@ class Rpc:
         return until
 
     def _begin(
-        self, message: Message, body: Buffer, seconds: float, until: float, take: Take
-    ) -> tuple[int, bytes]:
-        check_known(self.peer, self.version, type(message))
-        of = request.get() or request_of(message.id) or next(self._requests) & REQUEST_MASK
-        number = message.id = of << CALL_BITS | next(self._ids) & CALL_MASK
-        frame = _encode(message, body)
+        self,
+        requests: Sequence[tuple[Message, Buffer]],
+        seconds: float,
+        until: float,
+        take: Take,
+    ) -> list[int]:
+        """Send them; returns their numbers. What is the same for all of them is done once."""
+        of_task = request.get()
+        numbers: list[int] = []
+        frames: list[Buffer] = []
+        size = 0
+        try:
+            for index, (message, body) in enumerate(requests):
+                kind = type(message)
+                if self.version < kind.SINCE:
+                    check_known(self.peer, self.version, kind)
+                of = of_task or request_of(message.id) or next(self._requests) & REQUEST_MASK
+                number = message.id = of << CALL_BITS | next(self._ids) & CALL_MASK
+                head = _encode(message, len(body))
+                frames += (head, body)
+                size += len(head) + len(body)
+                self._calls[number] = take, index, seconds, until, kind
+                numbers.append(number)
+        except BaseException:
+            for number in numbers:
+                self.forget(number)
+            raise
         if self._silent_since is None:
             self._silent_since = trio.current_time()
-        self._calls[number] = take, seconds, until, type(message).__name__
-        return number, frame
+        self._request_bytes += size
+        self._queue(frames)
+        return numbers
 
     def forget(self, number: int) -> None:
         """The caller has given up."""
         if self._calls.pop(number, None) is not None:
+            self._let_next_call()
+
+    def _let_next_call(self) -> None:
+        if self._queued_callers:
             self._queued_callers.unpark()
 
     async def _sweep(self) -> None:
@@ -376,14 +393,14 @@ class Rpc:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             now = trio.current_time()
-            late = [number for number, call in self._calls.items() if call[2] <= now]
+            late = [number for number, call in self._calls.items() if call[3] <= now]
             for number in late:
-                take, seconds, _, name = self._calls.pop(number)
-                what = f"no answer from {self.peer} to {name} within {seconds:g} s"
+                take, index, seconds, _, kind = self._calls.pop(number)
+                what = f"no answer from {self.peer} to {kind.__name__} within {seconds:g} s"
                 error = DeadlineExceeded(what)
                 error.request = request_name(request_of(number))
-                take(outcome.Error(error))
-                self._queued_callers.unpark()
+                take(index, error)
+                self._let_next_call()
             if self._silent_since is not None and now >= self._silent_since + self._silent_seconds:
                 silence = f"{self.peer} has sent nothing for {self._silent_seconds:g} s"
                 self._error = self._error or ConnectionResetError(silence)
@@ -397,24 +414,24 @@ class Rpc:
         oldest = next(iter(self._calls.values()), None)
         if self._probe is None or oldest is None:
             return
-        _, seconds, until, _ = oldest
+        _, _, seconds, until, _ = oldest
         if now >= max(until - seconds, self._probed_at) + PROBE_SECONDS:
             self._probed_at = now
-            frame = self._begin(self._probe(), b"", PROBE_SECONDS, now + PROBE_SECONDS, _ignore)[1]
-            self._queue(frame)
+            self._begin([(self._probe(), b"")], PROBE_SECONDS, now + PROBE_SECONDS, _ignore)
 
     def _answer(self, message: Message, body: bytes) -> None:
         call = self._calls.pop(message.id, None)
         if call is None:
             return  # the caller gave up; a late answer is not an error
-        take = call[0]
-        self._queued_callers.unpark()
+        take, index = call[:2]
+        if self._queued_callers:
+            self._queued_callers.unpark()
         if type(message) is Failure:
             error = from_wire(message.code, message.message, message.server)
             error.request = request_name(request_of(message.id))
-            take(outcome.Error(error))
+            take(index, error)
         else:
-            take(outcome.Value((message, body)))
+            take(index, (message, body))
 
     def _ended(self) -> ConnectionError:
         if isinstance(self._error, ConnectionError):
@@ -432,19 +449,19 @@ class Rpc:
             self._reply_bytes = self._request_bytes = 0
             self._full.unpark_all()
         calls, self._calls = self._calls, {}
-        for take, *_ in calls.values():
-            take(outcome.Error(self._ended()))
+        for take, index, *_ in calls.values():
+            take(index, self._ended())
         self._queued_callers.unpark_all()
 
 
-def _encode(message: Message, body: Buffer) -> bytes:
-    """The frame of a request. Raises InvalidArgument for a message that the peer would
+def _encode(message: Message, body_bytes: int) -> bytes:
+    """Header and head of a request. Raises InvalidArgument for a message that the peer would
     end the connection for."""
-    name = type(message).__name__
     try:
-        frame = encode_frame(message, body)
+        head = encode_head(message, body_bytes)
     except (UnicodeEncodeError, TypeError, OverflowError) as error:
+        name = type(message).__name__
         raise InvalidArgument(f"{name} cannot be sent: {error}") from None
-    if len(frame) - len(body) > HEAD_BYTES_MAX:
-        raise InvalidArgument(f"{name} of {len(frame)} bytes is too long to send")
-    return frame
+    if len(head) > HEAD_BYTES_MAX:
+        raise InvalidArgument(f"{type(message).__name__} of {len(head)} bytes is too long to send")
+    return head

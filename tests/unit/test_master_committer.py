@@ -124,12 +124,14 @@ async def test_a_retry_gets_the_same_answer_later_and_after_a_restart(tmp_path: 
         assert again == first
         assert isinstance(await committer.ask("c", 2, publish("/f", 2)), AlreadyExists)
         assert isinstance(await committer.ask("d", 1, publish("/g", 3)), PublishReply)
-        assert not committer.join("c", 7, lambda _: None)
+        with store.read() as txn:
+            assert not committer.join(txn, "c", 7, lambda _: None)
     store.close()
     store = open_at(tmp_path)
     async with running(store) as (committer, _):
         answers = Answers(1)
-        assert committer.join("c", 1, answers)
+        with store.read() as txn:
+            assert committer.join(txn, "c", 1, answers)
         assert await answers.wait() == [first]
         # Errors are not remembered: the retry finds the name free by now.
         delete = Delete(0, "c", 3, "/f", False)

@@ -47,7 +47,7 @@ def test_the_tables_of_handles_are_like_dicts_and_sets_of_them() -> None:
         handle = chance.choice((chance.randrange(300), 2**40 + chance.randrange(10)))
         server, version = chance.randrange(4), chance.randrange(1, 3)
         known = model.get(handle, (0, set()))
-        action = chance.randrange(5)
+        action = chance.randrange(6)
         if action == 0:
             is_new = version > known[0] or (version == known[0] and server not in known[1])
             assert table.add(handle, server, version) == is_new
@@ -56,6 +56,13 @@ def test_the_tables_of_handles_are_like_dicts_and_sets_of_them() -> None:
                 model[handle] = version, kept | {server}
             reported.add(handle)
             members.add(handle)
+        elif action == 4:
+            some = {chance.randrange(4) for _ in range(chance.randrange(4))}
+            before = known[1] if version == known[0] else set()
+            news = some - before if version >= known[0] else set()
+            assert set(table.add_all(handle, some, version)) == news
+            if news:
+                model[handle] = version, before | some
         elif action == 1:
             assert table.remove(handle, server) == (server in known[1])
             known[1].discard(server)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import outcome
 import trio
 
 from gfs.blocks import Buffer, block_sum
@@ -240,10 +239,10 @@ class SmallRequests:
 
     async def _hear(self, writes: list[Write], calls: Calls, failed: dict[int, GfsError]) -> None:
         for (write, _), reply in zip(writes, await calls.replies(), strict=True):
-            if isinstance(reply, outcome.Error):
-                failed[write.id] = _of_server(write.chain[0], reply.error)
-            elif isinstance(reply, outcome.Value) and not isinstance(reply.value[0], Done):
-                what = f"{type(reply.value[0]).__name__} does not answer a write"
+            if isinstance(reply, Exception):
+                failed[write.id] = _of_server(write.chain[0], reply)
+            elif not isinstance(reply[0], Done):
+                what = f"{type(reply[0]).__name__} does not answer a write"
                 failed[write.id] = _of_server(write.chain[0], ProtocolError(what))
 
 

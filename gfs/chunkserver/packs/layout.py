@@ -120,6 +120,12 @@ def decode_record(content: Buffer) -> Record | None:
     return record
 
 
+def is_record(record: Record, content: Buffer, at: int) -> bool:
+    """As ``record == unpack_record(content, at)``, of which readers ask twice for each replica."""
+    _, version, handle, offset, length, _, data_sum, number, _ = _RECORD.unpack_from(content, at)
+    return record == (handle, version, offset, length, data_sum, number)
+
+
 def unpack_record(content: Buffer, at: int) -> Record:
     """The record at ``at``, of which it is known that it is valid, or free: then its length is
     0."""

@@ -360,13 +360,14 @@ class Packs:
         place = self._places.get(handle)
         if place is None:
             return None
-        record = self._entry(place)
+        record = layout.unpack_record(self._image, place * RECORD_BYTES)
         # Another thread may have given the place away meanwhile.
         return record if record.handle == handle else None
 
     def has(self, record: Record) -> bool:
         """Whether this is still the replica's record."""
-        return self.get(record.handle) == record
+        place = self._places.get(record.handle)
+        return place is not None and layout.is_record(record, self._image, place * RECORD_BYTES)
 
     def read_cached(self, target: memoryview, offset: int) -> bool:
         return self._data is not None and self._data.file.read_cached(target, offset)

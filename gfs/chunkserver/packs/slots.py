@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from gfs.blocks import PAGE_BYTES, SLOT_BYTES_MIN, slot_bytes
+from gfs.blocks import PAGE_BYTES, SLOT_BYTES_MIN
 from gfs.chunkserver.packs.layout import FRAME_BYTES
 
 #: The sizes of slots: 512 << 0 … 7.
@@ -21,7 +21,7 @@ _EMPTY = 0xFF
 
 
 def _kind(length: int) -> int:
-    return slot_bytes(length).bit_length() - SLOT_BYTES_MIN.bit_length()
+    return max(0, (length - 1).bit_length() - SLOT_BYTES_MIN.bit_length() + 1)
 
 
 def _count(kind: int) -> int:

@@ -43,6 +43,8 @@ class Duplicates:
 
     def of(self, handle: int) -> list[Duplicate]:
         """The duplicates of a chunk, the best one first."""
+        if not self.files:
+            return []
         some = [self.files[n, handle] for n in self._disks.used if (n, handle) in self.files]
         some.sort(key=lambda other: (other.replica.version, other.intent is None), reverse=True)
         return some

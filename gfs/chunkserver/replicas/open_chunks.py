@@ -98,14 +98,13 @@ class OpenChunks:
         """The replica if it is open now. Pin it before the next ``await``."""
         return self._open.get(handle)
 
-    def packed(self, handle: int) -> PackedFile | None:
-        """The replica if it is packed, and nothing is to happen to it now: for a read that does
-        not wait."""
+    def disk_at_rest(self, handle: int) -> Disk | None:
+        """The disk that the replica is on, if nothing is to happen to it now: for a read that
+        does not wait."""
         replica = self._inventory.get(handle)
         if replica is None or handle in self.busy:
             return None
-        disk = self._disks.used[replica.disk]
-        return open_packed(disk.packs, handle, disk.journal)
+        return self._disks.used[replica.disk]
 
     def used_now(self, handle: int) -> None:
         """It is among the last to be closed for others."""

@@ -173,14 +173,14 @@ class Committer:
         self._queued_weight += weight
         self._wake.set()
 
-    def join(self, client: str, number: int, done: Callback) -> bool:
-        """Give a retry the answer of the first request; False if this is not a retry."""
+    def join(self, txn: Txn, client: str, number: int, done: Callback) -> bool:
+        """Give a retry the answer of the first request; False if this is not a retry. ``txn`` was
+        begun in this turn of the loop: a first request that it lacks is running still."""
         running = self._running.get((client, number))
         if running is not None:
             running.waiters.append(done)
             return True
-        with self._store.read() as txn:
-            stored = txn.get(answer_key(client, number), None, txn.db.answers)
+        stored = txn.get(answer_key(client, number), None, txn.db.answers)
         if stored is None:
             return False
         reply = decode_head(stored, 0)

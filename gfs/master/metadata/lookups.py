@@ -124,14 +124,24 @@ class FileChunk(NamedTuple):
 
 
 def file_chunks(txn: Txn, inode: int, length: int, first: int) -> Iterator[FileChunk]:
-    """The chunks of a file from number ``first``; ``length`` is the file's."""
-    for key, value in txn.scan(pack_file_chunk_key(inode, first), txn.db.file_chunks):
+    """The chunks of a file from number ``first``; ``length`` is the file's. The first comes from
+    its key: nearly all files have no other, and a cursor costs as much as all the rest."""
+    start = pack_file_chunk_key(inode, first)
+    value = txn.get(start, None, txn.db.file_chunks)
+    if value is not None:
+        yield _file_chunk(txn, value, first, length)
+        start = pack_file_chunk_key(inode, first + 1)
+    for key, value in txn.scan(start, txn.db.file_chunks):
         owner, index = unpack_file_chunk_key(key)
         if owner != inode:
             return
-        chunk = chunk_of(txn.get(value, b"", txn.db.chunks))
-        held = min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
-        yield FileChunk(index, unpack_u64(value), chunk.version, held, chunk.replication)
+        yield _file_chunk(txn, value, index, length)
+
+
+def _file_chunk(txn: Txn, value: bytes, index: int, length: int) -> FileChunk:
+    chunk = chunk_of(txn.get(value, b"", txn.db.chunks))
+    held = min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
+    return FileChunk(index, unpack_u64(value), chunk.version, held, chunk.replication)
 
 
 def chunk_rows(txn: Txn, inode: int, first: int) -> Iterator[tuple[int, int, Chunk]]:

@@ -12,6 +12,7 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import trio
@@ -169,7 +170,7 @@ class ClientSession:
                 to = held if held is not None and type(message) in HELD else rpc
                 try:
                     known = self._answers[type(message)]
-                    if isinstance(message, Mutation) and self._is_retry(rpc, message):
+                    if isinstance(message, Mutation) and self._is_retry(rpc, message, txn):
                         continue
                     answer = known(self, rpc, message, body, txn)
                 except KeyError:
@@ -188,13 +189,13 @@ class ClientSession:
         # They are sent together, so each has taken this long.
         master.operations.all_done(answered, master.now - began)
 
-    def _is_retry(self, rpc: Rpc, message: Mutation) -> bool:
+    def _is_retry(self, rpc: Rpc, message: Mutation, txn: Txn) -> bool:
         """Whether this is a retry, which gets the first answer. This is checked before
         anything else: the first attempt, or a later request, may have changed what the
         retry would find."""
         self._check_client(message.client, message.sequence)
         answer = self._answerer(rpc, message)
-        return self._master.committer.join(message.client, message.sequence, answer)
+        return self._master.committer.join(txn, message.client, message.sequence, answer)
 
     # --- look-ups ------------------------------------------------------------------------
 
@@ -226,10 +227,11 @@ class ClientSession:
         entry = entry_of(message.path, inode, row)
         book = AddressBook()
         chunks: list[ChunkLocation] = []
-        count = min(message.count, LOCATE_CHUNKS_MAX)
-        if row.kind == KIND_FILE and message.first < row.chunks:
-            for chunk in lookups.file_chunks(txn, inode, row.length, message.first):
-                if len(chunks) >= count or (chunks and book.room <= 0):
+        count = min(message.count, LOCATE_CHUNKS_MAX, row.chunks - message.first)
+        if row.kind == KIND_FILE and count > 0:
+            found = lookups.file_chunks(txn, inode, row.length, message.first)
+            for chunk in islice(found, count):
+                if chunks and book.room <= 0:
                     break
                 servers = self._readers_order(chunk.handle, chunk.version)
                 positions = book.positions(servers)

@@ -326,6 +326,7 @@ def published(master: Master, upload: Upload) -> None:
     for new, holders in zip(upload.chunks, upload.holders, strict=True):
         handle = new.handle
         reservation = master.reservations.pop(handle)
+        known: list[int] = []
         for index in holders:
             server = master.servers.get(index)
             master.garbage.drop(index, handle)
@@ -335,9 +336,11 @@ def published(master: Master, upload: Upload) -> None:
             untold = server.reported is not None and handle not in server.reported
             if untold or (reservation is not None and index in reservation.doubted):
                 master.replica_map.suspect(server, handle)
-            is_news = master.locations.add(handle, index, new.version)
-            if is_news and server.reported is not None:
-                server.reported.add(handle)
+            known.append(index)
+        for index in master.locations.add_all(handle, known, new.version):
+            reported = master.servers.get(index).reported
+            if reported is not None:
+                reported.add(handle)
         if (
             len(master.locations.get(handle)) != upload.replication
             or handle in master.garbage.replicas

@@ -124,6 +124,17 @@ class LocationTable:
         self.counts[server] = self.counts.get(server, 0) + 1
         return True
 
+    def add_all(self, handle: int, servers: Iterable[int], version: int) -> Holders:
+        """As :meth:`add` of each; returns those that are new. A chunk without locations, as a new
+        one is, gets them in one step."""
+        wanted = tuple(sorted({*servers}))
+        if not wanted or self.get(handle):
+            return tuple(server for server in wanted if self.add(handle, server, version))
+        self._put(handle, Located(version, wanted))
+        for server in wanted:
+            self.counts[server] = self.counts.get(server, 0) + 1
+        return wanted
+
     def remove(self, handle: int, server: int) -> bool:
         """Remove a location; True if there was one."""
         version, holders = self._at(handle)
@@ -136,9 +147,8 @@ class LocationTable:
     def replace(self, handle: int, servers: Iterable[int], version: int) -> Holders:
         """Set the locations; returns the former ones that are not among them."""
         before = self.pop(handle)
-        for server in servers:
-            self.add(handle, server, version)
-        return tuple(server for server in before if server not in self.get(handle))
+        after = self.add_all(handle, servers, version)
+        return tuple(server for server in before if server not in after)
 
     def pop(self, handle: int) -> Holders:
         """Remove a deleted chunk."""

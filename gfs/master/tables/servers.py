@@ -118,8 +118,14 @@ class Server:
     maintenance_until_ns: int = 0
     #: Where its disks are mounted, by path, as it is recorded.
     mounts: dict[str, str] = field(default_factory=dict)
-    #: The address as replies carry it.
+    #: The address as replies carry it, and its size there.
     wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
+    wire_bytes: int = ADDRESS_BYTES
+
+    def set_wire(self) -> None:
+        """After a change of the address or the rack."""
+        self.wire = ServerAddress(self.id, self.address, self.rack)
+        self.wire_bytes = ADDRESS_BYTES + len(self.id) + len(self.address) + len(self.rack)
 
     def set_disks(self, disks: list[Disk]) -> None:
         """Set the reported disks. Free space on a disk that takes no new replicas
@@ -233,7 +239,7 @@ class ServerTable:
     def _add(self, server_id: str, address: str, rack: str, now: float) -> Server:
         index = len(self.by_index)
         server = Server(index, server_id, address, rack, now)
-        server.wire = ServerAddress(server_id, address, rack)
+        server.set_wire()
         self.by_id[server_id] = server
         self.by_index.append(server)
         self.not_live.add(index)
@@ -298,7 +304,7 @@ class ServerTable:
         if server.rpc is not None and server.rpc is not rpc:
             server.rpc.close()
         server.incarnation, server.address, server.rack = incarnation, address, rack
-        server.wire = ServerAddress(server_id, address, rack)
+        server.set_wire()
         server.mounts = mounts
         server.rpc = rpc
         server.registered = False
@@ -461,15 +467,14 @@ class AddressBook:
         self.room = room
         self._positions: dict[int, int] = {}
 
-    def position(self, server: Server) -> int:
-        at = self._positions.get(server.index)
-        if at is None:
-            at = self._positions[server.index] = len(self.servers)
-            wire = server.wire
-            self.servers.append(wire)
-            self.room -= ADDRESS_BYTES + len(wire.id) + len(wire.address) + len(wire.rack)
-        return at
-
     def positions(self, servers: list[Server]) -> list[int]:
         self.room -= LOCATION_BYTES + LOCATION_SERVER_BYTES * len(servers)
-        return [self.position(server) for server in servers]
+        known, found = self._positions, []
+        for server in servers:
+            at = known.get(server.index)
+            if at is None:
+                at = known[server.index] = len(known)
+                self.servers.append(server.wire)
+                self.room -= server.wire_bytes
+            found.append(at)
+        return found
