@@ -370,3 +370,24 @@ def test_only_a_write_that_was_cut_off_hangs_on_an_unsynced_record() -> None:
     assert hangs_on_a_record(disk, path)
     disk.write_back(Random(0))
     assert not hangs_on_a_record(disk, path)
+
+
+@over_seeds(1)
+async def test_a_record_that_readers_are_given_twice_is_noticed_in_the_end(
+    cluster: SimCluster, fs: Client
+) -> None:
+    plan, record, attributes = (
+        make_plan(0, kinds=[]),
+        Record(cluster.trace),
+        {MADE_BY: "1", LOG: ""},
+    )
+    settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+    record.new_file(1, b"", attributes)
+    record.named(1, (await fs.put(b"", "/log", attributes=attributes)).inode)
+    append = record.begin_append(b"a record", "one")
+    offset = await fs.append("/log", append.data)
+    record.end_append(append, offset, (await fs.stat("/log")).inode)
+    await settling._check_files(fs)
+    await fs.append("/log", append.data)  # with another number
+    with pytest.raises(Violation, match="given again"):
+        await settling._check_files(fs)
