@@ -8,13 +8,14 @@ import errno
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
+from gfs.chunkserver.disks.disk import PROBE
+from gfs.chunkserver.disks.identity import LOCK, decode_server
 from gfs.chunkserver.disks.identity import NAMES as SERVER_NAMES
-from gfs.chunkserver.disks.identity import decode_server
 from gfs.chunkserver.files import layout
 from gfs.chunkserver.files.intents import NAME as MARKS_NAME
 from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
@@ -53,6 +54,11 @@ OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
 DAY_SECONDS = 86_400.0
 #: A disk that is away is named within ten seconds.
 NAMED_SECONDS = 10
+#: In the directory of a disk, before anything is stored there.
+MADE_BY_A_START = {
+    *SERVER_NAMES, *(f"{name}.new" for name in SERVER_NAMES), *JOURNAL_NAMES, MARKS_NAME, LOCK,
+    PROBE,
+}  # fmt: skip
 #: What hangs, where not everything does.
 HANGING_KINDS: list[list[str]] = [
     [], [], [], ["read"], ["write", "create"], ["sync"], ["open", "close"], ["unlink"],
@@ -556,6 +562,7 @@ class Faults:
         disk = self.cluster.machine(name).disk
         if (name, path) in self._away:
             return False
+        struck = self.record.struck
         how = self.chance.choice(["unmounted", "pulled", "read-only"])
         self._note(f"disk {path} of {name} is {how}")
         self._fails(name, path)
@@ -577,7 +584,7 @@ class Faults:
         if self.chance.random() < 0.3:
             await self._down([name], self._absence(), power=False)
             await trio.sleep(self.chance.choice([0.5, 3, 12]))
-        self._return(name, path)
+        self._return(name, path, self.record.strikes == 1 and self.record.struck == struck)
         return True
 
     async def _check_named(self, name: str, path: str) -> None:
@@ -593,7 +600,8 @@ class Faults:
                     if states[path] not in ("failed", "missing"):
                         raise Violation(f"{path} of {name} is away, and the disks are {states}")
 
-    def _return(self, name: str, path: str) -> None:
+    def _return(self, name: str, path: str, alone: bool = False) -> None:
+        """``alone``: nothing else was wrong while it was away."""
         disk, volume = self.cluster.machine(name).disk, self._away.pop((name, path))
         self._note(f"disk {path} of {name} is back")
         if volume.read_only:
@@ -601,9 +609,25 @@ class Faults:
         elif volume.gone:
             disk.plug(path, volume)
         else:
-            if left := disk.paths(path):
+            left = disk.paths(path)
+            if left and (alone or not self._is_of_a_new_server(disk, path, left)):
                 raise Violation(f"{name} made files where {path} was not mounted: {left}")
+            for each in left:  # else it would be seen the next time as well
+                disk.delete(each)
             disk.mount_again(path, volume)
+
+    def _is_of_a_new_server(self, disk: SimDisk, path: str, left: list[str]) -> bool:
+        """Whether this is no more than what a server makes that is started without any of its
+        disks, and has not heard yet that it is none of the master's: it takes that away when it
+        does, unless its start fails."""
+        if not set(left) <= {f"{path}/{name}" for name in MADE_BY_A_START}:
+            return False
+        known = read_metadata(self.cluster.directory).rows["servers"]
+        for name in SERVER_NAMES:
+            with suppress(OSError, ValueError):
+                if decode_server(disk.read(f"{path}/{name}")).id.encode() in known:
+                    return False
+        return True
 
     @contextmanager
     def _all_shown(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Collection
+from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
 
@@ -523,8 +524,18 @@ class Settling:
             if model is not None:
                 self.record.check_read(model, 0, data, since)
                 self._check_goal(entry, model)
+                if model.log is not None:
+                    await self._check_log(fs, entry.path, model)
             elif not self.record.candidates(data, since):
                 raise Violation(f"{entry.path}: {len(data)} bytes that no file had then")
+
+    async def _check_log(self, fs: Client, path: str, model: FileModel) -> None:
+        """Each record that was acknowledged is given once, and no other more often, however
+        often they were sent and are stored."""
+        since = trio.current_time()
+        async with aclosing(fs.records(path)) as every:
+            found = [record async for record in every]
+        self.record.check_records(model, found, since, 0, once=True)
 
     def _check_goal(self, entry: Entry, model: FileModel) -> None:
         if model.number < 0:

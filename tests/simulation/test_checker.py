@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
+from gfs.chunkserver.disks.identity import NAME, encode_server, read_record
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal
 from gfs.chunkserver.files.layout import HEAD_BYTES, Redo
@@ -21,11 +22,11 @@ from gfs.master.tables import Server
 from gfs.protocol.messages import StatusReply, VerifyReply
 from gfs.testing import SimCluster, run_simulated
 from gfs.testing.files import SimDisk, SimFileSystem
-from gfs.testing.life import Life
+from gfs.testing.life import Life, Onlooker
 from gfs.testing.trace import Trace
 
 from .ancestry import Ancestry
-from .faults import Faults
+from .faults import Faults, mount_disks
 from .files_model import FileModel
 from .linear import Event, find_order
 from .losses import Losses, hangs_on_a_record
@@ -370,3 +371,65 @@ def test_only_a_write_that_was_cut_off_hangs_on_an_unsynced_record() -> None:
     assert hangs_on_a_record(disk, path)
     disk.write_back(Random(0))
     assert not hangs_on_a_record(disk, path)
+
+
+@over_seeds(1)
+async def test_a_record_that_readers_are_given_twice_is_noticed_in_the_end(
+    cluster: SimCluster, fs: Client
+) -> None:
+    plan, record, attributes = (
+        make_plan(0, kinds=[]),
+        Record(cluster.trace),
+        {MADE_BY: "1", LOG: ""},
+    )
+    settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+    record.new_file(1, b"", attributes)
+    record.named(1, (await fs.put(b"", "/log", attributes=attributes)).inode)
+    append = record.begin_append(b"a record", "one")
+    offset = await fs.append("/log", append.data)
+    record.end_append(append, offset, (await fs.stat("/log")).inode)
+    await settling._check_files(fs)
+    await fs.append("/log", append.data)  # with another number
+    with pytest.raises(Violation, match="given again"):
+        await settling._check_files(fs)
+
+
+@pytest.mark.parametrize(
+    "left", ["what a new server makes", "a replica", "a known server's record"]
+)
+def test_where_a_disk_was_not_mounted_there_is_no_more_than_a_new_server_makes(left: str) -> None:
+    """And that only if something else was wrong: the master refuses it at once."""
+
+    async def scenario() -> None:
+        plan, name = make_plan(0, kinds=[]), "chunkserver0"
+        plan.capacities = [1 << 30]
+        async with SimCluster(0, chunkservers=1, start=False) as cluster:
+            (path,) = cluster.disks
+            mount_disks(cluster, plan)
+            await cluster.start_all()
+            disk = cluster.machine(name).disk
+            files = SimFileSystem(disk, Onlooker())
+            known = read_record(files, path)
+            assert known is not None
+            await cluster.crash("master")
+            await cluster.crash(name)
+            faults = Faults(cluster, plan, Record(cluster.trace), [])
+            volume = disk.unmount(path)
+            cluster.begin(name)
+            await trio.sleep(1)
+            assert disk.exists(f"{path}/{NAME}")
+            if left != "what a new server makes":
+                is_record = left.endswith("record")
+                file = files.open(f"{path}/{NAME}" if is_record else f"{path}/x.chunk", "replace")
+                file.write(encode_server(known) if is_record else b"bytes", 0)
+                file.close()
+            for alone in (True, False):
+                faults._away[name, path] = volume
+                if alone or left != "what a new server makes":
+                    with pytest.raises(Violation, match="made files where"):
+                        faults._return(name, path, alone)
+                else:
+                    faults._return(name, path)
+                    assert read_record(files, path) == known
+
+    run_simulated(0, scenario)
