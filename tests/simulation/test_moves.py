@@ -1,9 +1,10 @@
-"""Moves of many small replicas take no longer than their copies; a small rack takes what it can,
-and one that is left alone is warned of."""
+"""Moves of many small replicas take no longer than their copies, and those of larger ones cost few
+looks; a small rack takes what it can, and one that is left alone is warned of."""
 
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -13,7 +14,8 @@ from gfs.blocks import BLOCK_BYTES, MIB
 from gfs.cli.health import advice
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.protocol.messages import ServerStatus
+from gfs.master.rules.rebalancing import Move, Plan
+from gfs.protocol.messages import SMALL_REPLICA_BYTES_MAX, ServerStatus
 from gfs.testing import SimCluster
 
 from .promises import content
@@ -24,6 +26,7 @@ CHUNKSERVER = ChunkserverSettings(reserve_bytes=16 * BLOCK_BYTES)
 LARGE_BYTES, SMALL_BYTES = 1024 * MIB, 24 * MIB
 FILES = 40
 SMALL_FILES = 1_500
+LARGE_FILES = 80
 
 
 def cluster_of(
@@ -78,6 +81,46 @@ async def test_small_replicas_move_as_fast_as_they_are_copied(
             assert await has_its_share(), "what came went back"
             # The space of packed ones that are moved away is free when all of their page are.
             assert packed_bytes_max or await count() <= 3 / 4 * SMALL_FILES
+
+
+@over_seeds([0])
+async def test_while_servers_are_busy_few_chunks_are_looked_at(
+    seed: int, chance: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each order that ended had the master look at 64 chunks for which there was no slot: of
+    replicas with an order each, that took longer than their copies."""
+    looks = moves = 0
+    look, begin_move = Plan.move, Plan.begin
+
+    def counted_look(plan: Plan, *arguments: Any) -> Move | None:
+        nonlocal looks
+        looks += 1
+        return look(plan, *arguments)
+
+    def counted_move(plan: Plan, move: Move, size: int) -> None:
+        nonlocal moves
+        moves += 1
+        begin_move(plan, move, size)
+
+    monkeypatch.setattr(Plan, "move", counted_look)
+    monkeypatch.setattr(Plan, "begin", counted_move)
+    async with cluster_of(seed, ["a", "a", "a", "a"]) as cluster:
+        *_, last = cluster.chunkservers
+        for name in cluster.chunkservers:
+            cluster.machine(name).disk.mount("/disk0", LARGE_BYTES)
+        await begin(cluster, [name for name in cluster.names if name != last])
+        async with cluster.client() as fs:
+            data = content(chance, SMALL_REPLICA_BYTES_MAX + 1)
+            await fs.put_many([(f"/f{number}", data) for number in range(LARGE_FILES)])
+            await cluster.start(last)
+
+            async def is_even() -> bool:
+                chunks = sorted(each.chunks for each in (await fs.status()).servers)
+                return len(chunks) == 4 and chunks[0] > 0.9 * chunks[-1]
+
+            await cluster.wait_until(is_even, 120)
+            assert moves > LARGE_FILES / 2
+            assert looks < 4 * moves
 
 
 async def status_of(fs: Client, rack: str) -> ServerStatus:

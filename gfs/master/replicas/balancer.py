@@ -14,6 +14,7 @@ from gfs.master.replicas.goals import Goals
 from gfs.master.replicas.repair_planner import RepairPlanner
 from gfs.master.rules import rebalancing
 from gfs.master.tables import LIVE, Clone, LeaseTable, ReplicaMap, ReservationTable, Server
+from gfs.master.tables.locations import Holders
 from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 
 #: The greatest age of a server's report of its disks: it checks them every 0.75 s.
@@ -95,12 +96,21 @@ class Balancer:
         open_orders: dict[rebalancing.Move, list[Clone]] = {}
         now = self._map.now
         held_up = 0
+        #: The holders of chunks for which there was no slot, nor an order to join. No slot
+        #: becomes free here, so others with the same holders need not be looked at.
+        stuck: set[Holders] = set()
+        refused: set[int] = set()
         placeable = self._servers.placeable(now)
         packed_max = min([server.packed_bytes_max for server in placeable], default=0)
         with self._store.read() as txn:
             for at, handle in enumerate(handles):
                 if held_up >= HELD_UP_MAX:
                     return orders, handles[at:] + rest  # next time the others first
+                held = self._locations.get(handle)
+                if held in stuck and not open_orders:
+                    rest.append(handle)
+                    held_up += 1
+                    continue
                 row = self._movable(txn, handle)
                 if row is None:
                     continue
@@ -111,23 +121,28 @@ class Balancer:
                 def can_begin(
                     move: rebalancing.Move, handle: int = handle, is_small: bool = is_small
                 ) -> bool:
-                    is_refused = self._garbage.was_ordered(move.target.index, handle, now)
-                    is_open = is_small and len(open_orders.get(move, ())) % CLONES_MAX > 0
-                    return not is_refused and (is_open or self._has_move_slot(move))
+                    if self._garbage.was_ordered(move.target.index, handle, now):
+                        refused.add(handle)
+                        return False
+                    return (is_small and move in open_orders) or self._has_move_slot(move)
 
-                holders = [self._servers.get(index) for index in self._locations.get(handle)]
+                holders = [self._servers.get(index) for index in held]
                 move = plan.move(holders, size, can_begin, handle in self._moved)
                 if move is None:
                     if plan.was_held_up:
                         rest.append(handle)
                         held_up += 1
+                        if handle not in refused:
+                            stuck.add(held)
                     continue
                 held_up = 0
                 victim, target = move
                 clone = Clone(handle, row.version, target, (victim,), length=row.length, moves=True)
                 order = open_orders.get(move, []) if is_small else []
-                if len(order) % CLONES_MAX:
+                if order:
                     order.append(clone._replace(joined=True))
+                    if len(order) == CLONES_MAX:
+                        del open_orders[move]
                 else:
                     order = [clone]
                     orders.append(order)
