@@ -178,6 +178,8 @@ class Rpc:
         #: what was asked.
         self._calls: dict[int, tuple[Take, int, float, float, type[Message]]] = {}
         self._queued_callers = trio.lowlevel.ParkingLot()
+        #: The task that checks deadlines, while there is none.
+        self._sweeper = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
         self.closed = False
         #: It ended because the peer sent nothing.
@@ -374,6 +376,8 @@ class Rpc:
             raise
         if self._silent_since is None:
             self._silent_since = trio.current_time()
+        if self._sweeper:
+            self._sweeper.unpark()
         self._request_bytes += size
         self._queue(frames)
         return numbers
@@ -389,8 +393,12 @@ class Rpc:
 
     async def _sweep(self) -> None:
         """End the calls whose deadline has passed: one task looks at all of them,
-        since a cancel scope for each costs more than the rest of a look-up."""
+        since a cancel scope for each costs more than the rest of a look-up. A connection on
+        which nobody waits costs nothing."""
         while True:
+            is_silent = self._silent_since is not None and self._silent_seconds < math.inf
+            if not self._calls and not is_silent:
+                await self._sweeper.park()
             await trio.sleep(SWEEP_SECONDS)
             now = trio.current_time()
             late = [number for number, call in self._calls.items() if call[3] <= now]

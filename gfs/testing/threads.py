@@ -149,8 +149,9 @@ class Call:
         #: What it waits for instead of a time: a lock's next release.
         self._event: trio.Event | None = None
         self._thread: threading.Thread | None = None
-        self._go = threading.Semaphore(0)
-        self._stopped = threading.Semaphore(0)
+        #: Made with the thread, which few calls get.
+        self._go: threading.Semaphore
+        self._stopped: threading.Semaphore
 
     async def wait(self) -> None:
         if self._event is not None:
@@ -176,6 +177,7 @@ class Call:
         elif in_thread or self._threads.stopped:
             loop = running_loop()
             body = partial(run_as_loop, loop, self._body)
+            self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
             self._thread = threading.Thread(target=body, name="simulated worker", daemon=True)
             self._life.hold(self)
             self._threads.stopped += 1

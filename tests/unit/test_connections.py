@@ -647,6 +647,33 @@ async def test_a_call_without_an_answer_ends_at_its_deadline(wire: Wire) -> None
         assert not caller._calls
 
 
+@in_virtual_time
+async def test_a_connection_wakes_nobody_while_no_call_waits(wire: Wire) -> None:
+    class Turns(trio.abc.Instrument):
+        count = 0
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.count += 1
+
+    def answer_pings(server: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        echo(server, [each for each in batch if isinstance(each[0], Ping)])
+
+    instrument = Turns()
+    async with rpc_pair(wire, answer_pings) as (caller, _):
+        for _ in range(2):
+            await caller.call(Ping(id=0))
+            await trio.sleep(1)
+            trio.lowlevel.add_instrument(instrument)
+            await trio.sleep(60)
+            trio.lowlevel.remove_instrument(instrument)
+        assert instrument.count < 10
+        # And again as soon as one does.
+        start = trio.current_time()
+        with pytest.raises(DeadlineExceeded):
+            await caller.call(Stat(id=0, path="/"), seconds=2.5)
+        assert trio.current_time() - start == pytest.approx(2.5, abs=rpc.SWEEP_SECONDS)
+
+
 @on_both_wires
 async def test_calls_that_wait_when_the_connection_ends_fail_at_once(wire: Wire) -> None:
     def silent(_: Rpc, __: object) -> None:
