@@ -14,7 +14,6 @@ from gfs.master.replicas.goals import Goals
 from gfs.master.replicas.repair_planner import RepairPlanner
 from gfs.master.rules import rebalancing
 from gfs.master.tables import LIVE, Clone, LeaseTable, ReplicaMap, ReservationTable, Server
-from gfs.master.tables.locations import Holders
 from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 
 #: The greatest age of a server's report of its disks: it checks them every 0.75 s.
@@ -98,7 +97,7 @@ class Balancer:
         held_up = 0
         #: The holders of chunks for which there was no slot, nor an order to join. No slot
         #: becomes free here, so others with the same holders need not be looked at.
-        stuck: set[Holders] = set()
+        stuck: set[tuple[int, ...]] = set()
         refused: set[int] = set()
         placeable = self._servers.placeable(now)
         packed_max = min([server.packed_bytes_max for server in placeable], default=0)
