@@ -107,7 +107,9 @@ class ClientCore:
         self.links = links
         self.buffers = BufferPool(settings.memory_bytes)
         self.patience = Patience(world.clock)
+        #: Until when these servers are avoided; and those of them that had no space.
         self._suspects: dict[str, float] = {}
+        self._full: set[str] = set()
         #: Uploads under way, for sharing reservations and memory.
         self.uploads = 0
         self._reserved: dict[tuple[int, bool], list[Reserved]] = {}
@@ -130,7 +132,9 @@ class ClientCore:
         failure's ``code`` concerns only the replica there: of a file that was deleted since,
         for example."""
         if server and code not in OF_REPLICAS:
-            seconds = FULL_SECONDS if code == DiskFull.code else SUSPECT_SECONDS
+            is_full = code == DiskFull.code
+            (self._full.add if is_full else self._full.discard)(server)
+            seconds = FULL_SECONDS if is_full else SUSPECT_SECONDS
             self._suspects[server] = self.world.clock.monotonic() + seconds
 
     def suspect_after_small(self, error: BaseException, chain: list[ServerAddress]) -> None:
@@ -249,17 +253,27 @@ class ClientCore:
     async def _reserve_now(
         self, count: int, replication: int, together: bool
     ) -> tuple[list[Reserved], int]:
-        reply = await self.master.call(
-            lambda: Reserve(
+        is_short = False
+
+        def make() -> Reserve:
+            avoid = self.suspects()
+            if is_short:
+                # Those that failed may be back for long. A full one is so until it has room.
+                avoid = [server for server in avoid if server in self._full]
+            return Reserve(
                 id=0,
                 client=self.master.id,
                 count=count,
                 replication=replication,
-                avoid=self.suspects(),
+                avoid=avoid,
                 together=together,
-            ),
-            ReserveReply,
-        )
+            )
+
+        def short() -> None:
+            nonlocal is_short
+            is_short = True
+
+        reply = await self.master.call(make, ReserveReply, short=short)
         until = self.world.clock.monotonic() + RESERVED_SECONDS
         connection = self.master.connections
         fresh = [Reserved(chunk, reply.servers, until, connection) for chunk in reply.chunks]

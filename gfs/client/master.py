@@ -116,9 +116,11 @@ class MasterClient:
         kind: type[ReplyT],
         body: Buffer = b"",
         unknown: ReplyT | None = None,
+        short: Callable[[], None] | None = None,
     ) -> ReplyT:
         """Ask until there is an answer; ``make`` gives the request for each attempt.
-        ``unknown`` stands for the answer of a master of a release that does not know it.
+        ``unknown`` stands for the answer of a master of a release that does not know it;
+        ``short`` is called each time there are not enough chunkservers.
 
         Raises the master's error, or MasterUnavailable after ``retry_seconds``.
         """
@@ -147,6 +149,8 @@ class MasterClient:
                 short_since = now if short_since is None else short_since
                 if now + pause > min(short_since + PLACEMENT_SECONDS, give_up):
                     raise
+                if short is not None:
+                    short()
             await clock.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS_MAX)
         if not isinstance(reply, kind):

@@ -578,9 +578,8 @@ class Reserve(Message, tag=30):
     """Reserve handles and servers for ``count`` new chunks. The namespace does not change.
 
     The reservation lasts as long as its client sends requests (Ping), and ends with
-    Publish or Release. ``avoid`` lists servers that failed this client lately: others are
-    chosen, if there are enough. ``together``: all on the same servers, in the same order, since
-    small files go to each server in batches.
+    Publish or Release. ``avoid`` lists servers that failed this client lately. ``together``:
+    all on the same servers, in the same order, since small files go to each server in batches.
     """
 
     client: str

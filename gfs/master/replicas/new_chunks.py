@@ -40,18 +40,16 @@ class NewChunks:
     def place(self, replication: int, avoid: frozenset[str], what: str) -> list[Server]:
         """Choose servers for one new chunk, the primary first. It counts as a creation for each.
 
-        Servers whose chain broke a moment ago, and those in ``avoid``, are chosen only if
-        there are not enough others: a client avoids for longer than they may be away.
-        Raises NotEnoughChunkservers.
+        Servers in ``avoid`` are never chosen; those whose chain broke a moment ago only
+        if there are not enough others. Raises NotEnoughChunkservers.
         """
         now, replicas_min = self._map.now, self._settings.replicas_min
-        live = self._servers.open_to_new(now)
-        trusted = [server for server in live if not self._servers.is_suspect(server, now)]
-        choices = [trusted]
+        placeable = self._servers.open_to_new(now)
         if avoid:
-            choices[:0] = [[s for s in some if s.id not in avoid] for some in (trusted, live)]
-        needed = min(replication, replicas_min)
-        placeable = next((some for some in choices if len(some) >= needed), live)
+            placeable = [server for server in placeable if server.id not in avoid]
+        trusted = [s for s in placeable if not self._servers.is_suspect(s, now)]
+        if len(trusted) >= min(replication, replicas_min):
+            placeable = trusted
         chosen = placement.choose(placeable, replication, self._rng)
         placement.require(len(chosen), replication, replicas_min, self._servers.live_count, what)
         self.place_beside(chosen)
