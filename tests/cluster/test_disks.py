@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import pytest
 import trio
 from harness import content, runs
 from limits import HANG_SECONDS, wait_for
-from needs import need
 from processes import Processes
+from small_disk import small_disk
 
 import gfs
 from gfs.blocks import MIB
@@ -111,25 +110,11 @@ def make_disks(tmp_path: Path) -> Iterator[Callable[..., Disks]]:
 @pytest.fixture
 def small_disks(tmp_path: Path) -> Iterator[Path]:
     """Where :class:`Disks` will keep its disks, each a small file system."""
-    mounted: list[Path] = []
-    try:
+    with contextlib.ExitStack() as mounts:
         for name in NAMES:
             for disk in "ab":
-                path = tmp_path / "disks" / name / disk
-                path.mkdir(parents=True)
-                done = subprocess.run(
-                    ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "gfs-test", path],
-                    capture_output=True,
-                    check=False,
-                )
-                if done.returncode:
-                    reason = done.stderr.decode(errors="replace").strip()
-                    need(f"a full disk needs a tmpfs, which root may mount: {reason}")
-                mounted.append(path)
+                mounts.enter_context(small_disk(tmp_path / "disks" / name / disk, DISK_BYTES))
         yield tmp_path
-    finally:
-        for path in mounted:
-            subprocess.run(["umount", "--lazy", path], check=False)
 
 
 @pytest.fixture

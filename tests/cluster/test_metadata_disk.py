@@ -13,7 +13,7 @@ from pathlib import Path
 import forks
 import pytest
 from harness import environment
-from needs import need
+from small_disk import small_disk
 
 from gfs.errors import StartupError
 from gfs.master.metadata.store import open_store
@@ -61,18 +61,8 @@ for free in range(pages_max):
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "gfs-test", path],
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip()
-        need(f"a full disk needs a tmpfs, which root may mount: {reason}")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=False)
+    with small_disk(tmp_path / "disk", DISK_BYTES) as path:
+        yield path
 
 
 def test_however_little_room_there_is_a_new_store_says_so_and_is_begun_later(disk: Path) -> None:
