@@ -241,7 +241,7 @@ class Rpc:
             self._reply_bytes = self._request_bytes = 0
             self._full.unpark_all()
             try:
-                await self._stream.send_all(out[0] if len(out) == 1 else b"".join(out))
+                await self._stream.send_all(b"".join(out))
             except ConnectionError as error:
                 self._error = self._error or error
                 self.close()
@@ -432,8 +432,7 @@ class Rpc:
         if call is None:
             return  # the caller gave up; a late answer is not an error
         take, index = call[:2]
-        if self._queued_callers:
-            self._queued_callers.unpark()
+        self._let_next_call()
         if type(message) is Failure:
             error = from_wire(message.code, message.message, message.server)
             error.request = request_name(request_of(message.id))
