@@ -11,8 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 from harness import PATIENT, Cluster
-from mounts import Mount, missing, mounted
-from needs import need, need_modules
+from mounts import Mount, mounted, need_mounts
 from processes import free_port
 
 from gfs.client.sync import SyncClient
@@ -20,8 +19,7 @@ from gfs.client.sync import SyncClient
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    need(missing())
-    need_modules("pyfuse3", install="make install-mount")
+    need_mounts()
     # At the same address when it is started again.
     made = Cluster(tmp_path_factory.mktemp("cluster"), "--port", str(free_port()))
     made.environment |= PATIENT

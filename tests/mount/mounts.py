@@ -13,19 +13,19 @@ from pathlib import Path
 
 from forks import Command
 from limits import HANG_SECONDS, wait_for
+from needs import need, need_modules
 
 PROGRAMS = ("fusermount3", "mountpoint")
 
 
-def missing() -> str:
-    """Why nothing can be mounted here; "" if it can."""
+def need_mounts() -> None:
+    """End the test if nothing can be mounted here."""
+    need_modules("pyfuse3", install="make install-mount")
     gone = [program for program in PROGRAMS if shutil.which(program) is None]
-    if gone:
-        return f"not installed: {', '.join(gone)} (fuse3 util-linux)"
-    if os.geteuid() != 0:
-        return "the mounts of these tests are made as root"
+    need(f"not installed: {', '.join(gone)} (fuse3 util-linux)" if gone else "")
+    need("" if os.geteuid() == 0 else "the mounts of these tests are made as root")
     done = subprocess.run(["stat", "/dev/fuse"], capture_output=True, text=True, check=False)
-    return f"no FUSE here: {done.stderr.strip()}" if done.returncode else ""
+    need(f"no FUSE here: {done.stderr.strip()}" if done.returncode else "")
 
 
 def sh(command: str, where: Path, *, code: int = 0) -> str:
@@ -104,6 +104,7 @@ class Mount:
 
 @contextmanager
 def mounted(path: Path, environment: dict[str, str], source: str = "/") -> Iterator[Mount]:
+    need_mounts()
     made = Mount(path, environment, source)
     try:
         yield made.start()
