@@ -483,6 +483,22 @@ async def test_nothing_is_handed_over_while_nobody_can_be_elected(
     await cluster.followed()
 
 
+@over_seeds(4, kind=ElectedCluster, hold_seconds=600.0)
+async def test_an_order_that_is_refused_keeps_no_master_from_its_work(
+    chance: Random, cluster: ElectedCluster, fs: Client
+) -> None:
+    """However long its hold is: it acknowledges nothing while it looks at the engine."""
+    first = await cluster.followed()
+    chosen = chance.choice([name for name in cluster.masters if name != first])
+    cluster.engine.away = {first}
+    began = trio.current_time()
+    with pytest.raises(StaleVersion, match="the engine does not answer"):
+        await cluster.promote(chosen)
+    await fs.mkdir("/after")
+    assert trio.current_time() - began < 6
+    assert await cluster.holder() == first
+
+
 class Unrecorded(ElectedCluster):
     """Its first master has begun a cluster, and died before that was recorded."""
 

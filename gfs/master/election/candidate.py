@@ -40,8 +40,10 @@ POLLS = 12
 RENEWALS = 4
 #: Between two looks for a hold that is being given up for this process.
 SOON_SECONDS = 0.25
-#: So often it is asked whether anybody can be elected now.
+#: So often it is asked whether anybody can be elected now, and for so long at most: a master that
+#: is handing over acknowledges nothing meanwhile, and the other one waits for 15 s.
 LOOKS = 2
+LOOK_SECONDS_MAX = 2.0
 #: The share of the hold by which it ends here before it ends at the engine: clocks that differ in
 #: speed by less than this do no harm.
 MARGIN_SHARE = 0.1
@@ -151,8 +153,8 @@ class Candidate:
     async def check(self) -> None:
         """Raises Busy if the engine does not answer, so that nobody can be elected."""
         for number in range(LOOKS):
-            await self._clock.sleep(number * self._seconds / POLLS)
-            if await self.look(self._seconds / RENEWALS):
+            await self._clock.sleep(number * min(self._seconds / POLLS, SOON_SECONDS))
+            if await self.look(min(self._seconds / RENEWALS, LOOK_SECONDS_MAX)):
                 return
         raise Busy(
             f"{self._engine.name} does not answer ({self._reason}), so that no other master can "
