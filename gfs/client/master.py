@@ -323,8 +323,16 @@ class MasterClient:
         return None
 
     async def _claim(self, rpc: Rpc) -> None:
-        if not self.reservations:
-            return
+        if self.reservations:
+            request, body = self._reclaim()
+            await rpc.call(request, body, seconds=CALL_SECONDS)
+
+    async def claim(self) -> None:
+        """Have the master take the reservations again that it has given up."""
+        request, body = self._reclaim()
+        await self.ask(request, Done, body)
+
+    def _reclaim(self) -> tuple[Reclaim, bytes]:
         servers: dict[str, int] = {}
         chunks = [
             PublishedChunk(
@@ -333,7 +341,7 @@ class MasterClient:
             for handle, (version, length, ids) in self.reservations.items()
         ]
         request = Reclaim(id=0, client=self.id, servers=list(servers))
-        await rpc.call(request, msgspec.msgpack.encode(chunks), seconds=CALL_SECONDS)
+        return request, msgspec.msgpack.encode(chunks)
 
     async def ping(self) -> None:
         """Keep the reservations of this client alive, if it has any."""

@@ -78,7 +78,7 @@ async def put(
             small = False
     feed = _feeder(core, source)
     for attempt in range(1, TRIES_MAX + 1):
-        upload = Upload(core, replication, small)
+        upload = Upload(core, replication, small, again=feed.can_rewind())
         try:
             await feed.fill(upload, report)
             return (await upload.publish(path, options)).entry

@@ -3,7 +3,8 @@
 An upload holds the bytes it has sent until every replica has acknowledged them,
 and no others. So when a chain breaks, the chunk is continued after the last
 acknowledged byte on the remaining replicas, under a higher version, and the source
-is never read again. Nothing of the file is in the namespace before
+is never read again; and when none remains, on those that come back within
+``retry_seconds``. Nothing of the file is in the namespace before
 :meth:`Upload.publish`, one transaction at the master.
 
 Memory: packets are filled in buffers of the client's pool. When the pool is
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, FileDigest, packet_sums
-from gfs.client.core import RELEASE_SECONDS, ClientCore
+from gfs.client.core import OF_REPLICAS, RELEASE_SECONDS, ClientCore
 from gfs.client.publish import PublishOptions, publish_request
 from gfs.client.small import put_small
 from gfs.errors import (
@@ -61,8 +62,11 @@ log = logging.getLogger(__name__)
 
 #: A writer's own buffer, when the pool is empty.
 OWN_BUFFER_BYTES = BLOCK_BYTES
-#: Chains tried for one chunk before the upload gives up.
+#: Chains tried for one chunk, while there are servers for one, before the upload gives up.
 RECOVERIES_MAX = 8
+#: Between two attempts to find one that has the acknowledged bytes.
+PAUSE_SECONDS_MIN = 0.05
+PAUSE_SECONDS_MAX = 1.0
 
 
 class ChainBroken(Exception):
@@ -105,10 +109,14 @@ class ChainWriter:
     chain: list[ServerAddress] = field(default_factory=list)
     packets: deque[OutPacket] = field(default_factory=deque)
     acked: int = 0  # bytes from the chunk's start that every replica holds
+    #: The ids of the servers that have them.
+    holders: set[str] = field(default_factory=set)
     length: int = 0  # the replicas' length, once the last packet is acknowledged
     done: bool = False
-    #: How often its chain broke since a packet was acknowledged.
+    #: How often its chain broke since a packet was acknowledged, or a server waited for, and since
+    #: when none of its holders can be reached.
     breaks: int = 0
+    alone_since: float | None = None
     _connection: BulkConnection | None = None
     _next_number: int = 0
 
@@ -191,7 +199,8 @@ class ChainWriter:
         while self.packets and self.packets[0].number <= message.id:
             packet = self.packets.popleft()
             self.acked = packet.offset + len(packet.data)
-            self.breaks = 0
+            self.holders = {server.id for server in self.chain}
+            self.breaks, self.alone_since = 0, None
             self.let_go(packet)
             if packet.last:
                 self.length = message.length
@@ -231,10 +240,14 @@ class Upload:
     :meth:`publish` or :meth:`abort`.
     """
 
-    def __init__(self, core: ClientCore, replication: int = 0, small: bool = True) -> None:
-        """``small``: it may go with other small ones."""
+    def __init__(
+        self, core: ClientCore, replication: int = 0, small: bool = True, again: bool = False
+    ) -> None:
+        """``small``: it may go with other small ones. ``again``: the caller has all bytes still,
+        so that it is quicker to begin again than to wait for servers that have some of them."""
         self._core = core
         self._is_small = small
+        self._again = again
         self._replication = replication
         self._chunks: list[ChainWriter] = []
         self._unfinished: deque[ChainWriter] = deque()
@@ -388,14 +401,18 @@ class Upload:
     async def _recover(self, chunk: ChainWriter, broken: ChainBroken) -> None:
         """Continue on the remaining replicas, and send all unacknowledged bytes again.
 
-        Raises ChunkUnavailable if no server has the acknowledged bytes any more, or after so
-        many attempts without a further acknowledgement; DiskFull if the last server was full.
+        Raises ChunkUnavailable if no server has the acknowledged bytes any more, none with them
+        has come back within ``retry_seconds``, or after so many attempts without a further
+        acknowledgement; DiskFull if the last server was full.
         """
+        pause = PAUSE_SECONDS_MIN
         while chunk.breaks < RECOVERIES_MAX:
             chunk.breaks += 1
             how = "without it" if broken.server else "with all servers"
             log.warning("chunk %016x: %s; continuing %s", chunk.handle, broken, how)
             self._core.suspect(broken.server, broken.code)
+            if broken.code in OF_REPLICAS:
+                chunk.holders.discard(broken.server)
             chunk.hang_up()
             try:
                 await self._new_chain(chunk, broken.server)
@@ -407,10 +424,32 @@ class Upload:
             except ChunkUnavailable as error:
                 if broken.code == DiskFull.code:
                     raise _full(broken) from error
-                raise
+                if not self._may_wait(chunk, pause):
+                    raise
+                await self._core.world.clock.sleep(pause)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+                await self._claim(chunk)
+                broken = ChainBroken("no server with its acknowledged bytes was there", "")
         if broken.code == DiskFull.code:
             raise _full(broken)
         raise ChunkUnavailable(f"the write of a chunk failed {RECOVERIES_MAX} times: {broken}")
+
+    def _may_wait(self, chunk: ChainWriter, pause: float) -> bool:
+        """Whether a server with the acknowledged bytes may come back in time."""
+        if self._again or not chunk.holders:
+            return False
+        now = self._core.world.clock.monotonic()
+        if chunk.alone_since is None:
+            chunk.alone_since = now
+        return now + pause <= chunk.alone_since + self._core.settings.retry_seconds
+
+    async def _claim(self, chunk: ChainWriter) -> None:
+        """Reserve the chunk again, which the master has given up, on all that have its
+        acknowledged bytes."""
+        chunk.breaks = 0
+        reservation = chunk.version, 0, sorted(chunk.holders)
+        self._core.master.reservations[chunk.handle] = reservation
+        await self._core.master.claim()
 
     async def _new_chain(self, chunk: ChainWriter, failed: str) -> None:
         try:

@@ -24,6 +24,7 @@ from gfs.chunkserver.node import throttle
 from gfs.client import Client
 from gfs.client.append import Appender
 from gfs.client.core import SUSPECT_SECONDS
+from gfs.client.files import NewFile
 from gfs.client.mutate import _lease, _send_all
 from gfs.client.upload import ChainBroken
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
@@ -624,6 +625,88 @@ async def test_a_death_costs_a_writer_one_replica_whoever_has_just_come_back(
         assert trio.current_time() - began < STALL_SECONDS
     assert await replicas(fs, "/file") == 2
     assert await fs.get("/file") == data
+
+
+async def write_until_one_server_is_left(
+    chance: Random, cluster: SimCluster, file: NewFile, data: bytes
+) -> str:
+    """Write half of the bytes while one server after the other dies; returns the last one."""
+    names = chance.sample(cluster.chunkservers, 3)
+    piece = len(data) // 6
+    for at, name in enumerate(names):
+        await file.write(data[at * piece : (at + 1) * piece])
+        await file.flush()
+        if name != names[-1]:
+            await cluster.crash(name)
+    return names[-1]
+
+
+async def dies(cluster: SimCluster, name: str) -> None:
+    await cluster.crash(name)
+    await trio.sleep(1)
+    await cluster.start(name)
+
+
+async def is_stopped(cluster: SimCluster, name: str) -> None:
+    await cluster.stop(name)
+    await trio.sleep(1)
+    await cluster.start(name)
+
+
+async def dies_for_long(cluster: SimCluster, name: str) -> None:
+    """The master gives its reservation up, and a new one knows of none."""
+    await cluster.crash(name)
+    await trio.sleep(8)
+    await cluster.restart("master")
+    await trio.sleep(8)
+    await cluster.start(name)
+
+
+async def is_cut_off(cluster: SimCluster, name: str) -> None:
+    cluster.network.partition([name], ["writer", "master"])
+    await trio.sleep(6)
+    cluster.network.heal()
+
+
+@pytest.mark.parametrize("what", [dies, is_stopped, dies_for_long, is_cut_off])
+@over_seeds(4, user="writer")
+async def test_an_upload_goes_on_when_the_last_server_with_its_bytes_is_back(
+    chance: Random,
+    cluster: SimCluster,
+    fs: Client,
+    what: Callable[[SimCluster, str], Awaitable[None]],
+) -> None:
+    data = content(chance, 6 * 300_000)
+    async with fs.create("/file") as file:
+        last = await write_until_one_server_is_left(chance, cluster, file, data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(what, cluster, last)
+            await trio.sleep(0.5)
+            await file.write(data[len(data) // 2 :])
+            await file.flush()
+    assert await fs.get("/file") == data
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+@over_seeds(2, client=ClientSettings(retry_seconds=20.0), user="writer")
+async def test_an_upload_whose_servers_have_lost_its_bytes_ends(
+    chance: Random, cluster: SimCluster, fs: Client, is_back: bool
+) -> None:
+    """At once if they say so, and else when it has waited for them."""
+    file = fs.create("/file")
+    await file.write(content(chance, 300_000))
+    await file.flush()
+    for name in cluster.chunkservers:
+        cluster.kill(name)
+    for name in cluster.chunkservers if is_back else []:
+        await cluster.restart(name)
+    began = trio.current_time()
+    await file.write(b"more")
+    with pytest.raises(ChunkUnavailable, match="the first 300000 bytes of a chunk are gone"):
+        await file.flush()
+    waited = trio.current_time() - began
+    assert waited < STALL_SECONDS if is_back else 19 <= waited <= 20 + STALL_SECONDS
+    await file.abort()
 
 
 @pytest.mark.parametrize("old", [2 * MIB + 1, 2 * MIB, 2 * MIB + 100_000])

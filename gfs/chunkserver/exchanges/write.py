@@ -189,6 +189,14 @@ class WriteExchange:
         #: Whether all replicas are known to be of one length.
         self._is_level = False
         self._prepared = False
+        #: Whether nobody else has what an upload writes here: so a death of this process must not
+        #: lose what was acknowledged of it. (With "fsync" each commit would wait for the disk.)
+        self._is_only_one = (
+            request.mode == "upload"
+            and request.primary
+            and not request.chain
+            and node.settings.durability == "replicated"
+        )
         self._next_offset = request.offset
 
     async def run(self) -> bool:
@@ -562,6 +570,8 @@ class WriteExchange:
         """Blocks. Verify and write packet after packet; with the last, commit."""
         for one in held:
             self._write_packet(file, one.packet, one.view)
+        if self._is_only_one:
+            file.commit()
 
     def _write_packet(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:
         if packet_sums(packet.offset, view) != packet.sums:
