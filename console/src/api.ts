@@ -295,12 +295,13 @@ export function usePages<P extends Page<unknown>>(
   key: string,
   load: (limit: number, cursor: string | undefined, signal: AbortSignal) => Promise<P>,
   seconds = 0,
+  most = PAGE_MAX,
 ): Loaded<P> & { more: () => void } {
   const wanted = useRef(PAGE);
   const read = async (signal: AbortSignal): Promise<P> => {
     const rows: unknown[] = [];
     for (let cursor: string | undefined; ; ) {
-      const page: P = await load(Math.min(PAGE_MAX, wanted.current - rows.length), cursor, signal);
+      const page: P = await load(Math.min(most, wanted.current - rows.length), cursor, signal);
       rows.push(...page.rows);
       if (!page.next || rows.length >= wanted.current) return { ...page, rows };
       cursor = page.next;

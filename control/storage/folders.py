@@ -22,7 +22,6 @@ from control.storage.names import DEFAULT, KEPT, check_path, last_segment
 from control.storage.paging import (
     PAGE_DEFAULT,
     After,
-    Limit,
     Place,
     cursor_of,
     first_after,
@@ -41,8 +40,8 @@ LOOK_SECONDS = 10.0
 #: Whole folders, or trashes, that are read at once for one user; others wait. One of 100,000
 #: entries takes a second of a processor.
 WHOLE_AT_ONCE = 2
-#: Of a folder with more entries no page is read whole: that would take most of LOOK_SECONDS, and
-#: a client that asks again would never see one.
+#: Of a folder or trash with more entries no page is read whole: that would take most of
+#: LOOK_SECONDS, and a client that asks again would never see one.
 WHOLE_MAX = 500_000
 #: A large page spares whole reads: a folder of 100,000 entries is listed in any order with ten.
 #: Sorting takes 13 ms, and the answer has 1.2 MB.
@@ -56,6 +55,9 @@ OWN = scoped("storage", "files", "read", parameter="namespace", fallback=DEFAULT
 Folder = Annotated[str, Meta(description="The folder; empty: all of the storage namespace")]
 Id = Annotated[str, Meta(description="`id` of an entry", extra_json_schema={"pattern": "^[0-9]*$"})]
 Order = Literal["asc", "desc"]
+Limit = Annotated[int, Meta(ge=1, le=ENTRIES_MAX, description="At most so many")]
+#: Instead of a place, of an order that the file system has: the rest is its own cursor.
+OWN_ORDER = -1
 
 
 class EntryInfo(msgspec.Struct):
@@ -79,7 +81,7 @@ class EntryQuery(msgspec.Struct):
     sort: Literal["name", "size", "modified"] = "name"
     order: Order = "asc"
     match: Annotated[str, Meta(description="Only names with this text in any case")] = ""
-    limit: Annotated[int, Meta(ge=1, le=ENTRIES_MAX, description="At most so many")] = PAGE_DEFAULT
+    limit: Limit = PAGE_DEFAULT
     after: After = ""
 
     @property
@@ -116,6 +118,11 @@ class DeletedQuery(msgspec.Struct):
     order: Order = "desc"
     limit: Limit = PAGE_DEFAULT
     after: After = ""
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the file system has this order."""
+        return (self.sort, self.order) == ("path", "asc")
 
 
 class PurgeQuery(msgspec.Struct):
@@ -203,7 +210,11 @@ class FolderRoutes:
                 query=DeletedQuery,
                 answer=DeletedPage,
                 errors=[400, 401, 403, 404, 503],
-                description="For the owner. Of `default`, for administrators.",
+                description=(
+                    "For the owner. Of `default`, for administrators. By path, ascending, a page "
+                    "costs the same however much there is; another order reads the trash: choose a "
+                    f"large `limit`. Of over {WHOLE_MAX:,} entries it is refused."
+                ),
             ),
             Route(
                 "DELETE",
@@ -356,25 +367,53 @@ class FolderRoutes:
         folder = query.folder.strip("/")
         if folder:
             check_path(folder)
-        key = {"deleted": _by_deletion, "path": _by_path, "size": _by_length}[query.sort]
+        full = f"{space.directory}/{folder}" if folder else space.directory
+        after = place_of(query.after)
         with within(LOOK_SECONDS):
-            async with self._turn(call.user.user_id):
-                found, cursor = await first_after(
-                    self._deleted(space, folder),
-                    key,
-                    place_of(query.after),
-                    query.limit,
-                    reverse=query.order == "desc",
-                )
+            if query.is_in_order:
+                found, cursor = await self._trash_by_path(space, full, query.limit, after)
+            else:
+                key = {"deleted": _by_deletion, "path": _by_path, "size": _by_length}[query.sort]
+                async with self._turn(call.user.user_id):
+                    found, cursor = await first_after(
+                        self._deleted(space, full),
+                        key,
+                        after,
+                        query.limit,
+                        reverse=query.order == "desc",
+                    )
         entries = [_deleted(space, each) for each in found]
         return DeletedPage(entries, cursor, int(self._cluster.trash_seconds))
 
-    async def _deleted(self, space: Space, folder: str) -> AsyncGenerator[TrashEntry, None]:
-        full = f"{space.directory}/{folder}" if folder else space.directory
+    async def _trash_by_path(
+        self, space: Space, full: str, limit: int, after: Place | None
+    ) -> tuple[list[TrashEntry], str | None]:
+        cursor = b""
+        if after is not None:
+            if after[0] != OWN_ORDER:
+                raise BadRequest("after: is the `next` of a page in another order")
+            cursor = after[1].encode("latin-1", "replace")
+        found: list[TrashEntry] = []
+        while True:
+            page = await self._cluster.fs.trash_page(full, cursor, limit - len(found))
+            cursor = page.cursor
+            found += [each for each in page.entries if _is_listed(space, each)]
+            if not cursor:
+                return found, None
+            if len(found) == limit:
+                return found, cursor_of((OWN_ORDER, cursor.decode("latin-1")))
+
+    async def _deleted(self, space: Space, full: str) -> AsyncGenerator[TrashEntry, None]:
+        count = 0
         async with aclosing(self._cluster.fs.trash(full)) as entries:
             async for each in entries:
-                path = each.path.removeprefix(f"{space.directory}/")
-                if each.path != space.directory and path.partition("/")[0] not in KEPT:
+                count += 1
+                if count > WHOLE_MAX:
+                    raise BadRequest(
+                        f"the trash has over {WHOLE_MAX:,} entries here, which are listed by path "
+                        "alone, ascending"
+                    )
+                if _is_listed(space, each):
                     yield each
 
     # --- changing -----------------------------------------------------------------
@@ -434,6 +473,11 @@ def _by_size(entry: Entry) -> Place:
 
 def _by_time(entry: Entry) -> Place:
     return entry.modified_ns, last_segment(entry.path)
+
+
+def _is_listed(space: Space, entry: TrashEntry) -> bool:
+    path = entry.path.removeprefix(f"{space.directory}/")
+    return entry.path != space.directory and path.partition("/")[0] not in KEPT
 
 
 def _by_deletion(entry: TrashEntry) -> Place:

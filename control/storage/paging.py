@@ -21,12 +21,10 @@ from control.api import BadRequest
 
 ItemT = TypeVar("ItemT")
 
-PAGE_MAX = 1000
 PAGE_DEFAULT = 200
 #: A path has at most 1,024 bytes.
 CURSOR_LENGTH_MAX = 2048
 
-Limit = Annotated[int, Meta(ge=1, le=PAGE_MAX, description="At most so many")]
 After = Annotated[
     str,
     Meta(

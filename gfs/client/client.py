@@ -879,14 +879,22 @@ class Client:
         asked = asked_for(self._core.present_request())
         cursor = b""
         while True:
-            question = ListTrash(id=0, path=path, cursor=cursor, limit=LIST_PAGE)
             with asked:
-                page = await self._ask(question, ListTrashReply)
+                page = await self.trash_page(path, cursor)
             for entry in page.entries:
                 yield entry
             cursor = page.cursor
             if not cursor:
                 return
+
+    @one_request
+    async def trash_page(
+        self, path: str = "/", cursor: bytes = b"", limit: int = LIST_PAGE
+    ) -> ListTrashReply:
+        """At most ``limit`` entries of what :meth:`trash` gives, after the page with this
+        ``cursor``; the last page has an empty one. In one question."""
+        question = ListTrash(id=0, path=path, cursor=cursor, limit=limit)
+        return await self._ask(question, ListTrashReply)
 
     @one_request
     async def empty_trash(self, path: str, *, recursive: bool = False, inode: int = 0) -> int:

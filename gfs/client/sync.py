@@ -53,6 +53,7 @@ from gfs.protocol.messages import (
     Done,
     ElectionReply,
     Entry,
+    ListTrashReply,
     PromoteReply,
     RepairReply,
     ServerStatus,
@@ -522,6 +523,12 @@ class SyncClient:
 
     def trash(self, path: str = "/") -> Iterator[TrashEntry]:
         return self._iterate("trash", path)
+
+    def trash_page(
+        self, path: str = "/", cursor: bytes = b"", limit: int = client_module.LIST_PAGE
+    ) -> ListTrashReply:
+        page: ListTrashReply = self._method("trash_page", path, cursor, limit)
+        return page
 
     def empty_trash(self, path: str, *, recursive: bool = False, inode: int = 0) -> int:
         return int(self._method("empty_trash", path, recursive=recursive, inode=inode))

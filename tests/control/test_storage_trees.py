@@ -36,13 +36,15 @@ from control.errors import BadRequest, Unavailable
 from control.storage.folders import (
     ENTRIES_MAX,
     WHOLE_AT_ONCE,
+    DeletedQuery,
     EntryPage,
     EntryQuery,
     FolderRoutes,
 )
 from control.storage.paging import cursor_of
 from control.storage.trees import TREES_AT_ONCE, Trees
-from gfs.client import Entry
+from gfs.client import Entry, TrashEntry
+from gfs.protocol.messages import ListTrashReply
 
 #: Names that a shell, a URL, HTML or a terminal would take for something else.
 HOSTILE = [
@@ -428,7 +430,10 @@ async def test_one_user_has_two_folders_read_at_once(
 
 
 class Many:
-    """A file system with one folder of so many files; their sizes are in no order."""
+    """A file system with one folder of so many files, and as many of them in its trash; their
+    sizes are in no order."""
+
+    trash_seconds = 60
 
     def __init__(self, count: int) -> None:
         self.fs = self
@@ -442,6 +447,17 @@ class Many:
             if each.path > f"{path}/{start}":
                 self.read += 1
                 yield each
+
+    async def trash(self, path: str) -> AsyncGenerator[TrashEntry, None]:
+        for each in (await self.trash_page(path, b"", len(self.files))).entries:
+            yield each
+
+    async def trash_page(self, path: str, cursor: bytes, limit: int) -> ListTrashReply:
+        rest = [each for each in self.files if each.path.encode() > cursor]
+        found = [TrashEntry(e.path, e.inode, "file", e.length, 1, e.inode, 0) for e in rest[:limit]]
+        self.read += len(found)
+        last = found[-1].path.encode() if len(found) < len(rest) else b""
+        return ListTrashReply(0, found, last)
 
 
 async def list_all(routes: FolderRoutes, **query: Any) -> list[int]:
@@ -487,6 +503,39 @@ async def test_a_folder_that_is_too_large_to_be_read_whole(
     with pytest.raises(BadRequest, match="over 49 entries"):
         await list_all(routes, **query)
     assert len(await list_all(routes, limit=10)) == 50
+
+
+async def list_trash(routes: FolderRoutes, **query: Any) -> list[int]:
+    asked = msgspec.convert(query, DeletedQuery)
+    call: Any = SimpleNamespace(
+        user=SimpleNamespace(user_id="ada"), query=lambda _: asked, params={"namespace": "d"}
+    )
+    found: list[int] = []
+    while True:
+        page = await routes.trash(call)
+        found += [each.size for each in page.entries]
+        if page.next is None:
+            return found
+        asked = msgspec.structs.replace(asked, after=page.next)
+
+
+async def test_a_large_trash_is_read_once_by_path_and_is_else_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    none: Any = None
+    many: Any = Many(50)
+    trees: Any = SimpleNamespace(own=lambda call, name: SimpleNamespace(directory="d", name=name))
+    routes = FolderRoutes(none, many, none, trees)
+    monkeypatch.setattr(control.storage.folders, "WHOLE_MAX", 49)
+    by_path = await list_trash(routes, sort="path", order="asc", limit=7)
+    assert by_path == [each.length for each in many.files]
+    assert many.read == 50
+    with pytest.raises(BadRequest, match="over 49 entries"):
+        await list_trash(routes)
+    monkeypatch.setattr(control.storage.folders, "WHOLE_MAX", 50)
+    assert sorted(await list_trash(routes, limit=ENTRIES_MAX)) == list(range(50))
+    with pytest.raises(BadRequest, match="in another order"):
+        await list_trash(routes, sort="path", order="asc", after=cursor_of((7, "d/1")))
 
 
 def test_a_file_and_a_folder_move(space: str, client: httpx.Client) -> None:

@@ -1081,7 +1081,12 @@ class Actor:
         """Some time later, and mostly not too late, it is there still."""
         await self._rest(self.chance.uniform(0, min(self.plan.master.trash_seconds, 20.0)))
         before = dict(self.record.trashed)
-        self._check_trash([entry async for entry in fs.trash() if entry.kind == "file"], before)
+        page = await fs.trash_page()
+        there = page.entries
+        while page.cursor:
+            page = await fs.trash_page(cursor=page.cursor)
+            there += page.entries
+        self._check_trash([entry for entry in there if entry.kind == "file"], before)
 
     # --- the trash ---------------------------------------------------------------------------
 

@@ -19,6 +19,9 @@ interface Row {
   until: number;
 }
 
+/** Each page reads the whole trash, so it is a large one. */
+const WHOLE_MAX = 10_000;
+
 interface Listing {
   entries: Row[];
   next: string | null;
@@ -36,7 +39,7 @@ export function Trash() {
     );
     return { rows, ...rest };
   };
-  const list = usePages(`trash ${space}`, load);
+  const list = usePages(`trash ${space}`, load, 0, WHOLE_MAX);
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
   const [busy, setBusy] = useState(false);
   const restore = async (row: Row): Promise<void> => {
