@@ -198,7 +198,7 @@ class ClusterModule(Module):
         if status.role == "shadow":  # it answers while the master does not
             lines = [*masters(status), *lines]
         totals = status.totals
-        total, free = cluster_space(status)
+        total, free = cluster_space(status.servers)
         metadata = status.metadata
         return Glance(
             cluster=status.cluster,

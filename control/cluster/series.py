@@ -102,7 +102,7 @@ def _quantile(before: Counters, now: Counters, rank: float) -> float:
 
 def of_master(status: StatusReply, repair: RepairReply, seconds: float) -> dict[str, float]:
     totals = status.totals
-    total, free = cluster_space(status)
+    total, free = cluster_space(status.servers)
     return {
         "master_seconds": seconds,
         "used_bytes": total - free,

@@ -9,9 +9,9 @@ from gfs.client.errnos import as_built_in, errno_of
 from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import MENDING, ChunkReport, FsckProblem, FsckReport
 from gfs.client.rescue import Rescued
-from gfs.client.space import cluster_space, space_of
 from gfs.client.transfer import LocalPart, check_free
 from gfs.protocol.messages import Entry, TrashEntry, readers_seconds
+from gfs.protocol.space import cluster_space, space_of
 
 __all__ = [
     "MENDING",

@@ -352,7 +352,7 @@ class Operations(pyfuse3.Operations):
         if self._totals is None or self._totals[0] < trio.current_time():
             status = await self._client.status()
             goal = status.replication or 1
-            total, free = cluster_space(status)
+            total, free = cluster_space(status.servers)
             shown = pyfuse3.StatvfsData()
             shown.f_bsize = shown.f_frsize = 4096
             shown.f_blocks = total // goal // 4096

@@ -19,4 +19,5 @@ __all__ = [
     "records",
     "rpc",
     "server",
+    "space",
 ]

@@ -17,6 +17,7 @@ from gfs.metrics import (
     label,
     operation_families,
 )
+from gfs.protocol.space import cluster_space
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -165,6 +166,13 @@ def families(
     yield gauge(
         "gfs_master_chunkserver_disk_free_bytes", "Free bytes on a chunkserver's disk", space
     )
+    total_bytes, free_bytes = cluster_space(servers)
+    yield gauge(
+        "gfs_master_disk_total_bytes",
+        "Size of the file systems on which chunkservers have disks, each counted once",
+        total_bytes,
+    )
+    yield gauge("gfs_master_disk_free_bytes", "Free bytes of these", free_bytes)
     yield gauge(
         "gfs_master_chunkserver_disks",
         "Disks of a chunkserver, by state",

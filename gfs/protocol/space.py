@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gfs.protocol.messages import Disk, ServerStatus, StatusReply
+from gfs.protocol.messages import Disk, ServerStatus
 
 
 def space_of(servers: Iterable[ServerStatus]) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def space_of(servers: Iterable[ServerStatus]) -> tuple[int, int]:
     return sum(disk.total_bytes for disk in disks), sum(disk.free_bytes for disk in disks)
 
 
-def cluster_space(status: StatusReply) -> tuple[int, int]:
-    """The same of the whole cluster: nothing can be stored on servers that are dead or stopped, and
-    their machines may be gone, so these count nothing."""
-    return space_of(server for server in status.servers if server.state in ("live", "silent"))
+def cluster_space(servers: Iterable[ServerStatus]) -> tuple[int, int]:
+    """The same of all servers of a cluster: nothing can be stored on those that are dead or
+    stopped, and their machines may be gone, so these count nothing."""
+    return space_of(server for server in servers if server.state in ("live", "silent"))
