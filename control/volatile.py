@@ -26,7 +26,6 @@ that if it is long → the time it expires as a big-endian double, then msgpack.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import logging
@@ -43,6 +42,7 @@ import trio
 
 from gfs.errors import DiskFailed, DiskFull, InvalidArgument, StartupError
 from gfs.io import try_flock
+from gfs.lmdb_environment import DATA_NAME, LMDB_LOCK_NAME, is_full, open_environment
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ OPEN_SECONDS = 30.0
 
 _KEY_BYTES_MAX = 500
 _EXPIRES = struct.Struct(">d")
-_FILES = ("data.mdb", "lock.mdb")
 
 
 class Volatile:
@@ -90,7 +89,7 @@ class Volatile:
         with self._opening():
             self._users = os.open(directory / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                if try_flock(self._users) and not _is_sound(directory / "data.mdb"):
+                if try_flock(self._users) and not _is_sound(directory / DATA_NAME):
                     self._remove()
                 fcntl.flock(self._users, fcntl.LOCK_SH)
                 self._environment = self._open_or_replace()
@@ -110,7 +109,8 @@ class Volatile:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             return cls(directory, map_bytes)
         except (OSError, lmdb.Error) as error:
-            raise StartupError(f"{directory}: cannot be opened: {error}") from error
+            advice = ": free some space there" if is_full(error, directory) else ""
+            raise StartupError(f"{directory}: cannot be opened: {error}{advice}") from error
 
     def put(
         self,
@@ -291,7 +291,7 @@ class Volatile:
         try:
             return self._transaction(work, write)
         except lmdb.Error as error:
-            if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) == errno.ENOSPC:
+            if is_full(error, self._directory):
                 raise DiskFull(f"{self._directory}: the disk is full: free some space") from error
             why = str(error)
         try:
@@ -329,20 +329,12 @@ class Volatile:
         return environment
 
     def _open_file(self) -> lmdb.Environment:
-        environment = lmdb.open(
-            str(self._directory),
-            map_size=self._map_bytes,
-            max_readers=READERS_MAX,
-            max_spare_txns=2,
-            sync=False,
-            metasync=False,
-            mode=0o600,
+        return open_environment(
+            str(self._directory), map_bytes=self._map_bytes, readers_max=READERS_MAX, sync=False
         )
-        environment.reader_check()
-        return environment
 
     def _remove(self) -> None:
-        for name in _FILES:
+        for name in (DATA_NAME, LMDB_LOCK_NAME):
             (self._directory / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -381,7 +373,7 @@ def _expires(value: bytes) -> float:
 
 def _identity(directory: Path) -> tuple[int, int] | None:
     try:
-        status = os.stat(directory / "data.mdb")
+        status = os.stat(directory / DATA_NAME)
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino

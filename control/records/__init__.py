@@ -23,7 +23,8 @@ loses nothing that was acknowledged. Any number of processes on one machine
 share the directory; LMDB's lock file orders their writes, and frees the lock of
 a process that was killed. The directory must not be on a network file system.
 
-The directory (``data.mdb``, ``lock.mdb``) has these LMDB databases::
+The directory (``data.mdb``, ``lock.mdb``; ``open.lock`` is held while opening) has these
+LMDB databases::
 
     schemas                 SCHEMA              → msgpack [version, {table: [index, …]}]
     SCHEMA.TABLE            key                 → the row as msgpack

@@ -12,7 +12,6 @@ change is there, since LMDB never overwrites a page that is in use.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import itertools
@@ -41,6 +40,7 @@ from control.records.txn import Changes, Handles, Named, TableHandles, Txn
 from control.records.writer import Job, Writer
 from gfs.errors import DiskFull, GfsError, StartupError
 from gfs.io import try_flock
+from gfs.lmdb_environment import is_full, open_environment
 
 if TYPE_CHECKING:
     from control.records.postgres import Commit, Database, News
@@ -56,7 +56,6 @@ MAP_BYTES = 4 * 1024**3
 #: Reads on the loop end at once; most slots are for processes that were killed, whose
 #: slots the next open() frees.
 READERS_MAX = 1024
-SPARE_TRANSACTIONS = 8
 #: Databases beyond the declared ones: tables that an upgrade looks into.
 UPGRADE_DATABASES = 64
 
@@ -113,14 +112,13 @@ class Records:
         environment = _open_environment(directory, schemas, map_bytes, sync)
         records = cls(directory, environment, map_bytes)
         try:
-            environment.reader_check()
             records._prepare(schemas)
             if sync:
                 _sync_names(directory)
         except BaseException as error:
             environment.close()
             if isinstance(error, (lmdb.Error, OSError, Taken, RowUnreadable)):
-                raise StartupError(f"{directory}: the records cannot be opened: {error}") from error
+                raise _cannot_open(directory, error) from error
             raise
         return records
 
@@ -168,7 +166,7 @@ class Records:
             except BaseException as error:
                 environment.close()
                 if isinstance(error, (lmdb.Error, Taken, RowUnreadable)):
-                    raise StartupError(f"{own}: the records cannot be opened: {error}") from error
+                    raise _cannot_open(own, error) from error
                 raise
         except BaseException:
             os.close(lock)
@@ -589,18 +587,35 @@ def _open_environment(
 ) -> lmdb.Environment:
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        return lmdb.open(
-            str(directory),
-            map_size=map_bytes,
-            max_dbs=1 + 2 * sum(len(schema.tables) for schema in schemas) + UPGRADE_DATABASES,
-            max_readers=READERS_MAX,
-            max_spare_txns=SPARE_TRANSACTIONS,
-            sync=sync,
-            metasync=sync,
-            mode=0o600,
-        )
+        with _opening_alone(directory):
+            return open_environment(
+                str(directory),
+                map_bytes=map_bytes,
+                readers_max=READERS_MAX,
+                databases_max=1
+                + 2 * sum(len(schema.tables) for schema in schemas)
+                + UPGRADE_DATABASES,
+                sync=sync,
+            )
     except (lmdb.Error, OSError, OverflowError, MemoryError) as error:
-        raise StartupError(f"{directory}: the records cannot be opened: {error}") from error
+        raise _cannot_open(directory, error) from error
+
+
+@contextlib.contextmanager
+def _opening_alone(directory: Path) -> Iterator[None]:
+    """Let one process at a time open what is in the directory."""
+    lock = os.open(directory / "open.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _cannot_open(directory: Path, error: Exception) -> StartupError:
+    is_of_disk = isinstance(error, (lmdb.Error, OSError)) and is_full(error, directory)
+    advice = ": free some space there" if is_of_disk else ""
+    return StartupError(f"{directory}: the records cannot be opened: {error}{advice}")
 
 
 def _encoded(schema: Schema) -> bytes:
@@ -649,7 +664,7 @@ def translated(error: lmdb.Error, directory: Path, map_bytes: int) -> GfsError:
             f"{directory}: another process opened the records with a larger map_bytes "
             f"than {map_bytes}: start this one with the same"
         )
-    if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) == errno.ENOSPC:
+    if is_full(error, directory):
         return DiskFull(f"{directory}: the disk of the records is full: free some space ({error})")
     return RecordsFailed(
         f"{directory}: the records cannot be used any more ({error}): "

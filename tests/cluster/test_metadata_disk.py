@@ -1,4 +1,5 @@
-"""A master begins on a disk that is full, or nearly: a small tmpfs, which root may mount."""
+"""A master and a control plane begin on a disk that is full, or nearly: a small tmpfs, which root
+may mount."""
 
 from __future__ import annotations
 
@@ -23,14 +24,48 @@ MAP_BYTES = 1 << 28
 #: A new store takes fewer.
 PAGES_MAX = 64
 
+#: How each store is begun in a ``directory``, and used.
+STORES = {
+    "master": """
+from gfs.master.metadata.store import open_store
+
+def use():
+    open_store(directory, map_bytes, True, "feed", 7).close()
+""",
+    "records": """
+from pathlib import Path
+import msgspec
+from control.records import Records, Schema, Table
+
+class Row(msgspec.Struct):
+    name: str
+
+table = Table("rows", Row, key=lambda row: row.name)
+
+def use():
+    records = Records.open(Path(directory), [Schema("crowd", 1, [table])], map_bytes=map_bytes)
+    records.write_at_start(lambda txn: table.put(txn, Row("one")))
+    with records.read() as txn:
+        assert table.get(txn, "one")
+""",
+    "shared facts": """
+from pathlib import Path
+from control.volatile import Volatile
+
+def use():
+    facts = Volatile.open(Path(directory), map_bytes=map_bytes)
+    facts.put("kind", "key", b"row", ttl_seconds=60)
+    assert facts.get("kind", "key", bytes) == b"row"
+""",
+}
 #: For each number of free pages: the signal that ended the process, what it said, and what the
 #: next one said, which had room.
 BEGIN = """
 import json, os, shutil, sys
-from gfs.master.metadata.store import open_store
 
 disk, map_bytes, pages_max = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-directory, filling = disk + "/master", disk + "/filling"
+directory, filling = disk + "/store", disk + "/filling"
+exec(sys.argv[4])
 
 def begin():
     told, tell = os.pipe()
@@ -38,7 +73,7 @@ def begin():
     if not pid:
         text = ""
         try:
-            open_store(directory, map_bytes, True, "feed", 7).close()
+            use()
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
         os.write(tell, text.encode())
@@ -65,10 +100,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_however_little_room_there_is_a_new_store_says_so_and_is_begun_later(disk: Path) -> None:
+@pytest.mark.parametrize("store", STORES)
+def test_however_little_room_there_is_a_new_store_says_so_and_is_begun_later(
+    disk: Path, store: str
+) -> None:
     """The kernel ends no process because a page of its memory has no room on the disk, and LMDB
     is left no file that it does not open again."""
-    words = [disk, str(MAP_BYTES), str(PAGES_MAX)]
+    words = [disk, str(MAP_BYTES), str(PAGES_MAX), STORES[store]]
     done = subprocess.run(
         [sys.executable, "-c", BEGIN, *words], capture_output=True, check=False, text=True
     )
@@ -78,8 +116,10 @@ def test_however_little_room_there_is_a_new_store_says_so_and_is_begun_later(dis
     for free, ended, said, *then in found:
         assert not ended, f"ended by signal {-ended} with {free} pages"
         if said:
-            assert said.startswith(f"StartupError: {disk}/master: ")
-            assert "free some space there" in said
+            kind, where, why = said.split(": ", 2)
+            assert kind == "StartupError" or (kind == "DiskFull" and store != "master")
+            assert where == f"{disk}/store"
+            assert "free some space" in why
         assert then == [0, ""], (free, said)
     assert found[0][2]
     assert not found[-1][2]

@@ -17,9 +17,9 @@ import trio
 
 from gfs.errors import GfsError, InvalidArgument
 from gfs.io import World
+from gfs.lmdb_environment import DATA_NAME
 from gfs.master.backup.backup_file import PIECE, POINT, ROWS, BackupFile, Piece, Point
 from gfs.master.metadata import (
-    DATA_NAME,
     LOCK_NAME,
     Standing,
     Store,

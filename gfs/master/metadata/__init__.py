@@ -26,7 +26,6 @@ from gfs.master.metadata.committer import (
 )
 from gfs.master.metadata.number_set import NumberSet
 from gfs.master.metadata.store import (
-    DATA_NAME,
     HANDLE_RANGE,
     LOCK_NAME,
     Counted,
@@ -48,7 +47,6 @@ from gfs.master.metadata.watermark import QuorumWatermark
 
 __all__ = [
     "CHUNKS_PER_WEIGHT",
-    "DATA_NAME",
     "HANDLE_RANGE",
     "LOCK_NAME",
     "TRIM_MIN",

@@ -15,7 +15,6 @@ after a restart every acknowledged commit is there (LMDB never overwrites a live
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -28,6 +27,13 @@ import msgspec
 
 from gfs.errors import DiskFailed, DiskFull, StartupError
 from gfs.io import try_flock
+from gfs.lmdb_environment import (
+    DATA_NAME,
+    LMDB_LOCK_NAME,
+    NO_ROOM,
+    is_full,
+    open_environment,
+)
 from gfs.master.metadata.rows import (
     KIND_DIRECTORY,
     ROOT_INODE,
@@ -50,15 +56,8 @@ T = TypeVar("T")
 SCHEMA = 5
 #: Readers are a few transactions of the loop, and other processes that open the store.
 READERS_MAX = 1024
-SPARE_TRANSACTIONS = 8
 HANDLE_RANGE = 10_000
 LOCK_NAME = "master.lock"
-DATA_NAME, LMDB_LOCK_NAME = "data.mdb", "lock.mdb"
-#: What LMDB needs for its lock: a cache line for each reader, and some for its head.
-LOCK_BYTES = 64 * (READERS_MAX + 64)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: A disk on which only a part of a write found room has less than this left.
-_LEFT_BYTES = 1 << 20
 
 _CLUSTER, _SCHEMA, _EPOCH, _STATE = b"cluster", b"schema", b"epoch", b"state"
 _STANDING = b"standing"
@@ -564,7 +563,7 @@ def _cannot_open(directory: str, error: Exception) -> StartupError:
 
 
 def _cannot_keep(directory: str, error: OSError) -> StartupError:
-    advice = ": free some space there" if error.errno in _NO_ROOM else ""
+    advice = ": free some space there" if error.errno in NO_ROOM else ""
     return StartupError(
         f"{directory}: the master cannot keep its metadata here: {error.strerror}{advice}"
     )
@@ -576,20 +575,12 @@ def _translated(error: lmdb.Error, directory: str, map_bytes: int) -> DiskFull |
             f"the master's metadata fills the {map_bytes} bytes that it may have: give the "
             "master a larger map_bytes (GFS_MASTER_MAP_BYTES) and start it again"
         )
-    if _is_full(error, directory):
+    if is_full(error, directory):
         return DiskFull(f"the master's metadata disk is full: free some space there ({error})")
     return DiskFailed(
         f"the master's metadata cannot be written any more ({error}): "
         "look at its disk, then start it again"
     )
-
-
-def _is_full(error: lmdb.Error, directory: str) -> bool:
-    code = getattr(error, "code", 0)
-    if code == errno.EIO:  # which LMDB also says when only a part of a write found room
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(directory).free < _LEFT_BYTES
-    return isinstance(error, lmdb.DiskError) or code in _NO_ROOM
 
 
 def _unreadable(error: lmdb.Error) -> DiskFailed:
@@ -629,45 +620,15 @@ def sync_directory(directory: str) -> None:
 
 
 def _open(directory: str, map_bytes: int, sync: bool) -> tuple[lmdb.Environment, Databases]:
-    data = os.path.join(directory, DATA_NAME)
-    is_new = not (os.path.exists(data) and os.path.getsize(data))
+    environment = open_environment(
+        directory,
+        map_bytes=map_bytes,
+        readers_max=READERS_MAX,
+        databases_max=len(Databases._fields),
+        sync=sync,
+    )
     try:
-        _reserve_lock(os.path.join(directory, LMDB_LOCK_NAME))
-        environment = lmdb.open(
-            directory,
-            map_size=map_bytes,
-            max_dbs=len(Databases._fields),
-            max_readers=READERS_MAX,
-            max_spare_txns=SPARE_TRANSACTIONS,
-            sync=sync,
-            metasync=sync,
-            mode=0o600,
-        )
-    except BaseException:
-        if is_new:
-            # With one of its first two pages, all that had room, LMDB would never open it again.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(data)
-        raise
-    try:
-        # Slots of readers that were killed would prevent the reuse of old pages.
-        environment.reader_check()
         return environment, Databases(*map(environment.open_db, map(str.encode, Databases._fields)))
     except BaseException:
         environment.close()
         raise
-
-
-def _reserve_lock(path: str) -> None:
-    """LMDB writes to this file in memory. If the disk had no room for what is written, the kernel
-    would end the process, by SIGBUS. Nobody may have it open in this process, or would lose his
-    locks on it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, LOCK_BYTES)
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise
-        # A file system that reserves nothing.
-    finally:
-        os.close(descriptor)
