@@ -516,10 +516,21 @@ class Upload:
     async def _publish(self, path: str, options: PublishOptions) -> PublishReply:
         invariant(sum(c.length for c in self._chunks) == self.length, "all bytes are in chunks")
         digest = b"" if self._digest is None else self._digest.digest()
-        request, body = publish_request(
-            self._core, path, options, self._replication, self._chunks, digest
-        )
-        return await self._core.master.ask(request, PublishReply, body)
+        clock = self._core.world.clock
+        give_up = clock.monotonic() + self._core.settings.retry_seconds
+        pause = PAUSE_SECONDS_MIN
+        while True:
+            request, body = publish_request(
+                self._core, path, options, self._replication, self._chunks, digest
+            )
+            try:
+                return await self._core.master.ask(request, PublishReply, body)
+            except ChunkUnavailable:
+                # The only server of a chunk may come back.
+                if self._again or clock.monotonic() + pause > give_up:
+                    raise
+            await clock.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def abort(self) -> None:
         """Discard the upload: the file does not become visible. Never raises."""

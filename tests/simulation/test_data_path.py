@@ -40,7 +40,15 @@ from gfs.protocol.messages import (
 from gfs.testing import SimCluster
 
 from .packs import handles_on
-from .promises import STALL_SECONDS, assert_sound, content, noted, replicas, wait_for_goal
+from .promises import (
+    STALL_SECONDS,
+    assert_sound,
+    content,
+    is_dead,
+    noted,
+    replicas,
+    wait_for_goal,
+)
 from .seeds import over_seeds
 
 
@@ -684,6 +692,24 @@ async def test_an_upload_goes_on_when_the_last_server_with_its_bytes_is_back(
             await trio.sleep(0.5)
             await file.write(data[len(data) // 2 :])
             await file.flush()
+    assert await fs.get("/file") == data
+
+
+@over_seeds(1, user="writer")
+async def test_a_file_is_published_when_the_server_of_a_complete_chunk_is_back(
+    chance: Random, cluster: SimCluster, fs: Client
+) -> None:
+    data = content(chance, CHUNK_BYTES + 1)
+    async with fs.create("/file", replication=1) as file:
+        await file.write(data)  # the first chunk is complete, and nothing of the second was sent
+        await trio.sleep(1)
+        [first] = [name for name in cluster.chunkservers if handles_on(cluster, name)]
+        await cluster.crash(first)
+        await cluster.wait_until(lambda: is_dead(fs, first), 60)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.close)
+            await trio.sleep(2)
+            await cluster.start(first)
     assert await fs.get("/file") == data
 
 
