@@ -500,6 +500,14 @@ class RealStream:
             if sent:
                 pending[0] = memoryview(pending[0])[sent:]
 
+    def send_now(self, data: Buffer) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._map(error) from error
+
     async def send_file(
         self,
         file: File,

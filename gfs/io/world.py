@@ -33,6 +33,10 @@ class Stream(Protocol):
     async def send_all(self, *buffers: Buffer) -> None:
         """Send all of the buffers, in order."""
 
+    def send_now(self, data: Buffer) -> int:
+        """Send what can be sent without waiting, while no :meth:`send_all` is under way.
+        Returns how many bytes that was: none with TLS."""
+
     async def send_file(
         self,
         file: File,

@@ -5,7 +5,8 @@ What makes it fast is batching at both ends and no task per request:
 * everything that one ``recv`` brought is decoded at once and handed to the
   handler as one batch; what the handler answers on the spot leaves in one send;
 * a caller suspends itself with ``wait_task_rescheduled``; the reader wakes it;
-* the writer joins whatever is queued.
+* what is queued is joined, and sent by the task that has queued it if the peer takes it at once;
+  else by the writer.
 
 Sketch for one look-up, one at a time: 2 sends, 2 receives, 4 task switches,
 about 150 µs for both processes; with 16 in flight everything but the decoding
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import outcome
@@ -55,6 +56,8 @@ SWEEP_SECONDS = 0.25
 #: A call waits for so long before the peer is asked whether it is there; so long between questions.
 PROBE_SECONDS = 1.0
 BATCH_MAX = 64
+#: More than this is left to the writer: to copy it takes long.
+SENT_AT_ONCE_BYTES_MAX = 256 * 1024
 REQUESTS_PER_YIELD = 512
 
 _REPLIES = frozenset(REPLIES)
@@ -169,6 +172,8 @@ class Rpc:
         #: When the first call after the peer's last bytes was made.
         self._silent_since: float | None = None
         self._writer_parked: trio.lowlevel.Task | None = None
+        #: A batch is being handled: its answers are sent together.
+        self._gathers = False
         #: Tasks that wait until the peer has taken some replies.
         self._full = trio.lowlevel.ParkingLot()
         self._ids = itertools.count(1)
@@ -218,7 +223,10 @@ class Rpc:
                     requests.append(frame)
             for at in range(0, len(requests), BATCH_MAX):
                 batch = requests[at : at + BATCH_MAX]
+                self._gathers = True
                 self._handler(self, batch)
+                self._gathers = False
+                self._send_queued()
                 unyielded += len(batch)
                 if unyielded >= REQUESTS_PER_YIELD:
                     unyielded = 0
@@ -266,11 +274,45 @@ class Rpc:
             self._reply_bytes += len(head) + len(body)
         self._queue((head, body))
 
-    def _queue(self, pieces: Sequence[Buffer]) -> None:
+    def send_all(self, messages: Iterable[Message]) -> None:
+        """As :meth:`send` of each, together."""
+        self._gathers = True
+        for message in messages:
+            self.send(message)
+        self._gathers = False
+        self._send_queued()
+
+    def _queue(self, pieces: Sequence[Buffer], together: bool = False) -> None:
+        """``together``: of several messages, which are sent at once. A single one waits for those
+        that other tasks queue in this turn of the loop."""
         self._out += pieces
+        if together:
+            self._send_queued()
+        elif not self._gathers:
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
         if self._writer_parked is not None:
             task, self._writer_parked = self._writer_parked, None
             trio.lowlevel.reschedule(task)
+
+    def _send_queued(self) -> None:
+        """Send what is queued without the writer, which costs two turns of the loop. It is woken
+        for what the peer does not take at once."""
+        if not self._out or self._writer_parked is None:
+            return  # a writer that is awake sends it
+        if self._reply_bytes + self._request_bytes <= SENT_AT_ONCE_BYTES_MAX:
+            data = b"".join(self._out)
+            try:
+                sent = self._stream.send_now(data)
+            except ConnectionError:
+                sent = 0  # the writer meets it, too, and ends the connection
+            if sent == len(data):
+                self._out.clear()
+                self._reply_bytes = self._request_bytes = 0
+                return
+            self._out = [memoryview(data)[sent:]]
+        self._wake_writer()
 
     def send_error(self, request_id: int, error: GfsError, server: str = "") -> None:
         """``server`` has failed, unless the error names another one."""
@@ -379,7 +421,7 @@ class Rpc:
         if self._sweeper:
             self._sweeper.unpark()
         self._request_bytes += size
-        self._queue(frames)
+        self._queue(frames, together=len(numbers) > 1)
         return numbers
 
     def forget(self, number: int) -> None:

@@ -155,6 +155,17 @@ class SimStream:
                 self._put(memoryview(bytes(view[:count])))
                 view = view[count:]
 
+    def send_now(self, data: Buffer) -> int:
+        self._check_sending()
+        view = memoryview(bytes(data))
+        if len(view) > 1 and self._network.random.random() < self._network.short_receives:
+            view = view[: self._network.random.randint(1, len(view))]
+        done = 0
+        while room := min(self._free_bytes, len(view) - done, PIECE_BYTES):
+            self._put(view[done : done + room])
+            done += room
+        return done
+
     async def send_file(
         self,
         file: File,
@@ -184,11 +195,15 @@ class SimStream:
         pipe = self._out
         while True:
             self._check_sending()
-            room = self._network.buffer_bytes - pipe.held_bytes
-            if room > 0:
+            room = self._free_bytes
+            if room:
                 return min(room, wanted, PIECE_BYTES)
             # The end of the peer also wakes the sender, once this side learns of it.
             await pipe.writers.wait(self._learns_of_end())
+
+    @property
+    def _free_bytes(self) -> int:
+        return max(0, self._network.buffer_bytes - self._out.held_bytes)
 
     def _put(self, piece: memoryview) -> None:
         pipe = self._out

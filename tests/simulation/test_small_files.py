@@ -220,9 +220,9 @@ def frames_sent(patch: pytest.MonkeyPatch) -> Counter[str]:
     sent: Counter[str] = Counter()
     queue = Rpc._queue
 
-    def counted(rpc: Rpc, pieces: Sequence[bytes]) -> None:
+    def counted(rpc: Rpc, pieces: Sequence[bytes], together: bool = False) -> None:
         sent[rpc.peer] += 1
-        queue(rpc, pieces)
+        queue(rpc, pieces, together)
 
     patch.setattr(Rpc, "_queue", counted)
     return sent

@@ -33,6 +33,10 @@ class Guarded:
         self._check()
         await self._stream.send_all(*buffers)
 
+    def send_now(self, data: Buffer) -> int:
+        self._check()
+        return self._stream.send_now(data)
+
     async def send_file(
         self, file: File, offset: int, count: int, run: Runner | None = None
     ) -> None:
