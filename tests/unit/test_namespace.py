@@ -38,6 +38,7 @@ from gfs.master.metadata.namespace import (
     chunk_handle,
     chunk_row,
     inode_row,
+    lookup,
     plan_add_chunk,
     plan_attempt_version,
     plan_delete,
@@ -1078,3 +1079,39 @@ def test_a_file_below_a_deleted_directory_is_written_on(real: Real, when: str) -
     assert book.usage(inode) == (203, 1, 252)
     book.changed(inode, False)
     assert (book.files, book.directories, book.bytes) == (0, 0, 0)
+
+
+ODD_PATHS = (
+    *("/", "/d", "/d/", "/d/e/f", "/d/e/f/", "/d//f", "//d", "d/e/f", "f", "", "/d/e/../e/f"),
+    *("/d/e/.", "/d/e/f/g", "/d/e/none", "/none/f", "/d/e/f\0", "/d/e/ö", "/d/e/\ud800"),
+    *("/d/e/" + 255 * "x", "/d/e/" + 256 * "x", "/d/e/" + 128 * "ö", "/d/e/" + 1024 * "y/" + "y"),
+    "/d/e/" + 2046 * "y/" + "y",
+)
+
+
+def test_what_a_snapshot_knows_of_a_directory_changes_no_answer(real: Real) -> None:
+    """Nor is it walked to for each file of a batch."""
+    for number, path in enumerate(("/d/e/f", "/d/e/ö", "/d/e/" + 255 * "x"), 1):
+        publish(real, number, path, 10)
+
+    def found(txn: Txn, path: str) -> object:
+        try:
+            return lookup(txn, path)
+        except GfsError as error:
+            return type(error), str(error)
+
+    with real.store.read() as batch:
+        for path in ODD_PATHS * 2:
+            with real.store.read() as alone:
+                assert found(batch, path) == found(alone, path), path
+    with real.store.read() as batch:
+        get, asked = batch.get, []
+
+        def counted(key: bytes, default: bytes | None, database: object) -> bytes | None:
+            asked.append(key)
+            return get(key, default, db=database)
+
+        batch.get = counted
+        for _ in range(64):
+            lookup(batch, "/d/e/f")
+    assert len(asked) < 64 + 10

@@ -24,6 +24,7 @@ from gfs.master.metadata.rows import (
     entry_key,
     pack_file_chunk_key,
     pack_u64,
+    unpack_chunk,
     unpack_entry,
     unpack_file_chunk_key,
     unpack_inode,
@@ -40,12 +41,9 @@ LIST_LIMIT_MAX = 10_000
 
 def stat(txn: Txn, path: str) -> Entry:
     """The entry of a path. Raises InvalidName, NotFound or NotADirectory."""
-    segments = parse(path)
-    found = find(txn, segments)
-    if found is None:
-        raise NotFound(f"{path}: no such file or directory")
-    row = txn.get(pack_u64(found[0]), b"", txn.db.inodes)
-    return entry_of(path if path[-1:] != "/" else join(segments), found[0], unpack_inode(row))
+    inode, _ = lookup(txn, path)
+    row = txn.get(pack_u64(inode), b"", txn.db.inodes)
+    return entry_of(path if path[-1:] != "/" else join(parse(path)), inode, unpack_inode(row))
 
 
 def list_page(txn: Txn, path: str, after: str, limit: int) -> tuple[list[Entry], bool]:
@@ -139,9 +137,9 @@ def file_chunks(txn: Txn, inode: int, length: int, first: int) -> Iterator[FileC
 
 
 def _file_chunk(txn: Txn, value: bytes, index: int, length: int) -> FileChunk:
-    chunk = chunk_of(txn.get(value, b"", txn.db.chunks))
+    version, _, _, _, goal = unpack_chunk(txn.get(value, b"", txn.db.chunks))
     held = min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
-    return FileChunk(index, unpack_u64(value), chunk.version, held, chunk.replication)
+    return FileChunk(index, unpack_u64(value), version, held, goal)
 
 
 def chunk_rows(txn: Txn, inode: int, first: int) -> Iterator[tuple[int, int, Chunk]]:

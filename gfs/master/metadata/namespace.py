@@ -55,7 +55,7 @@ from gfs.master.metadata.operations import (
     directory_row,
     nothing_changed,
 )
-from gfs.master.metadata.paths import join, parse
+from gfs.master.metadata.paths import in_folder, join, parse
 from gfs.master.metadata.rows import (
     FLAG_APPENDED,
     FLAG_TRASHED,
@@ -118,8 +118,18 @@ def find(txn: Txn, segments: Sequence[bytes]) -> tuple[int, int] | None:
 
 
 def lookup(txn: Txn, path: str) -> tuple[int, int]:
-    """(inode, kind) of a path. Raises InvalidName, NotFound or NotADirectory."""
-    found = find(txn, parse(path))
+    """(inode, kind) of a path. Raises InvalidName, NotFound or NotADirectory. In a snapshot the
+    directory of a path is remembered: that of the next one is the same nearly always."""
+    known, split = txn.directories, in_folder(path)
+    parent = None if known is None or split is None else known.get(split[0])
+    if parent is not None and split is not None:
+        row = txn.get(parent + split[1], None, txn.db.entries)
+        found = None if row is None else unpack_entry(row)
+    else:
+        segments = parse(path)
+        found = find(txn, segments)
+        if known is not None and split is not None and (above := find(txn, segments[:-1])):
+            known[split[0]] = pack_u64(above[0])
     if found is None:
         raise NotFound(f"{path}: no such file or directory")
     return found

@@ -37,6 +37,15 @@ def parse(path: str) -> list[bytes]:
     return segments
 
 
+def in_folder(path: str) -> tuple[str, bytes] | None:
+    """The folder and the name of a path that is valid if its folder is. None: not that simple."""
+    folder, slash, name = path.rpartition("/")
+    is_simple = slash and path.isascii() and len(path) <= PATH_BYTES_MAX and "\0" not in name
+    if not (is_simple and 0 < len(name) <= SEGMENT_BYTES_MAX) or name in (".", ".."):
+        return None
+    return folder, name.encode()
+
+
 def join(segments: list[bytes]) -> str:
     """The path of ``segments`` as text."""
     return "/" + b"/".join(segments).decode()

@@ -145,8 +145,6 @@ def unpack_u64(row: bytes) -> int:
 
 
 def unpack_inode(row: bytes) -> Inode:
-    if len(row) == _inode.size:
-        return Inode(*_inode.unpack(row))
     return Inode._make((*_inode.unpack_from(row), row[_inode.size :]))
 
 

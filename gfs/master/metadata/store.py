@@ -234,14 +234,18 @@ class Txn:
     """One transaction. ``get``, ``put`` and ``delete`` take the database last:
     ``txn.get(key, None, txn.db.inodes)``."""
 
-    __slots__ = ("db", "effects", "get", "lived_ns", "raw", "state")
+    __slots__ = ("db", "directories", "effects", "get", "lived_ns", "raw", "state")
 
-    def __init__(self, raw: lmdb.Transaction[bytes], db: Databases, state: State) -> None:
+    def __init__(
+        self, raw: lmdb.Transaction[bytes], db: Databases, state: State, writes: bool = False
+    ) -> None:
         self.raw = raw
         self.get = raw.get
         self.db = db
         self.state = state
         self.effects = Effects()
+        #: The keys of directories that were looked up, by path; None where they may change.
+        self.directories: dict[str, bytes] | None = None if writes else {}
         #: The masters' uptime that the next log row records.
         self.lived_ns = state.lived_ns
 
@@ -361,7 +365,7 @@ class Store:
         state = msgspec.structs.replace(before)
         raw = self._environment.begin(write=True)
         try:
-            txn = Txn(raw, self._db, state)
+            txn = Txn(raw, self._db, state, writes=True)
             if self._owes_standing:
                 self.put_standing(txn, self.standing)
             result = work(txn)

@@ -252,7 +252,7 @@ class ClientSession:
         not_live = master.servers.not_live
         if not_live:
             holders = tuple(sorted(holders, key=not_live.__contains__))
-        return [master.servers.get(index) for index in holders]
+        return list(map(master.servers.get, holders))
 
     def _status(self, rpc: Rpc, message: Status, body: bytes, txn: Txn) -> Message:
         return status_reply(self._master, txn, message.after)
