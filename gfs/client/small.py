@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import trio
 
-from gfs.blocks import BLOCK_BYTES, KIB, Buffer, FileDigest, block_sum
+from gfs.blocks import BLOCK_BYTES, KIB, FileDigest, block_sum
 from gfs.client.core import RELEASE_SECONDS, ClientCore
 from gfs.client.publish import PublishOptions, publish_request
 from gfs.client.read import (
@@ -51,7 +51,6 @@ from gfs.protocol.messages import (
     Done,
     Locate,
     LocateReply,
-    Message,
     Publish,
     PublishReply,
     ReadChunk,
@@ -59,7 +58,7 @@ from gfs.protocol.messages import (
     WriteSmall,
 )
 from gfs.protocol.patience import BYTES_PER_SECOND_MIN, small_write_seconds
-from gfs.protocol.rpc import Reply, Take
+from gfs.protocol.rpc import Reply
 
 #: Refusals of a publication after which the bytes are written to another chunk: it was given up
 #: by a master that restarted, or that took this client for dead.
@@ -309,7 +308,7 @@ class _PutRound:
                 return
             self._fail(put)
 
-        await _ask(self._core, address, requests, seconds, take)
+        await self._core.links.ask(address, requests, seconds, take)
 
     async def _publish(self) -> None:
         """Those that are written so far. Of callers that have given up, nothing is sent."""
@@ -488,7 +487,7 @@ async def _read(core: ClientCore, address: str, reads: list[_Read], seconds: flo
         else:
             read.take(reply[1])
 
-    await _ask(core, address, [(each, b"") for each in requests], seconds, take)
+    await core.links.ask(address, [(each, b"") for each in requests], seconds, take)
     if bad:
         # A caller that reads its file by itself then may ask another server, and not meet it.
         reports = [(core, read.chunk, read.server, error) for read, error in bad.values()]
@@ -525,23 +524,6 @@ def _by_server(asked: Iterable[T], server_of: Callable[[T], ServerAddress]) -> d
     for each in asked:
         groups.setdefault(server_of(each).address, []).append(each)
     return groups
-
-
-async def _ask(
-    core: ClientCore,
-    address: str,
-    requests: Sequence[tuple[Message, Buffer]],
-    seconds: float,
-    take: Take,
-) -> None:
-    """Ask a server all of it in one send. ``take`` gets each reply when it is here."""
-    try:
-        calls = await core.links.start(address, requests, seconds, take)
-    except (ConnectionError, GfsError) as error:
-        for index in range(len(requests)):
-            take(index, error)
-    else:
-        await calls.replies()
 
 
 def windows(sized: Iterable[tuple[T, int]]) -> Iterator[list[T]]:

@@ -89,6 +89,36 @@ class Links:
         rpc = await self.get(address, seconds)
         return await rpc.start(requests, until - trio.current_time(), each)
 
+    async def ask(
+        self,
+        address: str,
+        requests: Sequence[tuple[Message, Buffer]],
+        seconds: float,
+        take: Take,
+    ) -> None:
+        """Ask a server all of it in one send; return when ``take`` has got each reply, or
+        error."""
+        try:
+            calls = await self.start(address, requests, seconds, take)
+        except (ConnectionError, GfsError) as error:
+            for index in range(len(requests)):
+                take(index, error)
+        else:
+            await calls.replies()
+
+    def start_now(
+        self, address: str, requests: Sequence[tuple[Message, Buffer]], seconds: float, take: Take
+    ) -> bool:
+        """As :meth:`ask`, and return when they are sent. False: that is not possible now."""
+        link = self._open.get(address)
+        if link is None:
+            return False
+        link.used_at = trio.current_time()
+        try:
+            return link.rpc.start_now(requests, seconds, take) is not None
+        except GfsError:
+            return False
+
     async def get(self, address: str, seconds: float) -> Rpc:
         """The connection to a server. Callers that wait for one that is being made share what
         comes of it, an error as well."""

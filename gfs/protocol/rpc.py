@@ -350,11 +350,16 @@ class Rpc:
         was sent."""
         return self._start(requests, seconds, await self._room_for_call(seconds), each)
 
-    def start_now(self, requests: Sequence[tuple[Message, Buffer]], seconds: float) -> Calls | None:
+    def start_now(
+        self,
+        requests: Sequence[tuple[Message, Buffer]],
+        seconds: float,
+        each: Take | None = None,
+    ) -> Calls | None:
         """As :meth:`start`, sent before this returns; None if a call has to wait now."""
         if self.closed or not self._has_room:
             return None
-        return self._start(requests, seconds, trio.current_time() + seconds)
+        return self._start(requests, seconds, trio.current_time() + seconds, each)
 
     def _start(
         self,

@@ -426,10 +426,9 @@ async def test_only_writes_that_a_server_delays_wait_for_it(
 ) -> None:
     """Not those of the same round that are written before, or meanwhile, along the same server."""
     delays = {b"A": 0.0, b"B": 0.15, b"C": 0.3, b"D": 60.0}
-    send = client_small._ask
+    send = fs._core.links.ask
 
     async def send_each(
-        core: ClientCore,
         address: str,
         requests: Sequence[tuple[Message, bytes]],
         seconds: float,
@@ -437,14 +436,14 @@ async def test_only_writes_that_a_server_delays_wait_for_it(
     ) -> None:
         async def one(index: int) -> None:
             await trio.sleep(delays[requests[index][1]])
-            await send(core, address, requests[index : index + 1], 10, lambda _, r: take(index, r))
+            await send(address, requests[index : index + 1], 10, lambda _, r: take(index, r))
 
         async with trio.open_nursery() as nursery:
             for index in range(len(requests)):
                 nursery.start_soon(one, index)
 
     await fs.put(b"warm", "/warm")
-    monkeypatch.setattr(client_small, "_ask", send_each)
+    monkeypatch.setattr(fs._core.links, "ask", send_each)
     took = await seconds_of({str(d): partial(fs.put, d, f"/{d!r}") for d in delays})
     for data, delay in delays.items():
         assert took[str(data)] < delay + 2 * LATE_SECONDS, took
@@ -454,14 +453,14 @@ async def test_only_writes_that_a_server_delays_wait_for_it(
 async def test_an_empty_file_waits_for_nobodys_bytes(
     fs: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = client_small._ask
+    send = fs._core.links.ask
 
     async def send_late(*arguments: Any) -> None:
         await trio.sleep(1)
         await send(*arguments)
 
     await fs.put(b"warm", "/warm")
-    monkeypatch.setattr(client_small, "_ask", send_late)
+    monkeypatch.setattr(fs._core.links, "ask", send_late)
     async with trio.open_nursery() as nursery:
         for number in range(UNDER_WAY_MAX):
             nursery.start_soon(partial(fs.put, b"x", f"/{number}"))
@@ -922,14 +921,18 @@ async def test_servers_of_an_older_release_are_asked_by_exchanges(
 
 
 class Spawned(trio.abc.Instrument):
-    """The tasks that clients have started."""
+    """The tasks that clients and chunkservers have started."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.of_servers: list[str] = []
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        name = task.name.rpartition(".")[2]
         if task.name.startswith("gfs.client."):
-            self.names.append(task.name.rpartition(".")[2])
+            self.names.append(name)
+        elif task.name.startswith("gfs.chunkserver.exchanges."):
+            self.of_servers.append(name)
 
 
 @over_seeds(1)
@@ -958,6 +961,7 @@ async def test_what_costs_as_much_as_files_do_is_not_done_for_each(
     assert all(isinstance(each, Entry) for each in await fs.put_many(files.items()))
     assert spawned.names.count("_store") == 1
     assert not {"_write", "_ask"} & {*spawned.names}
+    assert spawned.of_servers == ["_write_all"] * 3  # for the disk of each
     assert calls["Store"] < 10
     calls.clear()
     spawned.names.clear()

@@ -20,7 +20,9 @@ that is given to the disks. More is refused as Busy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -52,7 +54,7 @@ from gfs.protocol.patience import (
     SMALL_DISK_SECONDS,
     small_write_seconds,
 )
-from gfs.protocol.rpc import Calls, Rpc
+from gfs.protocol.rpc import SWEEP_SECONDS, Reply, Rpc, Take
 
 WAITING_MAX = 4096
 READS_MAX = 64
@@ -117,10 +119,10 @@ class SmallRequests:
                 self._read_all(reads, began)
             finally:
                 node.throttle.client_ends()
-        for some in writes.values():
+        for following, some in writes.items():
             size = sum(len(body) for _, body in some)
             if self._have_room([write for write, _ in some], began, size):
-                self._nursery.start_soon(self._write_all, some, size, began)
+                self._write(following, some, size, began)
 
     def _have_room(self, messages: Sequence[Message], began: float, size: int = 0) -> bool:
         is_free = self._writer.under_way_bytes + size <= WAITING_BYTES_MAX
@@ -188,82 +190,90 @@ class SmallRequests:
 
     # --- writes -----------------------------------------------------------------------
 
-    async def _write_all(self, writes: list[Write], size: int, began: float) -> None:
-        """Writes that go on to the same server, or to none."""
+    def _write(self, following: str, writes: list[Write], size: int, began: float) -> None:
+        """Have them written here, and on the servers after this one, the first of which is at
+        ``following``; they are answered when both is done. No task waits for that: it would cost
+        as much as a few writes do."""
         node = self._node
         node.throttle.client_starts()
-        try:
-            failed: dict[int, GfsError] = {}
-            waiting = self._writer.queue(writes, size)
-            chain = writes[0][0].chain
-            calls = await self._pass_on(writes, size, chain, failed) if chain else None
-            failed |= await self._writer.result(waiting)
-            if calls is not None:
-                await self._hear(writes, calls, failed)
-            done = []
-            refused: dict[str, list[WriteSmall]] = {}
-            for write, body in writes:
-                error = failed.get(write.id)
-                if error is not None:
-                    self._rpc.send_error(write.id, error, node.id)
-                    refused.setdefault(f"{error.code} {error}", []).append(write)
-                else:
-                    self._rpc.send(Done(id=write.id))
-                    node.written_bytes += len(body)
-                    done.append(write)
-            took = node.world.clock.monotonic() - began
-            node.operations.all_done(done, took)
-            for some in refused.values():
-                node.operations.all_done(some, took, failed[some[0].id])
-        finally:
-            node.throttle.client_ends()
-            self._ended(len(writes), size)
+        batch = Batch(writes, size, partial(self._written, began))
+        self._writer.queue(batch)
+        if following:
+            requests = [
+                (WriteSmall(0, w.handle, w.version, w.sum, w.chain[1:]), body) for w, body in writes
+            ]
+            seconds = small_write_seconds(max(len(write.chain) for write, _ in writes) - 1, size)
+            batch.awaits(len(writes))
+            self._writer.pass_on(following, requests, seconds, batch.take)
+        batch.part_ended()
 
-    async def _pass_on(
-        self,
-        writes: list[Write],
-        size: int,
-        chain: list[ServerAddress],
-        failed: dict[int, GfsError],
-    ) -> Calls | None:
-        """Send them to the next server."""
-        requests = [
-            (WriteSmall(0, w.handle, w.version, w.sum, w.chain[1:]), body) for w, body in writes
-        ]
-        seconds = small_write_seconds(max(len(write.chain) for write, _ in writes) - 1, size)
-        try:
-            return await self._node.links.start(chain[0].address, requests, seconds)
-        except (ConnectionError, GfsError) as error:
-            failed |= {write.id: _of_server(chain[0], error) for write, _ in writes}
-            return None
-
-    async def _hear(self, writes: list[Write], calls: Calls, failed: dict[int, GfsError]) -> None:
-        for (write, _), reply in zip(writes, await calls.replies(), strict=True):
-            if isinstance(reply, Exception):
-                failed[write.id] = _of_server(write.chain[0], reply)
-            elif not isinstance(reply[0], Done):
-                what = f"{type(reply[0]).__name__} does not answer a write"
-                failed[write.id] = _of_server(write.chain[0], ProtocolError(what))
+    def _written(self, began: float, batch: Batch) -> None:
+        node = self._node
+        done = []
+        refused: dict[str, list[WriteSmall]] = {}
+        for write, body in batch.writes:
+            error = batch.failed.get(write.id)
+            if error is not None:
+                self._rpc.send_error(write.id, error, node.id)
+                refused.setdefault(f"{error.code} {error}", []).append(write)
+            else:
+                node.written_bytes += len(body)
+                done.append(write)
+        self._rpc.send_all([Done(write.id) for write in done])
+        took = node.world.clock.monotonic() - began
+        node.operations.all_done(done, took)
+        for some in refused.values():
+            node.operations.all_done(some, took, batch.failed[some[0].id])
+        node.throttle.client_ends()
+        self._ended(len(batch.writes), batch.bytes)
 
 
-class Waiting:
-    """Writes of one batch, which are given to one disk."""
+class Batch:
+    """Writes that came together, and go on to the same server or to none. ``ended`` is called once,
+    when they are, or are not, on this server and on those after it."""
 
-    def __init__(self, writes: list[Write], size: int) -> None:
+    def __init__(self, writes: list[Write], size: int, ended: Callable[[Batch], None]) -> None:
         self.writes = writes
         self.bytes = size
-        self.disk: Disk | None = None
-        self.done = trio.Event()
-        #: The errors of those that were not written, by the number of the message.
+        #: The errors of those that are not written, by the number of the message.
         self.failed: dict[int, GfsError] = {}
+        self._ended = ended
+        #: Its beginning, the disk, and the answers of the next server.
+        self._parts = 2
+        self.disk: Disk | None = None
+        self._is_settled = False
+        #: Until when the disk may write them.
+        self.until = math.inf
 
-    def end(self, failed: dict[int, GfsError]) -> None:
-        """``failed`` by handle."""
-        self.failed = {w.id: failed[w.handle] for w, _ in self.writes if w.handle in failed}
-        self.done.set()
+    def awaits(self, answers: int) -> None:
+        self._parts += answers
+
+    def part_ended(self) -> None:
+        self._parts -= 1
+        if not self._parts:
+            self._ended(self)
+
+    def take(self, index: int, reply: Reply) -> None:
+        """What the next server says of one."""
+        write, _ = self.writes[index]
+        if not isinstance(reply, Exception) and not isinstance(reply[0], Done):
+            reply = ProtocolError(f"{type(reply[0]).__name__} does not answer a write")
+        if isinstance(reply, Exception):
+            self.failed[write.id] = _of_server(write.chain[0], reply)
+        self.part_ended()
+
+    def settle(self, failed: Mapping[int, GfsError]) -> None:
+        """The disk has written all but the ``failed``, by handle. What comes of it later does not
+        count."""
+        if not self._is_settled:
+            self._is_settled = True
+            for write, _ in self.writes:
+                if write.handle in failed:
+                    self.failed.setdefault(write.id, failed[write.handle])
+            self.part_ended()
 
     def fail(self, error: GfsError) -> None:
-        self.end({write.handle: error for write, _ in self.writes})
+        self.settle({write.handle: error for write, _ in self.writes})
 
 
 class SmallWriter:
@@ -273,7 +283,10 @@ class SmallWriter:
         self._node = node
         #: Of writes that are not answered, on all connections.
         self.under_way_bytes = 0
-        self._queues: dict[Disk, list[Waiting]] = {}
+        self._queues: dict[Disk, list[Batch]] = {}
+        #: What the disks have, or are to have, oldest first.
+        self._given: dict[Batch, None] = {}
+        self._some_given = trio.lowlevel.ParkingLot()
         self._handles: set[int] = set()
         self._bytes = 0
         self._nursery: trio.Nursery
@@ -283,74 +296,82 @@ class SmallWriter:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                if not self._given:
+                    await self._some_given.park()
+                await trio.sleep(SWEEP_SECONDS)
+                now = trio.current_time()
+                for batch in [each for each in self._given if each.until <= now]:
+                    self._give_up(batch)
 
-    def queue(self, writes: list[Write], size: int) -> Waiting:
-        """Have them written; no two of one chunk. :meth:`result` must follow."""
-        waiting = Waiting(writes, size)
-        handles = {write.handle for write, _ in writes}
-        if len(handles) < len(writes) or not self._handles.isdisjoint(handles):
-            waiting.fail(Busy("two writes of one chunk at a time"))
-            return waiting
-        if self._bytes + size > WAITING_BYTES_MAX:
-            waiting.fail(Busy("too many bytes wait for the disks here: try again"))
-            return waiting
+    def queue(self, batch: Batch) -> None:
+        """Have them written; no two of one chunk. Those that do not fail are as durable as is
+        promised then. What takes too long fails, and may be written all the same."""
+        handles = {write.handle for write, _ in batch.writes}
+        if len(handles) < len(batch.writes) or not self._handles.isdisjoint(handles):
+            batch.fail(Busy("two writes of one chunk at a time"))
+            return
+        if self._bytes + batch.bytes > WAITING_BYTES_MAX:
+            batch.fail(Busy("too many bytes wait for the disks here: try again"))
+            return
         try:
-            disk = waiting.disk = self._node.store.disks.pick(size)
+            disk = batch.disk = self._node.store.disks.pick(batch.bytes)
         except GfsError as error:
-            waiting.fail(error)
-            return waiting
-        disk.written_bytes += size
-        self._bytes += size
+            batch.fail(error)
+            return
+        disk.written_bytes += batch.bytes
+        self._bytes += batch.bytes
         self._handles |= handles
+        seconds = SMALL_DISK_SECONDS + batch.bytes / BYTES_PER_SECOND_MIN
+        batch.until = trio.current_time() + seconds
+        self._given[batch] = None
+        self._some_given.unpark_all()
         if disk in self._queues:
-            self._queues[disk].append(waiting)
+            self._queues[disk].append(batch)
         else:
-            self._queues[disk] = [waiting]
+            self._queues[disk] = [batch]
             self._nursery.start_soon(self._write_all, disk)
-        return waiting
 
-    async def result(self, waiting: Waiting) -> dict[int, GfsError]:
-        """The errors of those that were not written, by the number of the message. The others are
-        as durable as is promised. If it is cancelled, or takes too long, they may be written all
-        the same."""
-        try:
-            with trio.move_on_after(SMALL_DISK_SECONDS + waiting.bytes / BYTES_PER_SECOND_MIN):
-                await waiting.done.wait()
-        finally:
-            if not waiting.done.is_set():
-                slow = f"the disk has not written the chunk within {SMALL_DISK_SECONDS:g} s"
-                waiting.fail(Busy(slow))
-                queue = self._queues.get(waiting.disk) if waiting.disk is not None else None
-                if queue is not None and waiting in queue:
-                    queue.remove(waiting)
-                    self._leave(waiting)
-        return waiting.failed
+    def pass_on(
+        self, address: str, requests: Sequence[tuple[Message, Buffer]], seconds: float, take: Take
+    ) -> None:
+        """Send them to the next server. ``take`` gets each answer, or error."""
+        if not self._node.links.start_now(address, requests, seconds, take):
+            self._nursery.start_soon(self._node.links.ask, address, requests, seconds, take)
+
+    def _give_up(self, batch: Batch) -> None:
+        batch.fail(Busy(f"the disk has not written the chunk within {SMALL_DISK_SECONDS:g} s"))
+        del self._given[batch]
+        queue = self._queues.get(batch.disk) if batch.disk is not None else None
+        if queue is not None and batch in queue:
+            queue.remove(batch)
+            self._leave(batch)
 
     async def _write_all(self, disk: Disk) -> None:
         queue = self._queues[disk]
         while queue:
-            batch = [queue.pop(0)]
-            while queue and sum(len(each.writes) for each in (*batch, queue[0])) <= FILES_MAX:
-                batch.append(queue.pop(0))
+            batches = [queue.pop(0)]
+            while queue and sum(len(each.writes) for each in (*batches, queue[0])) <= FILES_MAX:
+                batches.append(queue.pop(0))
             try:
-                await self._write_batch(disk, batch)
+                await self._write_batches(disk, batches)
             except Exception:
                 log.exception("%s: small files were not written: this is a bug", disk.path)
             finally:
-                for waiting in batch:
-                    self._leave(waiting)
+                for batch in batches:
+                    self._leave(batch)
         del self._queues[disk]
 
-    def _leave(self, waiting: Waiting) -> None:
-        self._bytes -= waiting.bytes
-        self._handles.difference_update(write.handle for write, _ in waiting.writes)
+    def _leave(self, batch: Batch) -> None:
+        self._given.pop(batch, None)
+        self._bytes -= batch.bytes
+        self._handles.difference_update(write.handle for write, _ in batch.writes)
 
-    async def _write_batch(self, disk: Disk, batch: list[Waiting]) -> None:
+    async def _write_batches(self, disk: Disk, batches: list[Batch]) -> None:
         made = [
             Made(w.handle, w.version, memoryview(body), w.sum)
-            for waiting in batch
-            for w, body in waiting.writes
+            for batch in batches
+            for w, body in batch.writes
         ]
         failed: dict[int, GfsError] = dict.fromkeys(
             (one.handle for one in made), Busy("the write was ended")
@@ -358,9 +379,8 @@ class SmallWriter:
         try:
             failed = await self._node.store.write_new(disk, made)
         finally:
-            for waiting in batch:
-                if not waiting.done.is_set():
-                    waiting.end(failed)
+            for batch in batches:
+                batch.settle(failed)
 
 
 def _wrong(write: WriteSmall, body: bytes) -> GfsError | None:
