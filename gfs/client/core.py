@@ -48,7 +48,7 @@ FULL_SECONDS = 2.0
 OF_REPLICAS = frozenset((NotFound.code, StaleVersion.code, CorruptReplica.code))
 #: A client that writes much reserves ahead: up to this many chunks in one call, each used
 #: within this time or given back. One that reserved within ``BUSY_SECONDS`` writes much.
-RESERVE_AT_ONCE = 64
+RESERVE_AT_ONCE = 256
 RESERVED_SECONDS = 5.0
 BUSY_SECONDS = 1.0
 #: What is not released in this time is garbage for the master to find.

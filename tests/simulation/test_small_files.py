@@ -42,6 +42,7 @@ from gfs.errors import (
     ProtocolError,
     StaleVersion,
 )
+from gfs.master.master import Master
 from gfs.master.metadata import Store, Txn
 from gfs.master.service import uploads
 from gfs.master.tables import ReservationTable
@@ -53,6 +54,8 @@ from gfs.protocol.messages import (
     Message,
     Multiplex,
     ReadChunk,
+    Reserve,
+    ReserveReply,
     ServerAddress,
     Stat,
     VerifyChunk,
@@ -971,3 +974,20 @@ async def test_what_costs_as_much_as_files_do_is_not_done_for_each(
     assert not calls["Txn"]
     assert calls["PackedFile"] < len(files) / 2  # of which the page cache lacks the bytes
     trio.lowlevel.remove_instrument(spawned)
+
+
+@over_seeds(1)
+async def test_a_client_that_stores_many_reserves_for_several_calls(
+    fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = uploads.reserve
+
+    def reserve(master: Master, request: Reserve) -> ReserveReply:
+        asked.append(request.count)
+        return real(master, request)
+
+    monkeypatch.setattr(uploads, "reserve", reserve)
+    for call in range(16):
+        await fs.put_many([(f"/{call}/{n}", b"x") for n in range(64)])
+    assert len(asked) <= 6, asked
