@@ -61,6 +61,7 @@ from gfs.protocol.messages import (
     VerifyChunk,
     WriteSmall,
 )
+from gfs.protocol.patience import SMALL_DISK_SECONDS, SMALL_STEP_SECONDS
 from gfs.protocol.rpc import REPLY_BYTES_MAX, Reply, Rpc
 from gfs.testing import SimCluster
 from gfs.testing.inode import Hang
@@ -804,6 +805,37 @@ async def test_what_waits_at_a_server_is_bounded(
     assert (writer.under_way_bytes, writer._bytes, writer._handles) == (0, 0, set())
     for connection in writers:
         connection.close()
+
+
+@over_seeds(1)
+async def test_a_disk_that_hangs_is_named_before_other_servers_wait_too_long(
+    cluster: SimCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = noted(monkeypatch, SmallRequests)
+    data = b"some bytes"
+    servers = [ServerAddress(n, cluster.address(n), "") for n in cluster.chunkservers]
+    rpc = await fs._core.links.get(servers[0].address, 1)
+
+    async def write(*handles: int) -> list[Reply]:
+        asked: list[Asked] = [
+            (WriteSmall(0, handle, 1, block_sum(data), servers[1:]), data) for handle in handles
+        ]
+        return await (await rpc.start(asked)).replies()
+
+    assert all(isinstance(reply, tuple) for reply in await write(0xABC1, 0xABC2))
+    cluster.machine(cluster.chunkservers[-1]).disk.hang(cluster.disks[0], Hang(1.0, (60.0, 60.0)))
+    for handle in (0xABC3, 0xABC5):  # the first is under way then, the second waits behind it
+        began = trio.current_time()
+        for reply in await write(handle, handle + 1):
+            assert isinstance(reply, Busy)
+            assert vars(reply)["server"] == made[-1]._node.id
+        took = trio.current_time() - began
+        assert SMALL_DISK_SECONDS <= took < SMALL_DISK_SECONDS + SMALL_STEP_SECONDS
+    await trio.sleep(65)
+    for each in made:
+        writer = each._writer
+        assert (writer.under_way_bytes, writer._bytes, writer._handles) == (0, 0, set())
+        assert not writer._given
 
 
 @pytest.mark.costly
