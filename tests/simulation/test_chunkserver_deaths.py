@@ -78,7 +78,7 @@ SILENCES: dict[str, Callable[[SimCluster, str], object]] = {
         [name], {*cluster.names, "user"} - {name}
     ),
     "its disk hangs": lambda cluster, name: cluster.machine(name).disk.hang(
-        "/", Hang(1.0, (60.0, 60.0))
+        cluster.disks[0], Hang(1.0, (60.0, 60.0))
     ),
 }
 
