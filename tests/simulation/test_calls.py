@@ -15,7 +15,10 @@ from gfs.client import Client, ExistingFile, NewFile
 from gfs.client.files import File
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 60
+#: No more of them than it takes. The first make all calls, at a seventh of what it costs from 0
+#: on; if they ever do not, the others follow.
+FIRST = [18, 39, 47, 48, 49, 53]
+SEEDS = [*FIRST, *(seed for seed in range(60) if seed not in FIRST)]
 #: These clusters have no shadow masters, see :mod:`.shadowed`, and no engine that elects one of
 #: them; no server is gone for good, and no backup was restored: see ``tests/cluster``. Every file
 #: that is replaced is kept for its readers, who would see an error otherwise: see ``test_trash``.
@@ -27,7 +30,7 @@ ELSEWHERE = {
 KINDS = (Client, ExistingFile, NewFile)
 
 #: Counts the calls that the workload makes by itself, not those the library makes of
-#: its own. No more seeds than it takes.
+#: its own.
 SPY = """
 import collections, functools, json, sys
 from tests.simulation import many, workload
@@ -46,7 +49,7 @@ wanted = set(json.loads(sys.argv[1]))
 for kind in (Client, ExistingFile, NewFile):
     for name in [each for each in dir(kind) if f"{kind.__name__}.{each}" in wanted]:
         setattr(kind, name, spied(f"{kind.__name__}.{name}", getattr(kind, name)))
-for seed in range(int(sys.argv[2])):
+for seed in json.loads(sys.argv[2]):
     if wanted <= set(+made):
         break
     outcome = many.Choice(0.01, []).run(seed)
@@ -84,7 +87,7 @@ def test_what_files_only_refuse_is_no_call() -> None:
 def made() -> set[str]:
     wanted = [name for kind in KINDS for name in every(kind)]
     out = subprocess.run(
-        [sys.executable, "-c", SPY, json.dumps(wanted), f"{SEEDS}"],
+        [sys.executable, "-c", SPY, json.dumps(wanted), json.dumps(SEEDS)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}"}, check=True,
         capture_output=True, text=True,
     ).stdout  # fmt: skip
