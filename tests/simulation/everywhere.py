@@ -15,8 +15,7 @@ from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.errors import GfsError
 from gfs.testing import SimCluster
-from gfs.testing.files import SimDisk, SimFileSystem
-from gfs.testing.life import Onlooker
+from gfs.testing.files import SimDisk
 
 from .files_model import FileModel
 from .losses import Losses, copy_of, handle_of, journal_of, records_of, unnamed
@@ -131,7 +130,7 @@ def _after_a_kill(
 ) -> bytes | None:
     """Bytes of a replica; None if it is not of ``version`` at least."""
     files = copy_of(disk, path)
-    records = records_of(SimFileSystem(disk, Onlooker()), path)
+    records = records_of(disk, path)
     state = ChunkFile.probe(files, path, handle, records)
     if state is None or state.version < version:
         return None

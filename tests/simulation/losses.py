@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from contextlib import suppress
+from weakref import WeakKeyDictionary
 
 from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.files.journal import NAMES, Journal, read_records
+from gfs.chunkserver.files.journal import NAMES, Journal, Records, read_records
 from gfs.chunkserver.files.layout import Redo
 from gfs.chunkserver.packs import INDEX_NAME
 from gfs.chunkserver.packs.layout import RECORD_BYTES
@@ -71,7 +72,7 @@ def bad_blocks(disk: SimDisk, path: str) -> list[int]:
     """The blocks that recovery, tried on a copy of a chunk file, does not make sound; none of one
     that was never committed. Raises CorruptReplica."""
     files, handle = copy_of(disk, path), handle_of(path)
-    records = records_of(SimFileSystem(disk, Onlooker()), path)
+    records = records_of(disk, path)
     if ChunkFile.probe(files, path, handle, records) is None:
         return []
     chunk = ChunkFile.open(files, path, handle, journal_of(files, path), records)
@@ -84,20 +85,39 @@ def bad_blocks(disk: SimDisk, path: str) -> list[int]:
 def unnamed(disk: SimDisk, directories: list[str], handle: int) -> list[str]:
     """Where a start would make the file of a chunk anew, that a power cut took with its
     name, but not its first records in the redo journal."""
-    files = SimFileSystem(disk, Onlooker())
     found = []
     for directory in directories:
         path = f"{directory}/chunks/{handle & 0xFF:02x}/{handle:016x}.chunk"
-        records = records_of(files, path)
+        records = records_of(disk, path)
         if records and not records[0].base and not disk.exists(path):
             found.append(path)
     return found
 
 
-def records_of(files: SimFileSystem, path: str) -> list[Redo]:
+def records_of(disk: SimDisk, path: str) -> list[Redo]:
     """What the redo journal of its disk has of a chunk file."""
-    directory = path.rpartition("/chunks/")[0]
-    return read_records(files, directory).take(handle_of(path))
+    return records_on(disk, path.rpartition("/chunks/")[0]).by_handle.get(handle_of(path), [])
+
+
+#: By the first file of a redo journal, what was in both when they were last read, and the records.
+_read: WeakKeyDictionary[Inode, tuple[list[bytes], Records]] = WeakKeyDictionary()
+
+
+def records_on(disk: SimDisk, directory: str) -> Records:
+    """What the redo journal in ``directory`` has, not to be changed. It is asked for each chunk
+    file, and decoded only when it has changed since."""
+    files = SimFileSystem(disk, Onlooker())
+    paths = [f"{directory}/{name}" for name in NAMES]
+    if not all(map(disk.exists, paths)):
+        return read_records(files, directory)
+    inodes = [disk.inode(path) for path in paths]
+    if any(inode.unreadable or inode.volume.is_unreadable for inode in inodes):
+        return read_records(files, directory)
+    known = _read.get(inodes[0])
+    if known is None or known[0] != [inode.data for inode in inodes]:
+        content = [bytes(inode.data) for inode in inodes]
+        known = _read[inodes[0]] = content, read_records(files, directory)
+    return known[1]
 
 
 def journal_of(files: SimFileSystem, path: str) -> Journal:
@@ -112,10 +132,9 @@ def hangs_on_a_record(disk: SimDisk, path: str) -> bool:
     journals = [f"{directory}/{name}" for name in NAMES]
     if all(disk.is_synced(each) for each in journals if disk.exists(each)):
         return False
-    files = SimFileSystem(disk, Onlooker())
-    records = records_of(files, path)
+    records = records_of(disk, path)
     try:
-        saved = ChunkFile.probe(files, path, handle_of(path))
+        saved = ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle_of(path))
     except (CorruptReplica, OSError):
         return bool(records)
     return any(redo.sequence > (0 if saved is None else saved.sequence) for redo in records)
@@ -236,8 +255,7 @@ class Losses:
         """Called just before a redo journal is damaged, by which nothing is lost that is in
         its server's memory."""
         disk = self._cluster.machine(name).disk
-        records = read_records(SimFileSystem(disk, Onlooker()), directory).by_handle
-        for handle, redos in records.items():
+        for handle, redos in records_on(disk, directory).by_handle.items():
             if not redos[0].base:
                 self._unnamed[handle] = name, directory
         self._gone.add((name, directory))
@@ -248,9 +266,8 @@ class Losses:
         directory = path.rpartition("/chunks/")[0]
         if (name, directory) not in self._gone:
             return False
-        files = SimFileSystem(self._cluster.machine(name).disk, Onlooker())
         with suppress(OSError):  # a disk that is away
-            if read_records(files, directory).is_whole:
+            if records_on(self._cluster.machine(name).disk, directory).is_whole:
                 self._gone.remove((name, directory))
                 return False
         return True
@@ -353,9 +370,10 @@ class Losses:
 
     def _version(self, name: str, path: str) -> int:
         """0 of a chunk file that is not whole."""
-        files = SimFileSystem(self._cluster.machine(name).disk, Onlooker())
+        disk = self._cluster.machine(name).disk
+        files = SimFileSystem(disk, Onlooker())
         try:
-            state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
+            state = ChunkFile.probe(files, path, handle_of(path), records_of(disk, path))
         except (GfsError, OSError):
             return 0
         return 0 if state is None else state.version

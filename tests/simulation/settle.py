@@ -125,7 +125,7 @@ def _look(cluster: SimCluster, losses: Losses, name: str, path: str, handle: int
         return Replica(name, path, VERSION_MAX, CHUNK_BYTES, good=True)
     files = SimFileSystem(disk, Onlooker())
     try:
-        state = ChunkFile.probe(files, path, handle, records_of(files, path))
+        state = ChunkFile.probe(files, path, handle, records_of(disk, path))
     except (GfsError, OSError):
         state = None
     if state is None:
@@ -146,9 +146,9 @@ def stored_bytes(cluster: SimCluster, replica: Replica, handle: int, length: int
                 data = bytes_of(cluster, packed)
                 return data if length < 0 else data[:length]
         raise CorruptReplica(f"{name} is damaged")
-    files = SimFileSystem(cluster.machine(replica.server).disk, Onlooker())
-    journal = journal_of(files, replica.path)
-    chunk = ChunkFile.open(files, replica.path, handle, journal, records_of(files, replica.path))
+    disk = cluster.machine(replica.server).disk
+    files, records = SimFileSystem(disk, Onlooker()), records_of(disk, replica.path)
+    chunk = ChunkFile.open(files, replica.path, handle, journal_of(files, replica.path), records)
     try:
         length = chunk.length if length < 0 else length
         return chunk.read_verified(0, length) if length else b""

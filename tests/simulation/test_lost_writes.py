@@ -35,9 +35,10 @@ def replicas(cluster: SimCluster) -> list[bytes]:
     """What there is of the one chunk, straight from the disks."""
     found = []
     for name in cluster.chunkservers:
-        files = SimFileSystem(cluster.machine(name).disk, Onlooker())
+        disk = cluster.machine(name).disk
+        files = SimFileSystem(disk, Onlooker())
         for path in cluster.chunk_files(name):
-            journal, records = journal_of(files, path), records_of(files, path)
+            journal, records = journal_of(files, path), records_of(disk, path)
             try:
                 chunk = ChunkFile.open(files, path, handle_of(path), journal, records)
                 found.append(chunk.read_verified(0, chunk.length))

@@ -229,8 +229,9 @@ def _version(cluster: SimCluster, name: str) -> int:
     for packed in packed_of(cluster, name):
         return packed.record.version
     (path,) = cluster.chunk_files(name)
-    files = SimFileSystem(cluster.machine(name).disk, Onlooker())
-    state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
+    disk = cluster.machine(name).disk
+    files = SimFileSystem(disk, Onlooker())
+    state = ChunkFile.probe(files, path, handle_of(path), records_of(disk, path))
     return state.version if state is not None else 0
 
 
