@@ -30,6 +30,10 @@ from gfs.testing.timers import VirtualClock
 
 T = TypeVar("T")
 
+#: How often tasks run before the kernel is asked whether something has come from outside: a
+#: signal, or a call of another thread. All else that a simulated run waits for is in it.
+ROUNDS_MAX = 50
+
 
 class _Seeded:
     """A generator that is seeded for the thread that made it; other threads draw from
@@ -49,7 +53,27 @@ class _Seeded:
         return self._of_this_thread().uniform(a, b)
 
     def shuffle(self, x: list[Any]) -> None:
-        self._of_this_thread().shuffle(x)
+        if len(x) > 1:  # nothing is drawn for one, which most batches of tasks are
+            self._of_this_thread().shuffle(x)
+
+
+class _Seldom:
+    """A run's I/O, which asks the kernel in a part of the rounds while tasks can run."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._rounds = 0
+        self.process_events = manager.process_events
+
+    def get_events(self, timeout: float) -> Any:
+        self._rounds += 1
+        if timeout <= 0 and self._rounds < ROUNDS_MAX:
+            return ()
+        self._rounds = 0
+        return self._manager.get_events(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
 
 
 @contextmanager
@@ -96,11 +120,16 @@ def run_simulated(seed: int, function: Callable[..., Awaitable[T]], *args: objec
 
     Must not be called inside a running Trio loop. A failure names the seed.
     """
+
+    async def main() -> T:
+        runner = running_loop()
+        runner.io_manager = _Seldom(runner.io_manager)
+        return await function(*args)
+
     with deterministic_scheduling(seed):
         try:
             return trio.run(
-                function,
-                *args,
+                main,
                 clock=VirtualClock(_idle_is_awaited),
                 strict_exception_groups=True,
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,8 +43,9 @@ CACHED_SHARE = 0.9
 EVICTED_SHARE = 0.1
 
 
-def _segments(path: str) -> list[str]:
-    return [part for part in os.fspath(path).split("/") if part not in ("", ".")]
+@functools.lru_cache(maxsize=1 << 14)
+def _segments(path: str) -> tuple[str, ...]:
+    return tuple(part for part in os.fspath(path).split("/") if part not in ("", "."))
 
 
 class SimDisk:
@@ -57,6 +59,8 @@ class SimDisk:
         #: Every volume there ever was, and which one is mounted where.
         self._volumes: list[Volume] = []
         self._mounts: dict[tuple[str, ...], Volume] = {(): self._new_volume(capacity_bytes)}
+        #: How many names the longest path of a mount has.
+        self._deepest = 0
         #: The mount points in the machine's table of file systems (``/etc/fstab``).
         self._in_table: set[tuple[str, ...]] = set()
         self._failing: dict[str, tuple[int, frozenset[str]]] = {}
@@ -71,13 +75,14 @@ class SimDisk:
     def mount(self, path: str, capacity_bytes: int, in_table: bool = False) -> None:
         """Make ``path`` a disk of its own; again: change its capacity. ``in_table``: the
         machine's table of file systems names it, so that a loss of the mount is visible there."""
-        parts = tuple(_segments(path))
+        parts = _segments(path)
         volume = self._mounts.get(parts)
         if in_table:
             self._in_table.add(parts)
         if volume is None:
             self.make_directories(path)
             self._mounts[parts] = self._new_volume(capacity_bytes)
+            self._deepest = max(self._deepest, len(parts))
         else:
             volume.capacity_bytes = capacity_bytes
 
@@ -86,11 +91,11 @@ class SimDisk:
         then shows the bare directory that it was mounted on. Returns the volume, for
         :meth:`mount_again`."""
         self.note(f"unmount {path}")
-        return self._mounts.pop(tuple(_segments(path)))
+        return self._mounts.pop(_segments(path))
 
     def mount_again(self, path: str, volume: Volume) -> None:
         self.note(f"mount {path} again")
-        self._mounts[tuple(_segments(path))] = volume
+        self._mounts[_segments(path)] = volume
 
     def pull(self, path: str, chance: random.Random | None = None) -> Volume:
         """Remove the device. Every call to its open files, and to its paths, fails;
@@ -106,12 +111,12 @@ class SimDisk:
         self.note(f"plug {path}")
         again = self._new_volume(volume.capacity_bytes)
         again.take_over(volume)
-        self._mounts[tuple(_segments(path))] = again
+        self._mounts[_segments(path)] = again
 
     def replace(self, path: str) -> None:
         """Mount another, empty disk there."""
         self.note(f"replace {path}")
-        self._mounts[tuple(_segments(path))] = self._new_volume(self.volume(path).capacity_bytes)
+        self._mounts[_segments(path)] = self._new_volume(self.volume(path).capacity_bytes)
 
     def hang(self, path: str, hang: Hang | None) -> None:
         """Make the disk at ``path`` sometimes not answer; None ends this. Calls that
@@ -125,7 +130,7 @@ class SimDisk:
 
     def volume(self, path: str) -> Volume:
         """The volume that is mounted at ``path``."""
-        return self._mounts[tuple(_segments(path))]
+        return self._mounts[_segments(path)]
 
     def _new_volume(self, capacity_bytes: int) -> Volume:
         volume = Volume(len(self._volumes) + 1, capacity_bytes)
@@ -272,12 +277,11 @@ class SimDisk:
 
     def _visible(self, path: str) -> Place:
         """The file or directory that is visible at ``path`` now."""
-        parts = tuple(_segments(path))
-        if len(self._mounts) > 1:
-            for count in range(len(parts), 0, -1):
-                volume = self._mounts.get(parts[:count])
-                if volume is not None:
-                    return Place(volume.top, parts[count:], path)
+        parts = _segments(path)
+        for count in range(min(len(parts), self._deepest), 0, -1):
+            volume = self._mounts.get(parts[:count])
+            if volume is not None:
+                return Place(volume.top, parts[count:], path)
         return Place(self._mounts[()].top, parts, path)
 
     def _node(self, path: str) -> Inode | Directory:
@@ -288,7 +292,7 @@ class SimDisk:
 
     def _walk(self, below: str) -> Iterator[tuple[str, Inode]]:
         """All that is visible at and below a directory."""
-        parts = tuple(_segments(below))
+        parts = _segments(below)
         yield from _walk("/" + "/".join(parts), self._node(below))
         for at, volume in list(self._mounts.items()):
             if at[: len(parts)] == parts and at != parts and at:
@@ -297,6 +301,11 @@ class SimDisk:
     def is_cached(self) -> bool:
         """Whether the next read is served from the page cache."""
         return self.chance.random() < self.cached_share
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether :meth:`check_healthy` may raise."""
+        return bool(self._failing)
 
     def check_healthy(self, path: str, what: str) -> None:
         for prefix, (code, failing) in self._failing.items():
@@ -327,13 +336,13 @@ class SimDisk:
         return self._visible(path).space()
 
     def awaits_mount(self, path: str) -> bool:
-        parts = tuple(_segments(path))
+        parts = _segments(path)
         return any(
             parts[: len(point)] == point and point not in self._mounts for point in self._in_table
         )
 
     def mount_point(self, path: str) -> str:
-        parts = tuple(_segments(path))
+        parts = _segments(path)
         while parts not in self._mounts:
             parts = parts[:-1]
         return "/" + "/".join(parts)
@@ -513,10 +522,11 @@ class SimFile:
 
     def _begin(self, kind: str) -> None:
         """The common beginning of every call."""
-        if kind in _CLASSES:
+        what = _CLASSES.get(kind)
+        if what is not None:
             self._life.burn()
         self._life.check()
-        if not self._open or (_CLASSES.get(kind) == "write" and not self._writable):
+        if not self._open or (what == "write" and not self._writable):
             raise disk_error(errno.EBADF, self._path)
         meet(self._life, self._volume, kind, self._disk.chance)
 
@@ -654,7 +664,7 @@ class SimFileSystem:
     @blocking
     def within(self, directory: str) -> SimFileSystem:
         top = self._place(directory, "open").directory()
-        held = Held(tuple(_segments(directory)), top, top.volume)
+        held = Held(_segments(directory), top, top.volume)
         return SimFileSystem(self._disk, self._life, held)
 
     def close(self) -> None:
@@ -662,17 +672,17 @@ class SimFileSystem:
             self._held = self._held._replace(top=None)
 
     def _place(self, path: str, kind: str) -> Place:
-        parts = tuple(_segments(path))
-        if kind in _CLASSES:
+        parts, what = _segments(path), _CLASSES.get(kind)
+        if what is not None:
             self._life.burn()
         self._life.check()
         place = self._lead(path, parts)
         volume = place.top.volume if self._held is None else self._held.volume
         meet(self._life, volume, kind, self._disk.chance)
         if self._life.meets_failures:
-            what = _CLASSES.get(kind, "read")
-            volume.check(what)
-            self._disk.check_healthy("/" + "/".join(parts), what)
+            volume.check(what or "read")
+            if self._disk.may_fail:
+                self._disk.check_healthy("/" + "/".join(parts), what or "read")
         return place
 
     def _lead(self, path: str, parts: tuple[str, ...]) -> Place:
@@ -721,7 +731,7 @@ class SimFileSystem:
     @blocking
     def rename(self, source: str, target: str) -> None:
         place = self._place(source, "rename")
-        place.rename(self._lead(target, tuple(_segments(target))))
+        place.rename(self._lead(target, _segments(target)))
         self._disk.note(f"{source} renamed {target}")
 
     @blocking
@@ -739,7 +749,7 @@ class SimFileSystem:
         except OSError:
             if self._life.alive:
                 with contextlib.suppress(OSError):
-                    self._lead(path, tuple(_segments(path))).directory().fail_to_sync()
+                    self._lead(path, _segments(path)).directory().fail_to_sync()
             raise
         place.directory().sync()
 

@@ -15,11 +15,13 @@ hanging call has, raises :class:`LoopBlocked`, and is kept in
 from __future__ import annotations
 
 import functools
+import os
 import random
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -133,6 +135,42 @@ class Threads:
             limiter.release_on_behalf_of(call)
 
 
+class Worker:
+    """A real thread that makes one call after another, while the loop stands still."""
+
+    def __init__(self) -> None:
+        self.body: Callable[[], None] | None = None
+        # Bare locks: a semaphore of the library makes one for each wait, and wakes in two steps.
+        self._go, self._stopped = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._stopped.acquire()
+        threading.Thread(target=self._run, name="simulated worker", daemon=True).start()
+
+    def go_on(self) -> None:
+        """Let it run until it stops, or its call has ended. Called in the loop."""
+        self._go.release()
+        self._stopped.acquire()
+
+    def stop(self) -> None:
+        """Called in its thread."""
+        self._stopped.release()
+        self._go.acquire()
+
+    def _run(self) -> None:
+        while True:
+            self._go.acquire()
+            body, self.body = self.body, None
+            assert body is not None
+            Context().run(body)  # with no variables of the call before
+            del body  # what it holds goes now, and not beside the loop
+            self._stopped.release()
+
+
+#: Threads without a call. No child of this process has them.
+_idle: list[Worker] = []
+os.register_at_fork(after_in_child=_idle.clear)
+
+
 class Call:
     """One blocking call. ``step`` runs it to its end or to its next stop; it continues
     at ``due``, or when the event that it waits for is set."""
@@ -148,10 +186,8 @@ class Call:
         self.late = 0.0
         #: What it waits for instead of a time: a lock's next release.
         self._event: trio.Event | None = None
-        self._thread: threading.Thread | None = None
-        #: Made with the thread, which few calls get.
-        self._go: threading.Semaphore
-        self._stopped: threading.Semaphore
+        #: Few calls get one.
+        self._worker: Worker | None = None
 
     async def wait(self) -> None:
         if self._event is not None:
@@ -170,18 +206,15 @@ class Call:
         """Run it on. Called in the loop."""
         if self.ended:  # it ended when its process was killed
             return
-        if self._thread is not None:
+        if self._worker is not None:
             self._switch()
         elif not self._life.alive:
             self.ended = True
         elif in_thread or self._threads.stopped:
-            loop = running_loop()
-            body = partial(run_as_loop, loop, self._body)
-            self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-            self._thread = threading.Thread(target=body, name="simulated worker", daemon=True)
+            self._worker = _idle.pop() if _idle else Worker()
+            self._worker.body = partial(run_as_loop, running_loop(), self._body)
             self._life.hold(self)
             self._threads.stopped += 1
-            self._thread.start()
             self._switch()
         else:
             before, self._life.call = self._life.call, self
@@ -191,21 +224,19 @@ class Call:
 
     def _switch(self) -> None:
         """Let its thread run until it stops again."""
+        worker = self._worker
+        assert worker is not None
         before, self._life.call = self._life.call, self
-        self._go.release()
-        self._stopped.acquire()
+        worker.go_on()
         self._life.call = before
         if self.ended:
-            assert self._thread is not None
-            self._thread.join()
+            _idle.append(worker)
             self._threads.stopped -= 1
             self._life.let_go(self)
 
     def _body(self) -> None:
-        self._go.acquire()
         self.result = outcome.capture(self._function)
         self.ended = True
-        self._stopped.release()
 
     def die(self) -> None:
         """End the thread of a killed process: its further calls raise."""
@@ -224,13 +255,13 @@ class Call:
         self._stop()
 
     def _stop(self) -> None:
-        self._stopped.release()
-        self._go.acquire()
+        assert self._worker is not None
+        self._worker.stop()
         self._life.check()
 
     @property
     def can_stop(self) -> bool:
-        return self._thread is not None
+        return self._worker is not None
 
     def meets(self, hang: Hang, kind: str, chance: random.Random) -> None:
         """Stop now, or after the present call has had its effect, if ``chance`` says so."""
