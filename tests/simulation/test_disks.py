@@ -514,6 +514,7 @@ async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
         await trio.sleep(1)
 
 
+@pytest.mark.usefixtures("slow_scrub")
 @pytest.mark.parametrize("step", range(6))
 @pytest.mark.parametrize("at", ["/disk0", "/disk1"])
 @pytest.mark.parametrize("fails", ["/disk0", "/disk1"])
