@@ -79,19 +79,29 @@ def test_a_server_is_away_for_an_hour_and_back_among_clients_at_work() -> None:
     assert not [at for at in calls if 120 < at < 3500]
 
 
-# Those of full size cost ten times the others: with all seeds alone.
-@pytest.mark.parametrize("scale", ["", "full"][: share(2)])
-def test_the_command_that_replays_a_seed_is_exact(scale: str) -> None:
+# Those of full size cost ten times the others: with all seeds alone, and shorter, with as many
+# faults.
+@pytest.mark.parametrize(
+    ("scale", "seed", "hours", "rate"),
+    [
+        ("", 3, 0.0023456789012345, 2.3456789012345),
+        ("full", 2, 2.345678901234e-05, 234.56789012345),
+    ][: share(2)],
+    ids=["", "full"][: share(2)],
+)
+def test_the_command_that_replays_a_seed_is_exact(
+    scale: str, seed: int, hours: float, rate: float
+) -> None:
     """A digit less of the length or of the rate, or other sizes, and it is another run."""
     chosen = (
-        "Choice(0.0023456789012345, ['cut', 'bit flip'], 2.3456789012345, "
+        f"Choice({hours}, ['cut', 'bit flip'], {rate}, "
         "durability='fsync', only=('put', 'stat', 'get'))"
     )
     script = (
         "from tests.simulation.many import Choice\n"
         f"choice = {chosen}\n"
-        "print(choice.command(3))\n"
-        "print(choice.run(3).digest)\n"
+        f"print(choice.command({seed}))\n"
+        f"print(choice.run({seed}).digest)\n"
     )
     environment = {**os.environ, "GFS_SIMULATION_SCALE": scale}
     command, digest = subprocess.run(

@@ -24,7 +24,7 @@ from gfs.client import small as client_small
 from gfs.client.core import ClientCore
 from gfs.client.master import MasterClient
 from gfs.client.rounds import LATE_SECONDS, UNDER_WAY_MAX
-from gfs.config import ChunkserverSettings
+from gfs.config import ChunkserverSettings, ClientSettings
 from gfs.errors import (
     AlreadyExists,
     Busy,
@@ -839,7 +839,7 @@ async def test_a_disk_that_hangs_is_named_before_other_servers_wait_too_long(
 
 
 @pytest.mark.costly
-@over_seeds(1)
+@over_seeds(1, client=ClientSettings(retry_seconds=5.0))
 async def test_a_batch_waits_once_for_a_master_that_is_gone(
     cluster: SimCluster, fs: Client
 ) -> None:
@@ -855,7 +855,7 @@ async def test_a_batch_waits_once_for_a_master_that_is_gone(
     ):
         assert len(results) == len(files)
         assert {type(each) for each in results} == {MasterUnavailable}
-    assert trio.current_time() - began < 3 * 40
+    assert trio.current_time() - began < 3 * 10
 
 
 @over_seeds(2)
