@@ -1,9 +1,8 @@
 """How much of what may be more or less is run, and which part: seeds, and examples of costly
 properties.
 
-``make test`` runs a tenth, and CI a quarter: GFS_TEST_SHARE, in percent, which is 100 where
-nothing is said. Of seeds GFS_TEST_TURN, any whole number, says which part. CI takes it from the
-commit, so one commit has the same seeds each time and some commits together have all.
+``make test`` runs a tenth, and CI half: GFS_TEST_SHARE, in percent, which is 100 where
+nothing is said. Of seeds GFS_TEST_TURN, any whole number, says which part: 0, the first, there.
 """
 
 from __future__ import annotations
