@@ -7,7 +7,7 @@ import base64
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -66,6 +66,24 @@ ALGORITHMS: Mapping[str, tuple[Callable[[], Sum], int]] = {
     "sha1": (hashlib.sha1, 20),
     "sha256": (hashlib.sha256, 32),
 }
+
+
+#: Those whose value for bytes that are joined follows from the values for both: the first's, the
+#: second's, and how long the second are.
+_COMBINED: Mapping[str, Callable[[int, int, int], int]] = {
+    "crc32": crt.combine_crc32,
+    "crc32c": crt.combine_crc32c,
+    "crc64nvme": crt.combine_crc64nvme,
+}
+
+
+def combined(algorithm: str, parts: Iterable[tuple[bytes, int]]) -> bytes:
+    """The checksum of the bytes of parts, one after the other: (checksum, length) of each. The
+    algorithm is a CRC; of nothing it is 0."""
+    value = 0
+    for checksum, length in parts:
+        value = _COMBINED[algorithm](value, int.from_bytes(checksum, "big"), length)
+    return value.to_bytes(ALGORITHMS[algorithm][1], "big")
 
 
 def algorithm_of(header: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from email.utils import formatdate
 from functools import partial
@@ -32,7 +32,6 @@ from control.storage import (
     CREATE,
     READ,
     Cluster,
-    Copy,
     Space,
     Spaces,
     Transfers,
@@ -44,7 +43,6 @@ from control.storage import (
     is_marker,
     may_remove,
     ranges,
-    share,
 )
 from gfs.blocks import KIB
 from gfs.client import Entry
@@ -223,9 +221,10 @@ class Objects:
         path: str,
         described: Callable[[], Metadata],
         within: str = "",
+        joined: Sequence[Entry] = (),
     ) -> Entry:
-        """Store the call's body as a file, under the conditions of its headers. ``within``: a
-        folder above it that must be there.
+        """Store the call's body as a file, under the conditions of its headers; or instead what
+        other files have. ``within``: a folder above it that must be there.
 
         Raises S3Error: NoSuchBucket also if it was deleted meanwhile.
         """
@@ -233,7 +232,7 @@ class Objects:
         request = UploadRequest(
             bucket, path, "", True, "", expect,
             lambda: {**stored.attributes(described()), **call.marks}, within,
-            check_path,
+            joined, check_path,
         )  # fmt: skip
         parts = (call, self._control, self._cluster, self._spaces)
         space = self._buckets.find(bucket)
@@ -242,6 +241,8 @@ class Objects:
             upload = Upload(*parts, request, self._transfers, form=False)
             await upload.take()
         except Conflict as error:
+            if not await self._are_there(joined):
+                raise _source_changed() from None
             if expect is None or isinstance(error, InTheWay):
                 raise
             raise S3Error("PreconditionFailed", "the object is another one meanwhile") from None
@@ -252,6 +253,17 @@ class Objects:
         if key_of(path) is not None:
             call.answers.update(made(space, upload.entry))
         return upload.entry
+
+    async def _are_there(self, files: Sequence[Entry]) -> bool:
+        """Whether they are still at their paths, as they were."""
+        for entry in files:
+            try:
+                now = await self._cluster.fs.stat(entry.path)
+            except (NotFound, NotADirectory):
+                return False
+            if (now.inode, now.digest) != (entry.inode, entry.digest):
+                return False
+        return True
 
     def _check_list(self, call: S3Call, space: Space) -> None:
         """Check that the object may have the list that is asked for. Raises S3Error."""
@@ -385,19 +397,10 @@ class Objects:
     async def store_copy(
         self, call: S3Call, path: str, source: Entry, metadata: Metadata, within: str = ""
     ) -> None:
-        """Store a whole file again: no byte moves, if nothing is at the path."""
-        if await self._expected(call, call.bucket, path) in (None, 0):
-            space = self._buckets.find(call.bucket)
-            parts = (call, self._control, self._cluster, self._spaces, space)
-            attributes = {**stored.attributes(metadata), **call.marks}
-            shared = await share(Copy(*parts, path, source, attributes, within))
-            if shared is not None:
-                if key_of(path) is not None:
-                    call.answers.update(made(space, shared))
-                return
+        """Store a whole file again."""
         pieces = [(source, 0, source.length)]
         if source.digest:
-            await self.store_stream(call, pieces, lambda: metadata, path, within=within)
+            await self.store_joined(call, path, [source], lambda: metadata, within)
             return
         # It was written in place: what is known of its bytes may not be true any more.
         md5 = hashlib.md5(usedforsecurity=False)
@@ -406,6 +409,19 @@ class Objects:
             return replace(metadata, etag=md5.hexdigest(), checksum="")
 
         await self.store_stream(call, pieces, described, path, [md5], within)
+
+    async def store_joined(
+        self,
+        call: S3Call,
+        path: str,
+        files: Sequence[Entry],
+        described: Callable[[], Metadata],
+        within: str = "",
+    ) -> None:
+        """Store the bytes of other files one after the other: no byte moves, since they share
+        their chunks. All but the last must be of whole ones, and none written in place."""
+        call.read_from(_nothing(), sum(each.length for each in files))
+        await self.store(call, call.bucket, path, described, within, files)
 
     async def store_stream(
         self,
@@ -441,9 +457,7 @@ class Objects:
                             await trio.to_thread.run_sync(add, piece)
                         yield piece
             except (FileChanged, NotFound, NotADirectory, IsADirectory):
-                raise S3Error(
-                    "OperationAborted", "the source was replaced or deleted meanwhile: try again"
-                ) from None
+                raise _source_changed() from None
 
     async def source(self, call: S3Call) -> tuple[tuple[str, str], Entry]:
         """The object that ``x-amz-copy-source`` names, which the caller may read, under its
@@ -487,6 +501,15 @@ class Objects:
         if done is not None and is_marker(done):
             return Response(b"", 204, _marked(done))
         return Response(b"", 204, {"x-amz-version-id": call.version} if call.version else {})
+
+
+def _source_changed() -> S3Error:
+    return S3Error("OperationAborted", "the source was replaced or deleted meanwhile: try again")
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    return
+    yield
 
 
 async def _stream(file: Any, start: int, length: int) -> Any:

@@ -8,8 +8,8 @@ object, in one step. After that the folder is deleted (:mod:`control.storage.unf
 expires it). So a process that is killed leaves the object, or the upload, or both; the object's
 attribute ``upload`` says of which upload it is.
 
-Completing copies the parts through this process, except a single one, whose chunks the object
-can share. The file system cannot join files; ``docs/s3.md`` says what else was considered.
+The object shares the chunks of its parts if all but the last are of whole ones; else completing
+copies them through this process. ``docs/s3.md`` says what else was considered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from control.api import Control, NoSuchThing, RecordsFailed, Response
 from control.s3 import metadata as stored
 from control.s3.buckets import Buckets, xml
 from control.s3.call import S3Call
-from control.s3.checksums import ALGORITHMS, COMPOSITE, FULL, PREFIX, Sum, algorithm_of
+from control.s3.checksums import ALGORITHMS, COMPOSITE, FULL, PREFIX, algorithm_of, combined
 from control.s3.checksums import text_of as text_of_sum
 from control.s3.documents import BYTES_MAX, Child, document, time_of, url_encoded
 from control.s3.errors import S3Error
@@ -57,7 +57,7 @@ from control.storage import (
     owner_of,
     upload_folders,
 )
-from gfs.blocks import MIB
+from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.client import Entry
 from gfs.errors import GfsError, NotADirectory, NotFound
 
@@ -99,36 +99,30 @@ class Part(NamedTuple):
     checksum: str
 
 
-class _Checksum:
-    """The checksum of an object of several parts, of the kind that its upload began with."""
+def _checksum(
+    chosen: str, parts: list[str], lengths: list[int], headers: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """The checksum of an object of several parts, of the kind that its upload began with, as it is
+    stored, and those of the parts in Base64; empty if not all have one.
 
-    def __init__(self, chosen: str, parts: list[str], headers: Mapping[str, str]) -> None:
-        """``parts``: theirs, as they are stored. ``headers``: one may have what it must be."""
-        self._algorithm, _, self._kind = chosen.partition(":")
-        found = [part.partition(":") for part in parts]
-        is_whole = self._algorithm and all(each[0] == self._algorithm for each in found)
-        #: Of the parts, in Base64; empty if it is not that of all.
-        self.parts = [value for _, _, value in found] if is_whole else []
-        #: Gets the bytes of the object, if that is needed.
-        self.sum: Sum | None = None
-        if self._kind == FULL and is_whole and len(parts) > 1:
-            self.sum = ALGORITHMS[self._algorithm][0]()
-        self._expected = headers.get(PREFIX + self._algorithm) if self._algorithm else None
-
-    def value(self) -> str:
-        """As it is stored, once ``sum`` has all bytes. Raises S3Error if it must be another."""
-        text = ""
-        if self.sum is not None:
-            text = text_of_sum(self.sum.digest())
-        elif self._kind == FULL and self.parts:
-            text = self.parts[0]
-        elif self.parts:
-            total = ALGORITHMS[self._algorithm][0]()
-            total.update(b"".join(map(base64.b64decode, self.parts)))
-            text = f"{text_of_sum(total.digest())}-{len(self.parts)}"
-        if self._expected not in (None, text):
-            raise S3Error("BadDigest", f"the parts have another {self._algorithm} checksum")
-        return f"{self._algorithm}:{text}" if text else ""
+    ``parts``: theirs, as they are stored. ``headers``: one may have what it must be. Raises S3Error
+    if it is another.
+    """
+    algorithm, _, kind = chosen.partition(":")
+    found = [part.partition(":") for part in parts]
+    text, values = "", [value for _, _, value in found]
+    if not algorithm or any(each[0] != algorithm for each in found):
+        values = []
+    elif kind == FULL:
+        sums = map(base64.b64decode, values)
+        text = text_of_sum(combined(algorithm, zip(sums, lengths, strict=True)))
+    else:
+        total = ALGORITHMS[algorithm][0]()
+        total.update(b"".join(map(base64.b64decode, values)))
+        text = f"{text_of_sum(total.digest())}-{len(values)}"
+    if algorithm and headers.get(PREFIX + algorithm, text) != text:
+        raise S3Error("BadDigest", f"the parts have another {algorithm} checksum")
+    return f"{algorithm}:{text}" if text else "", values
 
 
 class Uploads:
@@ -350,22 +344,19 @@ class Uploads:
         if call.headers.get("x-amz-mp-object-size") not in (None, str(sum(lengths))):
             raise S3Error("InvalidRequest", "the parts have another length than the object")
         call.marks[UPLOAD] = call.options["uploadId"]
-        total = _Checksum(upload.metadata.checksum, checksums, call.headers)
+        checksum, sums = _checksum(upload.metadata.checksum, checksums, lengths, call.headers)
         metadata = replace(
             upload.metadata,
             etag=etag,
-            checksum="",
+            checksum=checksum,
             parts=stored.runs_of(lengths),
-            sums=total.parts,
+            sums=sums,
         )
-        if len(pieces) == 1:
-            metadata = replace(metadata, checksum=total.value())
-            await self._objects.store_copy(call, call.path, pieces[0][0], metadata)
+        if any(length % CHUNK_BYTES for length in lengths[:-1]):
+            await self._objects.store_stream(call, pieces, lambda: metadata)
         else:
-            sums = [total.sum] if total.sum is not None else []
-            await self._objects.store_stream(
-                call, pieces, lambda: replace(metadata, checksum=total.value()), sums=sums
-            )
+            files = [entry for entry, _, _ in pieces]
+            await self._objects.store_joined(call, call.path, files, lambda: metadata)
 
     async def _there(self, call: S3Call, etag: str) -> Entry | None:
         """The object, if it is the one of this upload and these parts."""

@@ -17,7 +17,6 @@ from control.storage.permission import CREATE, DELETE, READ, may_remove, owner_o
 from control.storage.rows import Space
 from control.storage.rows import spaces as space_rows
 from control.storage.shapes import NewSpace
-from control.storage.sharing import Copy, share
 from control.storage.spaces import Spaces
 from control.storage.transfer import (
     FileBegins,
@@ -47,7 +46,6 @@ __all__ = [
     "READ",
     "UPLOAD",
     "Cluster",
-    "Copy",
     "FileBegins",
     "FormReader",
     "NewSpace",
@@ -80,7 +78,6 @@ __all__ = [
     "ranges",
     "remove_folder",
     "rows",
-    "share",
     "space_rows",
     "upload_folders",
 ]

@@ -5,9 +5,9 @@ it ``about``, what the file is to be, and a file for each part, named by its off
 in the quotas, survive any crash, and expire with those of S3 (:mod:`.unfinished`). A part is there
 whole or not at all: what a lost connection costs is the part that was under way.
 
-With the last part the file is published, in one step. For that its bytes are copied through this
-process, since the file system cannot join files; so both are counted for a moment, which is
-checked at the beginning.
+With the last part the file is published, in one step. It shares the chunks of the parts if all but
+the last are of whole ones; else their bytes are copied through this process. Either way both are
+counted for a moment, which is checked at the beginning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from control.storage.spaces import Spaces
 from control.storage.transfer import Transfers, Upload, UploadRequest
 from control.storage.turns import completions
 from control.storage.unfinished import UPLOAD, end_upload, folder_of
-from gfs.blocks import KIB
+from gfs.blocks import CHUNK_BYTES, KIB
 from gfs.client import Entry
 from gfs.errors import FileChanged, NotADirectory, NotFound
 
@@ -317,9 +317,11 @@ class UploadRoutes:
         self, call: Call, space: Space, about: NewUpload, parts: Sequence[Entry]
     ) -> None:
         mark = {UPLOAD: call.params["id"]}
+        is_whole = not any(part.length % CHUNK_BYTES for part in parts[:-1])
         request = UploadRequest(
-            space.name, about.path, "", about.overwrite, "", describe=lambda: mark
-        )
+            space.name, about.path, "", about.overwrite, "", describe=lambda: mark,
+            joined=parts if is_whole else (),
+        )  # fmt: skip
         async with aclosing(self._bytes(parts)) as source:
             await self._take(_Instead(call, source, about.size), request)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -325,6 +325,25 @@ class NewFile(File):
         self.entry: Entry | None = None
         #: The file that this one replaced, once it is published.
         self.replaced: Entry | None = None
+        self._joined: tuple[Entry, ...] = ()
+
+    def join(self, files: Sequence[Entry]) -> None:
+        """Give the new file the chunks that these files have, one's after the other's, instead of
+        bytes: they keep them, and no byte moves. A chunk that several files have is copied before
+        one of them is written in place.
+
+        All but the last must be of whole chunks (64 MiB), and all must be as they were published.
+        The goal of the new file counts for its chunks, too. ``close`` raises FileChanged if one was
+        deleted, replaced or written in place since. At most 10,000. Raises InvalidArgument.
+        """
+        self._check_open()
+        if self._upload.length:
+            raise InvalidArgument(f"{self.path}: bytes were written already")
+        if any(each.kind != "file" for each in files):
+            raise InvalidArgument(f"{self.path}: only files can be joined")
+        if any(each.length % CHUNK_BYTES for each in files[:-1]):
+            raise InvalidArgument(f"{self.path}: only the last may end in a chunk")
+        self._joined = tuple(files)
 
     def expect(self, inode: int) -> None:
         """Set the condition on the path at publication, instead of the ``expect`` given to
@@ -346,14 +365,16 @@ class NewFile(File):
 
     @property
     def length(self) -> int:
-        return self._upload.length
+        return self._upload.length + sum(each.length for each in self._joined)
 
     def tell(self) -> int:
-        return self._upload.length
+        return self.length
 
     @one_request
     async def write(self, data: Buffer) -> int:
         self._check_open()
+        if self._joined:
+            raise InvalidArgument(f"{self.path}: it has the bytes of other files")
         with memoryview(data) as view:
             count = view.nbytes
         try:
@@ -377,7 +398,10 @@ class NewFile(File):
         if self.closed:
             return
         self.closed = True
-        reply = await self._upload.publish(self.path, self._options)
+        if self._joined:
+            reply = await self._upload.join(self.path, self._options, self._joined)
+        else:
+            reply = await self._upload.publish(self.path, self._options)
         self.entry, self.replaced = reply.entry, next(iter(reply.replaced), None)
 
     async def abort(self) -> None:

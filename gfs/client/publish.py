@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from gfs.blocks import FileDigest
 from gfs.client.core import ClientCore
 from gfs.client.read import check_path
 from gfs.errors import InvalidArgument, InvalidName
 from gfs.protocol.attributes import check_attributes
-from gfs.protocol.messages import Publish, PublishedChunk, ServerAddress
+from gfs.protocol.messages import Entry, Join, Publish, PublishedChunk, ServerAddress
+
+Kind = TypeVar("Kind", bound=Publish)
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -88,16 +91,39 @@ def publish_request(
         )
         for chunk in chunks
     ]
-    request = Publish(
+    length = sum(chunk.length for chunk in chunks)
+    request = _request(Publish, core, path, options, replication, length, list(ids), digest)
+    return request, _encode(published)
+
+
+def join_request(
+    core: ClientCore, path: str, options: PublishOptions, replication: int, files: Sequence[Entry]
+) -> tuple[Join, bytes]:
+    """The message that makes a file of the chunks of these files visible, and its body."""
+    digest = FileDigest()
+    for each in files:
+        digest.update(each.digest)
+    length = sum(each.length for each in files)
+    # That of one file stays.
+    said = files[0].digest if len(files) == 1 else digest.digest()
+    request = _request(Join, core, path, options, replication, length, [], said)
+    return request, _encode([each.inode for each in files])
+
+
+def _request(
+    kind: type[Kind], core: ClientCore, path: str, options: PublishOptions, replication: int,
+    length: int, servers: list[str], digest: bytes,
+) -> Kind:  # fmt: skip
+    return kind(
         id=0,
         client=core.master.id,
         sequence=core.master.next_sequence(),
         path=path,
-        length=sum(chunk.length for chunk in chunks),
+        length=length,
         replication=replication,
         replace=bool(options.replace),
         parents=bool(options.parents),
-        servers=list(ids),
+        servers=servers,
         digest=digest,
         attributes=dict(options.attributes or {}),
         expect=-1 if options.expect is None else options.expect,
@@ -105,4 +131,3 @@ def publish_request(
         modified_ns=options.modified_ns,
         keeps=-1 if options.keeps is None else options.keeps,
     )
-    return request, _encode(published)

@@ -22,13 +22,14 @@ from __future__ import annotations
 import logging
 import mmap
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, FileDigest, packet_sums
 from gfs.client.core import OF_REPLICAS, RELEASE_SECONDS, ClientCore
-from gfs.client.publish import PublishOptions, publish_request
+from gfs.client.publish import PublishOptions, join_request, publish_request
 from gfs.client.small import put_small
 from gfs.errors import (
     ChunkUnavailable,
@@ -46,6 +47,7 @@ from gfs.protocol.frames import encode_frame, encode_head
 from gfs.protocol.messages import (
     PACKETS_IN_FLIGHT_MIN,
     SMALL_BYTES_MAX,
+    Entry,
     Failure,
     Packet,
     PacketAck,
@@ -531,6 +533,14 @@ class Upload:
                     raise
             await clock.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    async def join(
+        self, path: str, options: PublishOptions, files: Sequence[Entry]
+    ) -> PublishReply:
+        """Make a file visible that has the chunks of these instead of bytes of its own."""
+        await self.abort()
+        request, body = join_request(self._core, path, options, self._replication, files)
+        return await self._core.master.ask(request, PublishReply, body)
 
     async def abort(self) -> None:
         """Discard the upload: the file does not become visible. Never raises."""

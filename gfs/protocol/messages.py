@@ -59,6 +59,8 @@ SMALL_BYTES_MAX = BLOCK_BYTES
 PATH_BYTES_MAX = 4096
 #: See :func:`readers_seconds`.
 READERS_SECONDS_MAX = 600
+#: Files that are joined to one, in one commit: no upload over S3 has more parts.
+JOINED_MAX = 10_000
 #: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
 #: A file has at most so many attributes, with names and values of at most so many bytes
@@ -652,6 +654,18 @@ class Publish(Mutation, tag=36):
     #: The file's time of change; 0: the present time.
     modified_ns: int = 0
     keeps: int = -1
+
+
+class Join(Publish, tag=112):
+    """Make a file of the chunks that other files have, which keep them: like :class:`Publish`, in
+    one transaction, and no byte moves.
+
+    The body is a msgpack list of their inodes, in the order of their bytes; there are no
+    ``servers``. All but the last must be of whole chunks. FileChanged if one was deleted, or
+    written in place since it was published.
+    """
+
+    SINCE: ClassVar[int] = 2
 
 
 def readers_seconds(chunks: int) -> int:
@@ -1434,7 +1448,7 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     Stat, StatReply, List, ListReply, ListFiles, ListFilesReply, Locate, LocateReply,
     DiskUsage, DiskUsageReply, Status, StatusReply,
     FsckPage, FsckPageReply, ListGarbage, ListGarbageReply,
-    Reserve, ReserveReply, Recover, RecoverReply, Reclaim, Release, Publish, PublishReply,
+    Reserve, ReserveReply, Recover, RecoverReply, Reclaim, Release, Publish, Join, PublishReply,
     MakeDirectory, Rename, Delete, Prune, AcquireLease, LeaseReply, SetLength, ReportReplica,
     Register, RegisterReply, ReportReplicas, Heartbeat, Orders,
     GrantLease, RevokeLease, CloneChunk, CopyChunk, DeleteReplicas,

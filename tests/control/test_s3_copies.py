@@ -16,11 +16,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from checks import PLAIN, get, ok, paths, unique
+from checks import PLAIN, get, make_namespace, ok, paths, unique
 from cloud import Cloud
 from limits import HANG_SECONDS
-from s3_client import XMLNS, S3Client, begin, client_of, complete, done, failed, new_key, xml
+from s3_client import (
+    XMLNS,
+    S3Client,
+    begin,
+    client_of,
+    complete,
+    done,
+    failed,
+    new_key,
+    put_part,
+    xml,
+)
 from storage_people import Who, used
+
+from control.s3.checksums import ALGORITHMS
 
 pytestmark = pytest.mark.real
 
@@ -56,7 +69,9 @@ def place(here: S3Client) -> str:
 
 
 @contextlib.contextmanager
-def no_bytes_written(cloud: Cloud) -> Iterator[None]:
+def no_bytes_written(cloud: Cloud, but: int = 0) -> Iterator[None]:
+    """``but``: those of a new file, which has three replicas."""
+
     def written() -> float:
         servers = cloud.cluster.ready["chunkservers"]
         texts = [httpx.get(server["metrics"], **PLAIN).text for server in servers]
@@ -67,7 +82,7 @@ def no_bytes_written(cloud: Cloud) -> Iterator[None]:
 
     before = written()
     yield
-    assert written() == before
+    assert written() == before + 3 * but
 
 
 def copy(s3: S3Client, source: str, target: str, **headers: str) -> httpx.Response:
@@ -110,7 +125,6 @@ def test_no_byte_moves(metered: Cloud, here: S3Client, writer: Who, place: str) 
     done(here.call("DELETE", f"{place}/a/one"))
     assert get(user, place, "b/c/two") == DATA
     assert paths(user, place) == ["b/c/two"]
-    assert metered.cluster.json("ls", "/storage-copies") == []
 
 
 def test_a_copy_is_as_new_as_it_is(here: S3Client, place: str) -> None:
@@ -123,11 +137,14 @@ def test_a_copy_is_as_new_as_it_is(here: S3Client, place: str) -> None:
     assert here.get(f"{place}/old").headers["last-modified"] != before
 
 
-def test_an_object_that_is_there_is_replaced(here: S3Client, writer: Who, place: str) -> None:
+def test_an_object_that_is_there_is_replaced(
+    metered: Cloud, here: S3Client, writer: Who, place: str
+) -> None:
     before = used(writer[0])
     here.put(f"{place}/source", DATA)
     here.put(f"{place}/target", b"x")
-    done(copy(here, f"{place}/source", f"{place}/target"))
+    with no_bytes_written(metered):
+        done(copy(here, f"{place}/source", f"{place}/target"))
     assert here.get(f"{place}/target").content == DATA
     files, length = used(writer[0])
     assert (files - before[0], length - before[1]) == (2, 2 * len(DATA))
@@ -205,6 +222,45 @@ def test_a_whole_object_is_a_part_and_a_single_part_an_object(
     assert xml(part).findtext(f"{XMLNS}ETag") == etag
     done(complete(here, path, upload, [(1, etag)]))
     assert here.get(path).content == DATA[10:100]
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C", "CRC64NVME"])
+def test_parts_of_whole_chunks_are_joined(
+    metered: Cloud, here: S3Client, writer: Who, place: str, algorithm: str
+) -> None:
+    path = f"{place}/joined"
+    here.put(path, b"replaced")
+    before = used(writer[0])
+    kind = {"x_amz_checksum_algorithm": algorithm, "x_amz_checksum_type": "FULL_OBJECT"}
+    upload = begin(here, path, **kind)
+    parts = [DATA[:MIB] * 64, DATA]
+    etags = [(at, put_part(here, path, upload, at, data)) for at, data in enumerate(parts, 1)]
+    with no_bytes_written(metered):
+        done(complete(here, path, upload, etags))
+    whole = b"".join(parts)
+    answer = here.get(path, x_amz_checksum_mode="ENABLED")
+    assert answer.content == whole
+    total = ALGORITHMS[algorithm.lower()][0]()
+    total.update(whole)
+    assert answer.headers[f"x-amz-checksum-{algorithm.lower()}"] == text(total.digest())
+    files, length = used(writer[0])
+    assert (files - before[0], length - before[1]) == (0, len(whole) - len(b"replaced"))
+    part = here.call("GET", path, {"partNumber": "2"})
+    assert (part.status_code, part.content) == (206, DATA)
+
+
+def test_parts_over_rest_are_joined(metered: Cloud, writer: Who) -> None:
+    user, _ = writer
+    space = make_namespace(user, "parts")
+    parts = [DATA[:MIB] * 64, DATA]
+    size = sum(map(len, parts))
+    uploads = f"/storage/namespaces/{space}/uploads"
+    upload = ok(user.post(uploads, json={"path": "f", "size": size}))["id"]
+    for offset, data in zip((0, len(parts[0])), parts, strict=True):
+        with no_bytes_written(metered, but=len(data)):
+            answer = user.put(f"{uploads}/{upload}", params={"offset": offset}, content=data)
+            assert ok(answer)["complete"] == (data is DATA)
+    assert get(user, space, "f") == b"".join(parts)
 
 
 def test_what_was_known_of_bytes_that_were_written_in_place_is_not_said(

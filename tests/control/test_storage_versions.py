@@ -28,7 +28,6 @@ from control.storage import Storage, UploadRequest, Version, Versions, id_of, is
 from control.storage.accounting import Recounts
 from control.storage.keys import VERSIONS
 from control.storage.rows import Space, spaces
-from control.storage.sharing import Copy, share
 from control.storage.trees import Trees
 from gfs.blocks import MIB
 from gfs.client import Client, Entry
@@ -374,7 +373,7 @@ async def test_a_rule_about_old_versions_spares_one_that_is_the_latest_again(pla
     assert len(await place.listed()) == 1
 
 
-@pytest.mark.parametrize("change", ["store", "copy", "share"])
+@pytest.mark.parametrize("change", ["store", "copy"])
 async def test_what_is_stored_by_a_clock_that_lags_hides_no_version(
     place: Place, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,17 +382,12 @@ async def test_what_is_stored_by_a_clock_that_lags_hides_no_version(
         ahead = SimpleNamespace(time_ns=lambda: time.time_ns() + 60 * 10**9)
         patch.setattr("control.storage.versions.time", ahead)
         await place.store(b"one")
-        if change == "share":
-            await place.delete()
     await place.switch("suspended")
     for _ in range(2):  # what counts no longer would go with the second
         if change == "store":
             await place.store(b"two")
-        elif change == "copy":
-            await copy(place)
         else:
-            await share_source(place)
-            change = "store"
+            await copy(place)
         latest = (await place.listed())[0]
         assert id_of(latest) == "null"
         await place.check()
@@ -551,13 +545,3 @@ async def test_what_was_renewed_since_it_was_listed_does_not_expire(
         await place.other.set_attributes(path, modified_ns=modified_ns)
         await lifecycle._expire(space, rules)
         assert await place.other.exists(path) == is_there
-
-
-async def share_source(place: Place) -> None:
-    """Over S3, to where nothing is."""
-    storage = place.storage
-    source = await place.fs.stat(f"{place.space.directory}/source")
-    user = SimpleNamespace(user_id=place.user_id)
-    call: Any = SimpleNamespace(user=user, allow=lambda _: None)
-    parts = (call, storage.control, storage.cluster, storage.spaces, place.space)
-    assert await share(Copy(*parts, "f", source, {})) is not None

@@ -22,9 +22,11 @@ SEEDS = [*FIRST, *(seed for seed in range(60) if seed not in FIRST)]
 #: These clusters have no shadow masters, see :mod:`.shadowed`, and no engine that elects one of
 #: them; no server is gone for good, and no backup was restored: see ``tests/cluster``. Every file
 #: that is replaced is kept for its readers, who would see an error otherwise: see ``test_trash``.
+#: There are no files of whole chunks: see ``test_join``.
 ELSEWHERE = {
     *("Client.promote", "Client.forget_shadow", "Client.election"),
     *("Client.forget_server", "Client.accept_restore", "NewFile.keep_for_readers"),
+    "NewFile.join",
 }
 
 KINDS = (Client, ExistingFile, NewFile)

@@ -42,6 +42,7 @@ from gfs.master.metadata.namespace import (
     plan_add_chunk,
     plan_attempt_version,
     plan_delete,
+    plan_join,
     plan_make_directory,
     plan_publish,
     plan_rename,
@@ -335,6 +336,39 @@ class NamespaceMachine(RuleBasedStateMachine):
             lambda model: model.publish(path, request, below),
         )
 
+    def joining(self, data: st.DataObject, path: Path) -> Mutation:
+        """Of files that are there; mostly of such as can be joined."""
+        files = [inode for inode in self.model.tree.values() if inode]
+        whole = [
+            inode
+            for inode in files
+            if self.model.files[inode].digest and not self.model.files[inode].length % CHUNK
+        ]
+        first = st.lists(st.sampled_from(whole), max_size=3) if whole else st.just([])
+        last = st.lists(st.sampled_from(files), max_size=2) if files else st.just([])
+        sources = data.draw(first) + data.draw(last)
+        goal = data.draw(st.integers(1, 4))
+        length = sum(self.model.files[inode].length for inode in sources)
+        request = wire.Join(
+            *(0, CLIENT, 0, text(path), length, goal, data.draw(st.booleans()), True, []),
+            digest=data.draw(DIGESTS),
+            attributes=data.draw(ATTRIBUTES),
+            expect=self.expected(data, path),
+        )
+        time_ns = next(self.real.times)
+
+        def expected(model: Model) -> None:
+            passed = 0
+            for inode in sources:
+                if not model.files[inode].digest:
+                    raise Refused("file_changed")
+                if passed % CHUNK:
+                    raise Refused("invalid_argument")
+                passed += model.files[inode].length
+            model.publish(path, request, None)
+
+        return lambda txn: plan_join(txn, request, sources, goal, time_ns), expected
+
     def make_directory(self, path: Path, parents: bool, exist_ok: bool) -> Mutation:
         request = wire.MakeDirectory(0, CLIENT, 0, text(path), parents, exist_ok)
         time_ns = next(self.real.times)
@@ -441,6 +475,10 @@ class NamespaceMachine(RuleBasedStateMachine):
                 path = self.some_path(data, [entry.path for entry in self.model.trash])
                 wanted.append(self.empty(path, data.draw(flags)))
         self.carry_out(wanted)
+
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        self.carry_out([self.joining(data, self.some_path(data, list(self.model.tree)))])
 
     @rule(data=st.data(), flags=st.lists(st.booleans(), min_size=3, max_size=3))
     def snapshot(self, data: st.DataObject, flags: list[bool]) -> None:
@@ -936,6 +974,21 @@ def test_a_snapshot_has_the_chunk_that_its_file_got_when_it_began(real: Real) ->
     real.reclaim_all(1)
     with real.store.read() as txn:
         assert txn.count(txn.db.file_chunks) == 2
+
+
+def test_a_chunk_that_was_joined_meanwhile_is_not_leased(real: Real) -> None:
+    """Whoever is about to write has looked at it before."""
+    entry = publish(real, 1, "/f", 10, digest=DIGEST)
+    with real.store.read() as txn:
+        (chunk,) = lookups.file_chunks(txn, entry.inode, 10, 0)
+    request = wire.Join(0, CLIENT, 2, "/joined", 10, 3, False, True, [])
+    plans: list[Plan] = [
+        lambda txn: plan_join(txn, request, [entry.inode], 3, 5),
+        lambda txn: plan_attempt_version(txn, chunk.handle, entry.inode),
+    ]
+    joined, attempt = real.commit(list(enumerate(plans, 2)))
+    assert isinstance(joined, wire.PublishReply), joined
+    assert isinstance(attempt, Busy)
 
 
 def test_a_file_without_anything_to_carry_has_the_row_it_always_had(real: Real) -> None:

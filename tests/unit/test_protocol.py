@@ -93,7 +93,7 @@ def test_every_message_is_in_the_list() -> None:
 
 #: What each version of the protocol added, by tags: requests, and replies that are sent to those
 #: alone who have sent such a request (129 and 131).
-VERSIONS = {1: {68, 129, 131, 133}, 2: {108, 109, 128, 130, 132, 134, 170, 171}}
+VERSIONS = {1: {68, 129, 131, 133}, 2: {108, 109, 112, 128, 130, 132, 134, 170, 171}}
 for first, end in (
     *((1, 6), (10, 24), (30, 38), (40, 43), (45, 49), (60, 65), (70, 77), (80, 108)),
     *((110, 112), (120, 128), (140, 142), (160, 162)),

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,6 +80,9 @@ class UploadRequest:
     describe: Callable[[], Mapping[str, str]] | None = None
     #: A folder above the file that must be there when it is published.
     within: str = ""
+    #: Files whose chunks it shares, instead of having bytes of the call's body: see
+    #: :meth:`gfs.client.NewFile.join`.
+    joined: Sequence[Entry] = ()
     #: What decides whether the path may be one.
     check: Callable[[str], str] = check_own_path
 
@@ -219,8 +222,9 @@ class Upload:
 
     async def _take_raw(self) -> Done:
         async with self._publishing() as write:
-            async for piece in self._call.body():
-                await write(piece)
+            if not self._request.joined:
+                async for piece in self._call.body():
+                    await write(piece)
         return self._done()
 
     async def _take_form(self, reader: FormReader) -> Done:
@@ -256,6 +260,8 @@ class Upload:
             try:
                 with as_answers(self._path):
                     async with file:
+                        if self._request.joined:
+                            file.join(self._request.joined)
                         yield partial(self._write, claim, file)
                         self._check_size()
                         await self._publish(claim, file)

@@ -24,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+import msgspec
+
 from gfs.blocks import CHUNK_BYTES
 from gfs.errors import (
     AlreadyExists,
@@ -36,6 +38,7 @@ from gfs.errors import (
     NotFound,
 )
 from gfs.failures import plural
+from gfs.master.metadata import shared_chunks
 from gfs.master.metadata.operations import (
     AppendBegun,
     AttributesSet,
@@ -44,6 +47,7 @@ from gfs.master.metadata.operations import (
     Deleted,
     DirectoriesMade,
     FilePublished,
+    FilesJoined,
     LengthSet,
     NewChunk,
     NewDirectory,
@@ -82,6 +86,7 @@ from gfs.protocol.messages import (
     Delete,
     Done,
     Entry,
+    Join,
     MakeDirectory,
     Message,
     Prune,
@@ -252,6 +257,50 @@ def plan_publish(
     txn: Txn, request: Publish, chunks: list[NewChunk], replication: int, time_ns: int
 ) -> Planned:
     """Make a written file visible. The chunks' lengths were checked before."""
+    planned = _publication(txn, request, chunks, replication, time_ns)
+    for new in chunks:
+        if txn.get(pack_u64(new.handle), None, txn.db.chunks) is not None:
+            raise InvalidArgument(f"chunk {new.handle:x} belongs to a file already")
+    return planned
+
+
+def plan_join(
+    txn: Txn, request: Join, sources: list[int], replication: int, time_ns: int
+) -> Planned:
+    """Make a file of the chunks of others visible."""
+    chunks = _check_joined(txn, request, sources)
+    published, reply = _publication(txn, request, [], replication, time_ns)
+    reply.entry.chunks = chunks
+    return FilesJoined(**msgspec.structs.asdict(published), sources=sources), reply
+
+
+def _check_joined(txn: Txn, request: Join, sources: list[int]) -> int:
+    """How many chunks these files have. A file with a digest was never written in place, and
+    has no lease: who is about to get one finds that the chunk is shared by then
+    (:func:`plan_attempt_version`)."""
+    chunks = length = 0
+    for inode in sources:
+        row = inode_row(txn, inode)
+        is_whole = (
+            row is not None
+            and row.kind == KIND_FILE
+            and not row.flags & FLAG_TRASHED
+            and unpack_attributes(row.attributes).digest
+        )
+        if row is None or not is_whole:
+            raise FileChanged(f"inode {inode} was deleted or written in place, and is not joined")
+        if length % CHUNK_BYTES:
+            raise InvalidArgument(f"{request.path}: only the last of its files ends in a chunk")
+        chunks += row.chunks
+        length += row.length
+    if length != request.length:
+        raise InvalidArgument(f"{request.path}: files of {length} bytes, not {request.length}")
+    return chunks
+
+
+def _publication(
+    txn: Txn, request: Publish, chunks: list[NewChunk], replication: int, time_ns: int
+) -> tuple[FilePublished, PublishReply]:
     segments = parse(request.path)
     if not segments:
         raise IsADirectory("/ is a directory")
@@ -267,9 +316,6 @@ def plan_publish(
         if expect == 0 or (expect < 0 and not request.replace):
             raise AlreadyExists(f"{request.path} exists already")
         _check_movable(txn, existing[0])
-    for new in chunks:
-        if txn.get(pack_u64(new.handle), None, txn.db.chunks) is not None:
-            raise InvalidArgument(f"chunk {new.handle:x} belongs to a file already")
     path = join(segments)
     inode = txn.state.next_inode + len(place.made)
     replaced = existing[0] if existing else 0
@@ -552,11 +598,14 @@ def plan_replace_chunk(
 def plan_attempt_version(txn: Txn, handle: int, inode: int) -> Planned:
     """The next version, never sent to any replica before, of a chunk of ``inode``.
 
-    The caller reads it from the operation.
+    The caller reads it from the operation. Busy if the chunk is to be written, and other files
+    have it since it was looked at.
     """
     chunk = chunk_row(txn, handle)
     if chunk is None:
         raise NotFound(f"chunk {handle:x} was deleted")
+    if inode and shared_chunks.is_frozen(chunk):
+        raise Busy(f"chunk {handle:x} was given to another file just now: try again")
     version = max(chunk.attempted + 1, txn.state.version_floor)
     return VersionAttempted(handle, version, inode), Done(id=0)
 

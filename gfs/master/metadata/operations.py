@@ -90,6 +90,13 @@ class FilePublished(Operation, tag=2):
     modified_ns: int = 0
 
 
+class FilesJoined(FilePublished, tag=32):
+    """It has the chunks of ``sources``, which keep them, one file's after the other's, and none
+    of its own."""
+
+    sources: list[int] = []
+
+
 class Renamed(Operation, tag=3):
     time_ns: int
     directories: list[NewDirectory]
@@ -355,7 +362,7 @@ def nothing_changed(time_ns: int) -> Operation:
 
 
 AnyOperation = Union[  # noqa: UP007 - a list this long reads better so
-    DirectoriesMade, FilePublished, Renamed, Deleted, Reclaimed,
+    DirectoriesMade, FilePublished, FilesJoined, Renamed, Deleted, Reclaimed,
     ChunkAdded, VersionAttempted, VersionConfirmed, LengthSet, HandlesReserved,
     ServerRemembered, ServerForgotten, CorruptionFound, TermBegun, DrainSet,
     MaintenanceSet, RepairSet, RestoreAccepted,
@@ -414,6 +421,30 @@ def _new_inode(txn: Txn, inode: int, row: Inode) -> None:
 
 def _file_published(txn: Txn, op: FilePublished) -> None:
     db = txn.db
+    _put_file(txn, op, len(op.chunks))
+    for index, new in enumerate(op.chunks):
+        key = pack_u64(new.handle)
+        txn.put(pack_file_chunk_key(op.inode, index), key, db.file_chunks)
+        chunk = pack_chunk(new.version, new.version, new.length, 1, op.replication)
+        txn.put(key, chunk, db.chunks)
+
+
+def _files_joined(txn: Txn, op: FilesJoined) -> None:
+    handles = [handle for inode in op.sources for handle in _handles_of(txn, inode)]
+    _put_file(txn, op, len(handles))
+    for index, handle in enumerate(handles):
+        txn.put(pack_file_chunk_key(op.inode, index), handle, txn.db.file_chunks)
+        before = chunk_of(txn.get(handle, b"", txn.db.chunks))
+        chunk = shared_chunks.shared(before, op.replication)
+        txn.put(handle, chunk.pack(), txn.db.chunks)
+        txn.state.shared_bytes += chunk.length
+        if chunk.replication != before.replication:
+            txn.effects.goals.append(unpack_u64(handle))
+
+
+def _put_file(txn: Txn, op: FilePublished, chunks: int) -> None:
+    """The name and the inode of a new file of so many chunks."""
+    db = txn.db
     _make_directories(txn, op.directories, op.time_ns)
     if op.replaced:
         due_ns = max(_now_ns(txn, op), op.kept_ns)
@@ -423,18 +454,13 @@ def _file_published(txn: Txn, op: FilePublished) -> None:
         KIND_FILE,
         0,
         op.replication,
-        len(op.chunks),
+        chunks,
         op.length,
         op.time_ns,
         op.modified_ns or op.time_ns,
         pack_attributes(op.digest, op.attributes),
     )
     _new_inode(txn, op.inode, row)
-    for index, new in enumerate(op.chunks):
-        key = pack_u64(new.handle)
-        txn.put(pack_file_chunk_key(op.inode, index), key, db.file_chunks)
-        chunk = pack_chunk(new.version, new.version, new.length, 1, op.replication)
-        txn.put(key, chunk, db.chunks)
     txn.state.files += 1
     txn.state.bytes += op.length
 
@@ -624,16 +650,21 @@ def _replication_set(txn: Txn, op: ReplicationSet) -> None:
     key = pack_u64(op.inode)
     row = unpack_inode(txn.get(key, b"", db.inodes))
     txn.put(key, row._replace(replication=op.replication).pack(), db.inodes)
-    handles = []
-    for at, handle in txn.scan(pack_file_chunk_key(op.inode, 0), db.file_chunks):
-        if unpack_file_chunk_key(at)[0] != op.inode:
-            break
-        handles.append(handle)
-    for handle in handles:
+    for handle in _handles_of(txn, op.inode):
         chunk = chunk_of(txn.get(handle, b"", db.chunks))
         changed = shared_chunks.regoaled(chunk, row.replication, op.replication)
         txn.put(handle, changed.pack(), db.chunks)
         txn.effects.goals.append(unpack_u64(handle))
+
+
+def _handles_of(txn: Txn, inode: int) -> list[bytes]:
+    """The chunks of a file."""
+    handles = []
+    for at, handle in txn.scan(pack_file_chunk_key(inode, 0), txn.db.file_chunks):
+        if unpack_file_chunk_key(at)[0] != inode:
+            break
+        handles.append(handle)
+    return handles
 
 
 def _reclaim_directory(txn: Txn, due_ns: int, inode: int, limit: int) -> bool:
@@ -913,6 +944,7 @@ def _time_passed(txn: Txn, op: TimePassed) -> None:
 _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
     DirectoriesMade: _directories_made,
     FilePublished: _file_published,
+    FilesJoined: _files_joined,
     Renamed: _renamed,
     Deleted: _deleted,
     Reclaimed: _reclaimed,

@@ -44,6 +44,7 @@ from gfs.master.metadata.namespace import (
     Planned,
     entry_of,
     plan_delete,
+    plan_join,
     plan_make_directory,
     plan_prune,
     plan_publish,
@@ -77,6 +78,7 @@ from gfs.protocol.messages import (
     ForgetShadow,
     FsckPage,
     GarbageReplica,
+    Join,
     List,
     ListFiles,
     ListFilesReply,
@@ -330,6 +332,19 @@ class ClientSession:
         )
         weight = 1 + len(handles) // CHUNKS_PER_WEIGHT
         master.committer.submit(message.client, message.sequence, plan, done, weight)
+
+    def _join(self, rpc: Rpc, message: Join, body: bytes, txn: Txn) -> None:
+        _check_u64(message.modified_ns)
+        self._check_growth()
+        sources, goal = uploads.check_join(self._master, message, body)
+        time_ns = self._master.clock.time_ns()
+        self._master.committer.submit(
+            message.client,
+            message.sequence,
+            partial(plan_join, request=message, sources=sources, replication=goal, time_ns=time_ns),
+            self._answerer(rpc, message),
+            1 + len(sources),
+        )
 
     # --- other mutations -------------------------------------------------------------------
 
@@ -587,6 +602,7 @@ ANSWERS: dict[type[Message], Answer] = {
     Reclaim: ClientSession._reclaim,
     Release: ClientSession._release,
     Publish: ClientSession._publish,
+    Join: ClientSession._join,
     MakeDirectory: ClientSession._make_directory,
     Rename: ClientSession._rename,
     Delete: ClientSession._delete,

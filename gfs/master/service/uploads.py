@@ -27,8 +27,10 @@ from gfs.master.metadata.operations import NewChunk
 from gfs.master.tables import DEAD, FIRST_VERSION, LIVE, ORPHANED, AddressBook, Reservation, Server
 from gfs.protocol.attributes import check_attributes, check_digest
 from gfs.protocol.messages import (
+    JOINED_MAX,
     LOCATE_CHUNKS_MAX,
     ChunkLocation,
+    Join,
     Publish,
     PublishedChunk,
     Reclaim,
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 REPLICATION_MAX = 64
 VERSION_MAX = 2**32 - 1
 _chunks = msgspec.msgpack.Decoder(list[PublishedChunk])
+_inodes = msgspec.msgpack.Decoder(list[int])
 
 
 def check_replication(asked: int, default: int) -> int:
@@ -257,6 +260,20 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
     return upload
 
 
+def check_join(master: Master, request: Join, body: bytes) -> tuple[list[int], int]:
+    """The inodes of the files that are to be joined, and the new file's replication. Raises
+    InvalidArgument."""
+    check_digest(request.digest)
+    check_attributes(request.attributes)
+    try:
+        sources = _inodes.decode(body)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidArgument(f"the list of files cannot be decoded: {error}") from None
+    if len(sources) > JOINED_MAX or not all(0 < inode < 1 << 64 for inode in sources):
+        raise InvalidArgument(f"at most {JOINED_MAX} files can be joined, by their inodes")
+    return sources, check_replication(request.replication, master.settings.replication)
+
+
 def _resolve_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
     """Have the servers asked for doubted replicas. Raises Busy until they have
     answered; a server that is not connected is not waited for, and does not count as a
@@ -354,6 +371,7 @@ def published(master: Master, upload: Upload) -> None:
 
 __all__ = [
     "Upload",
+    "check_join",
     "check_publish",
     "check_replication",
     "decode_chunks",
