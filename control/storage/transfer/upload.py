@@ -225,6 +225,7 @@ class Upload:
             if not self._request.joined:
                 async for piece in self._call.body():
                     await write(piece)
+                    del piece  # it would stay, 256 KiB of it, while a client pauses
         return self._done()
 
     async def _take_form(self, reader: FormReader) -> Done:
