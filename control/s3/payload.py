@@ -225,6 +225,8 @@ class Payload:
                 raise S3Error("IncompleteBody", "the body ended before its length") from None
             data = await self._decoded(self._decoder, piece) if self._decoder else piece
         self._received += len(data)
+        if self.length is not None and self._received > self.length:
+            raise S3Error("IncompleteBody", f"the body has more than {self.length} bytes")
         await self._sums.update(data)
         return data
 

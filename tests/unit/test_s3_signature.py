@@ -382,6 +382,19 @@ async def test_chunks_of_who_signs_nothing(named: bool) -> None:
     assert (found, payload.checksum) == (b"data", f"crc32:{crc}")
 
 
+async def test_a_body_that_is_too_long_is_refused_as_it_comes() -> None:
+    """And not when all of it has been stored."""
+    chunk = b"4\r\ndata\r\n"
+    body = Body([chunk, chunk, b"not read"])
+    headers = {"content-encoding": "aws-chunked", "x-amz-decoded-content-length": "7"}
+    payload = Payload(body, headers, None, None)
+    assert await anext(payload) == b"data"
+    with pytest.raises(S3Error) as failed:
+        await anext(payload)
+    assert failed.value.code == "IncompleteBody"
+    assert await anext(body) == b"not read"
+
+
 async def test_chunks_of_one_byte_let_others_work() -> None:
     count, turns = 20_000, 0
     headers = {"content-encoding": "aws-chunked", "x-amz-decoded-content-length": str(count)}
