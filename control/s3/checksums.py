@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
+from weakref import WeakSet
 
 import trio
 from awscrt import checksums as crt
 
 from control.s3.errors import S3Error
-from gfs.blocks import KIB
+from gfs.blocks import KIB, MIB
 
 PREFIX = "x-amz-checksum-"
 #: What the checksum of an object of several parts is of: its bytes, or the sums of its parts.
@@ -28,16 +29,30 @@ INLINE_BYTES_MAX = 64 * KIB
 #: So much waits for the thread that sums what came before: with a piece alone each waited for the
 #: other's next turn at the processor.
 AHEAD_BYTES_MAX = 512 * KIB
-_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("threads")
+#: A few payloads at a time give a thread so much at once, since for 256 KiB each, as they come, the
+#: hops cost a third of the MD5. No others keep so much: a thousand may pause.
+BATCH_BYTES = 1 * MIB
+BATCHING_MAX = 8
 
 
-def _slots() -> trio.CapacityLimiter:
-    """More threads than processors would gain nothing."""
+class _Shared:
+    """What all payloads of a loop share."""
+
+    def __init__(self) -> None:
+        #: More threads than processors would gain nothing.
+        self.slots = trio.CapacityLimiter(2 * (os.cpu_count() or 1))
+        self.batching: WeakSet[Sums] = WeakSet()
+
+
+_of_loop: trio.lowlevel.RunVar[_Shared] = trio.lowlevel.RunVar("sums")
+
+
+def _shared() -> _Shared:
     try:
-        return _threads.get()
+        return _of_loop.get()
     except LookupError:
-        _threads.set(trio.CapacityLimiter(2 * (os.cpu_count() or 1)))
-        return _threads.get()
+        _of_loop.set(_Shared())
+        return _of_loop.get()
 
 
 class Sum(Protocol):
@@ -120,6 +135,8 @@ class Sums:
         self.checksum = ALGORITHMS[checksum][0]() if checksum else None
         self._all: list[Sum] = [self.md5]
         self._all += [each for each in (self.sha256, self.checksum) if each is not None]
+        #: How much a thread gets at least, and how much waits for it at most.
+        self._batch, self._ahead = INLINE_BYTES_MAX, AHEAD_BYTES_MAX
         #: What no thread has yet, and how many bytes that are.
         self._queue: list[bytes] = []
         self._queued = 0
@@ -134,17 +151,27 @@ class Sums:
 
     async def update(self, data: bytes) -> None:
         """Add ``data``, which must not change any more. Besides what a thread sums, no more than
-        ``AHEAD_BYTES_MAX`` and this piece are kept."""
+        ``AHEAD_BYTES_MAX`` and this piece are kept; of ``BATCHING_MAX`` payloads twice
+        ``BATCH_BYTES``."""
         self._queue.append(data)
         self._queued += len(data)
-        if self._queued > AHEAD_BYTES_MAX and not self._idle.is_set():
+        if self._queued > self._ahead and not self._idle.is_set():
             await self._idle.wait()
-        if self._queued > INLINE_BYTES_MAX and self._idle.is_set():
+        if self._queued > self._batch and self._idle.is_set() and not self._may_batch():
             await self._begin()
+
+    def _may_batch(self) -> bool:
+        """Whether more may wait, from now on."""
+        batching = _shared().batching
+        if self._batch == BATCH_BYTES or len(batching) >= BATCHING_MAX:
+            return False
+        batching.add(self)
+        self._batch, self._ahead = BATCH_BYTES, 2 * BATCH_BYTES
+        return True
 
     async def _begin(self) -> None:
         """Give all that waits to a thread."""
-        await _slots().acquire_on_behalf_of(self)
+        await _shared().slots.acquire_on_behalf_of(self)
         self._idle = trio.Event()
         deliver = partial(self._deliver, trio.lowlevel.current_trio_token())
         trio.lowlevel.start_thread_soon(partial(self._sum, self._take()), deliver)
@@ -159,11 +186,12 @@ class Sums:
             token.run_sync_soon(self._done)
 
     def _done(self) -> None:
-        _slots().release_on_behalf_of(self)
+        _shared().slots.release_on_behalf_of(self)
         self._idle.set()
 
     async def finish(self) -> None:
         """Afterwards the sums are those of all that was added."""
+        _shared().batching.discard(self)
         if not self._idle.is_set():
             await self._idle.wait()
         if self._queued > INLINE_BYTES_MAX:

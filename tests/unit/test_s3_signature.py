@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from limits import HANG_SECONDS
 
 from control.api import RecordsFailed
-from control.s3.checksums import AHEAD_BYTES_MAX, Sums
+from control.s3.checksums import AHEAD_BYTES_MAX, BATCH_BYTES, BATCHING_MAX, Sums
 from control.s3.errors import S3Error
 from control.s3.payload import Payload
 from control.s3.service import Service
@@ -292,7 +292,7 @@ async def test_no_body_of_a_stranger_is_more_than_an_error(body: bytes, cuts: li
         await read(pieces, *chunked())
 
 
-@pytest.mark.parametrize("size", [0, 1, 64 * KIB, 64 * KIB + 1, 600 * KIB, 2000 * KIB + 7])
+@pytest.mark.parametrize("size", [0, 1, 64 * KIB, 64 * KIB + 1, 600 * KIB, 2000 * KIB + 7, 5 * MIB])
 async def test_sums_are_those_of_all_bytes_whoever_computes_them(size: int) -> None:
     data = random.Random(size).randbytes(size)
     sums = Sums(signed=True, checksum="crc32")
@@ -305,7 +305,18 @@ async def test_sums_are_those_of_all_bytes_whoever_computes_them(size: int) -> N
     assert sums.checksum.digest() == zlib.crc32(data).to_bytes(4, "big")
 
 
-async def test_a_bound_of_bytes_waits_for_the_thread_that_sums() -> None:
+@pytest.mark.parametrize(
+    ("others", "most"),
+    [
+        (0, 1 + BATCH_BYTES // (100 * KIB) + 2 * BATCH_BYTES // (100 * KIB)),
+        (BATCHING_MAX, 1 + AHEAD_BYTES_MAX // (100 * KIB)),
+    ],
+)
+async def test_a_bound_of_bytes_waits_for_the_thread_that_sums(others: int, most: int) -> None:
+    """Where many payloads are under way, only a few keep more than the others."""
+    kept = [Sums(signed=False) for _ in range(others)]
+    for each in kept:
+        await each.update(bytes(65 * KIB))
     sums, gate, fed = Sums(signed=False), threading.Event(), 0
 
     class Slow:
@@ -319,26 +330,37 @@ async def test_a_bound_of_bytes_waits_for_the_thread_that_sums() -> None:
 
     async def feed() -> None:
         nonlocal fed
-        for _ in range(30):
+        for _ in range(60):
             await sums.update(bytes(100 * KIB))
             fed += 1
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed)
         await trio.testing.wait_all_tasks_blocked()
-        assert fed == 1 + AHEAD_BYTES_MAX // (100 * KIB)
+        assert fed == most
         gate.set()
     await sums.finish()
-    assert sums.md5.digest() == hashlib.md5(bytes(3000 * KIB)).digest()
+    assert sums.md5.digest() == hashlib.md5(bytes(6000 * KIB)).digest()
 
 
-async def test_a_payload_that_is_given_up_leaves_the_threads_to_others() -> None:
+async def test_a_payload_that_is_given_up_leaves_the_threads_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for _ in range(50):
-        await Sums(signed=True).update(bytes(MIB))
-    sums = Sums(signed=False)
-    await sums.update(bytes(MIB))
+        await Sums(signed=True).update(bytes(3 * MIB))
+    sums, hops, start = Sums(signed=False), 0, trio.lowlevel.start_thread_soon
+
+    def counted(*arguments: Any) -> None:
+        nonlocal hops
+        hops += 1
+        start(*arguments)
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", counted)
+    for _ in range(80):
+        await sums.update(bytes(128 * KIB))
     await sums.finish()
-    assert sums.md5.digest() == hashlib.md5(bytes(MIB)).digest()
+    assert sums.md5.digest() == hashlib.md5(bytes(10 * MIB)).digest()
+    assert hops <= 10, "each is of a mebibyte"
 
 
 async def test_failed_records_end_the_process_and_are_no_answer(
