@@ -72,15 +72,15 @@ class Rest:
 
 def log_in(servers: cluster.Running) -> Rest:
     """Log in and make the storage namespace of this measurement."""
-    answer = _post(
+    answer = post(
         f"{servers.url}/api/login", {"username": "admin", "password": cluster.PASSWORD}, ""
     )
     rest = Rest(servers, str(answer["token"]))
-    _post(f"{servers.url}/storage/namespaces", {"name": SPACE, "visibility": 0}, rest.token)
+    post(f"{servers.url}/storage/namespaces", {"name": SPACE, "visibility": 0}, rest.token)
     return rest
 
 
-def _post(url: str, value: object, token: str) -> dict[str, object]:
+def post(url: str, value: object, token: str) -> dict[str, object]:
     request = urllib.request.Request(
         url,
         json.dumps(value).encode(),

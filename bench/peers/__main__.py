@@ -25,9 +25,9 @@ README = Path(__file__).parents[2] / "README.md"
 BEGIN = "<!-- bench-peers: begin (from bench/out/peers.json; nothing in here by hand) -->"
 END = "<!-- bench-peers: end -->"
 QUICK = {"mib": 64, "seconds": 1.0, "rounds": 1, "listed": 200}
-#: Page cache of a turn: of the large file three replicas by each of two ways, and for what
+#: Page cache of a turn: of the large file three replicas by each of three ways, and for what
 #: is small.
-TURN_FILES, SMALL_BYTES = 6, 1024 * MIB
+TURN_FILES, SMALL_BYTES = 9, 1024 * MIB
 #: Free memory that is left to others.
 SPARED_BYTES = 1024 * MIB
 

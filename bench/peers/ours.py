@@ -1,12 +1,12 @@
-"""This system: ``gfs up``, with its REST API."""
+"""This system: ``gfs up``, with its REST API and S3."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import gfs
-from bench import cluster, rest
-from bench.peers.ways import Figures, Http, Library, measure
+from bench import cluster, rest, s3
+from bench.peers.ways import BUCKET, Figures, Http, Library, Signed, measure
 
 
 def missing() -> str:
@@ -25,5 +25,11 @@ def run(folder: Path, source: Path, seconds: float, listed: int) -> dict[str, Fi
 
     with cluster.running(folder=str(folder)) as servers:
         header = f"Authorization: Bearer {rest.log_in(servers).token}"
-        http, library = Http(servers.url, header, target), Library(servers.state)
-        return measure({"ours-http": http, "ours-own": library}, source, seconds, listed)
+        port = s3.connected(servers)
+        port.call("PUT", f"/{BUCKET}")
+        ways = {
+            "ours-http": Http(servers.url, header, target),
+            "ours-s3": Signed(port),
+            "ours-own": Library(servers.state),
+        }
+        return measure(ways, source, seconds, listed)

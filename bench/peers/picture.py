@@ -9,6 +9,8 @@ from bench.picture import FAINT, INK, plt
 
 COLORS = {
     "ours-http": "#2a9d6f",
+    "ours-s3": "#7cc9a8",
+    "seaweedfs-s3": "#5a93cc",
     "ours-own": "#1b6e4d",
     "seaweedfs-http": "#2f6db3",
     "seaweedfs-own": "#7fa8d6",
@@ -45,9 +47,9 @@ def draw(result: Result, conditions: str, path: Path) -> None:
         legend.axis("off")
         for row, way in enumerate(ways):
             title, durability = WAYS[way]
-            at = 0.95 - 0.2 * row
+            at = 0.98 - 0.145 * row
             legend.text(0, at, f"■ {title}", color=COLORS[way], fontweight="bold", va="top")
-            legend.text(0.05, at - 0.075, durability.replace(", ", ",\n"), fontsize=7.5,
+            legend.text(0.05, at - 0.05, durability.replace(", ", ",\n"), fontsize=7.5,
                         color=FAINT, va="top")  # fmt: skip
         fig.suptitle(
             "Beside others on the same machine: 3 replicas; the longer bar is the faster",

@@ -1,4 +1,4 @@
-"""SeaweedFS: a master, three volume servers and a filer on loopback.
+"""SeaweedFS: a master, three volume servers and a filer with its S3 port, on loopback.
 
 Set up as its page "Optimization" says for speed: the index of each volume in memory, more
 volumes than it makes by itself, and no names that it would compress. Not used, since the
@@ -11,19 +11,22 @@ import json
 import os
 import random
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.peers.ways import DATA, IN_FLIGHT, Figures, Http, Way, measure
+from bench.peers.ways import BUCKET, DATA, IN_FLIGHT, Figures, Http, Signed, Way, measure
+from bench.s3 import S3
 from gfs.blocks import MIB
 
 START_SECONDS = 60.0
@@ -58,10 +61,13 @@ def run(folder: Path, source: Path, seconds: float, listed: int) -> dict[str, Fi
     def target(operation: str, path: str) -> str:
         return f"/small/{path}" + (f"/?limit={listed}" if operation == "list" else "")
 
-    with running(folder) as (master, filer):
-        http = Http(f"http://127.0.0.1:{filer}", "Accept: application/json", target)
-        own = Own(folder, master, filer)
-        return measure({"seaweedfs-http": http, "seaweedfs-own": own}, source, seconds, listed)
+    with running(folder) as (master, filer, port):
+        ways = {
+            "seaweedfs-http": Http(f"http://127.0.0.1:{filer}", "Accept: application/json", target),
+            "seaweedfs-s3": Signed(port),
+            "seaweedfs-own": Own(folder, master, filer),
+        }
+        return measure(ways, source, seconds, listed)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -70,8 +76,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[tuple[int, int]]:
-    """The HTTP ports of the master and the filer, when three copies are made."""
+def running(folder: Path) -> Iterator[tuple[int, int, S3]]:
+    """The HTTP ports of the master and the filer, and the S3 port, when three copies are made."""
     with ExitStack() as stack:
 
         def start(name: str, *options: str) -> int:
@@ -103,12 +109,21 @@ def running(folder: Path) -> Iterator[tuple[int, int]]:
                 f"volume-{number}", "-dir=.", "-max=100", "-index=memory",
                 f"-master=127.0.0.1:{master}",
             )  # fmt: skip
+        key, s3_port = secrets.token_hex(16), free_port()
+        identity = {
+            "name": "bench",
+            "credentials": [{"accessKey": "bench", "secretKey": key}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
         filer = start(
             "filer", "-defaultStoreDir=.", f"-localSocket={folder}/filer.sock",
-            f"-master=127.0.0.1:{master}",
+            f"-master=127.0.0.1:{master}", "-s3", f"-s3.port={s3_port}",
+            f"-s3.config={folder}/s3.json",
         )  # fmt: skip
-        wait_ready(master, filer)
-        yield master, filer
+        port = S3(f"127.0.0.1:{s3_port}", "bench", key)
+        wait_ready(master, filer, port)
+        yield master, filer, port
 
 
 def free_port() -> int:
@@ -122,22 +137,26 @@ def free_port() -> int:
         return port
 
 
-def wait_ready(master: int, filer: int) -> None:
+def wait_ready(master: int, filer: int, port: S3) -> None:
     deadline = time.monotonic() + START_SECONDS
     probe = f"http://127.0.0.1:{filer}/probe/"
     grow = f"http://127.0.0.1:{master}/vol/grow?replication={REPLICATION}&count={VOLUMES}"
-    for url, body in (
-        (grow, None),
-        (f"{grow}&collection=benchmark", None),
-        (f"{probe}file", DATA),
-    ):
+    steps: dict[str, Callable[[], object]] = {
+        "volumes": partial(answer, grow),
+        # The objects of a bucket are a collection of its name.
+        **{name: partial(answer, f"{grow}&collection={name}") for name in ("benchmark", BUCKET)},
+        "filer": partial(answer, f"{probe}file", DATA),
+        "bucket": partial(port.call, "PUT", f"/{BUCKET}"),
+        "object": partial(port.call, "PUT", f"/{BUCKET}/probe", DATA),
+    }
+    for what, step in steps.items():
         while True:
             try:
-                answer(url, body)
+                step()
                 break
-            except OSError as error:  # not all of it is there yet
+            except (OSError, RuntimeError) as error:  # not all of it is there yet
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"SeaweedFS did not start: {url}: {error}") from error
+                    raise RuntimeError(f"SeaweedFS did not start: {what}: {error}") from error
                 time.sleep(0.2)
     volume = volumes_of(answer(probe))[0]
     found = answer(f"http://127.0.0.1:{master}/dir/lookup?volumeId={volume}")

@@ -16,6 +16,14 @@ WAYS = {
         "SeaweedFS, filer (HTTP)",
         "name in the page cache of the filer, bytes in that of 3 servers",
     ),
+    "ours-s3": (
+        "this system, S3",
+        "name on the master's disk, bytes in the page cache of 3 servers",
+    ),
+    "seaweedfs-s3": (
+        "SeaweedFS, S3",
+        "name in the page cache of the filer, bytes in that of 3 servers",
+    ),
     "ours-own": (
         "this system, library",
         "name on the master's disk, bytes in the page cache of 3 servers",

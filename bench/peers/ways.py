@@ -19,12 +19,14 @@ import trio
 
 import gfs
 from bench import loads, rest
+from bench.s3 import S3, exchange
 from gfs.blocks import MIB
 from gfs.client import Client
 
 Figures = dict[str, float]
 
 IN_FLIGHT = 16
+BUCKET = "objects"
 DATA = os.urandom(loads.SMALL_BYTES)
 #: Directories of the small files: a mount lets one at a time create in the same.
 DIRECTORIES = 16
@@ -115,6 +117,10 @@ def measure(ways: dict[str, Way], source: Path, seconds: float, listed: int) -> 
     return found
 
 
+#: What is asked for by which method; anything else is a GET.
+METHODS = {"put": "PUT", "stat": "HEAD", "delete": "DELETE"}
+
+
 @dataclass(frozen=True)
 class Http(Way):
     """Kept connections, and curl for the large file. ``target`` makes the target of a request
@@ -125,7 +131,7 @@ class Http(Way):
     target: Callable[[str, str], str]
 
     def run(self, operation: str, paths: Iterator[str]) -> int:
-        method = {"put": "PUT", "stat": "HEAD", "delete": "DELETE"}.get(operation, "GET")
+        method = METHODS.get(operation, "GET")
         body = DATA if operation == "put" else b""
         more = f"Content-Length: {len(body)}\r\n" if body else ""
         rest_of_head = f"HTTP/1.1\r\nHost: bench\r\n{self.header}\r\n{more}\r\n"
@@ -146,6 +152,39 @@ class Http(Way):
         url = self.url + self.target("", "large")
         seconds = rest.curl("-H", self.header, *more, "-o", os.devnull, url)
         return source.stat().st_size / MIB / seconds
+
+
+@dataclass(frozen=True)
+class Signed(Way):
+    """Over S3, each request with a signature, the body without one: kept connections; a large
+    object in one PUT. The bucket exists."""
+
+    port: S3
+
+    def run(self, operation: str, paths: Iterator[str]) -> int:
+        method = METHODS.get(operation, "GET")
+        body = DATA if operation == "put" else b""
+
+        def request(path: str) -> bytes:
+            if operation == "list":
+                query = {"list-type": "2", "prefix": f"{path}/"}
+                return self.port.head("GET", f"/{BUCKET}", None, **query)
+            length = len(body) if body else None
+            return self.port.head(method, f"/{BUCKET}/{path}", length) + body
+
+        return len(rest.rate(self.port.address, map(request, paths)))
+
+    def write(self, source: Path) -> float:
+        size = source.stat().st_size
+        return self._timed(source, self.port.head("PUT", f"/{BUCKET}/large", size), source)
+
+    def read(self, source: Path) -> float:
+        return self._timed(source, self.port.head("GET", f"/{BUCKET}/large", None))
+
+    def _timed(self, source: Path, head: bytes, sent: Path | None = None) -> float:
+        size, started = source.stat().st_size, time.perf_counter()
+        exchange(self.port.address, head, sent, 0, size)
+        return size / MIB / (time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
