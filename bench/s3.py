@@ -2,10 +2,11 @@
 
     python -m bench.s3
 
-Large: 1 GiB from a file in one PUT, by REST and by S3, and as parts of 32 MiB over 4 connections;
-and back. The client costs next to nothing: the kernel sends the file. Small: 1 KiB each way over
-16 kept connections, as in ``bench.rest``, with a signature each. Then all keys of a bucket, 1,000
-at a time.
+Large: 1 GiB from a file in one PUT, by REST and by S3, and as parts over 4 connections, once of
+whole chunks, which are joined, and once smaller ones, which are copied; and back. The client costs
+next to nothing: the kernel sends the file. Small: 1 KiB each way over 16 kept connections, as in
+``bench.rest``, with a signature each. Then all keys of a bucket, 1,000 at a time. And the memory of
+the control plane while 1,000 objects of 5 TiB are on their way.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -31,11 +33,16 @@ import trio
 
 import gfs
 from bench import cluster, rest
+from bench.memory import resident
 from control.s3.signature import ALGORITHM, UNSIGNED, Key, Signed, canonical, parse_query
 from gfs.blocks import KIB, MIB
 
-PART_BYTES = 32 * MIB
+PARTS_BYTES = (64 * MIB, 32 * MIB)
 PARALLEL = 4
+#: The longest object of S3, and how much of each the crowd sends.
+OBJECT_BYTES, CROWD_BYTES = 5 * 1024 * 1024 * MIB, 1 * MIB
+#: A user may have no more uploads under way, and an address no more connections.
+PER_USER, PER_ADDRESS = 64, 192
 #: Seconds for one request: completing 1 GiB copies it.
 SECONDS = 300.0
 LIST_FOLDER = "listed"
@@ -78,10 +85,10 @@ class S3:
         return exchange(self.address, self.head(method, path, len(body), **query) + body)
 
 
-def connected(servers: cluster.Running) -> S3:
-    """With a new key of the administrator."""
+def connected(servers: cluster.Running, user: str = "admin") -> S3:
+    """With a new key of the user."""
     made = subprocess.run(
-        [sys.executable, "-m", "gfs.cli", "control", "s3-key", "admin", "--state", servers.state],
+        [sys.executable, "-m", "gfs.cli", "control", "s3-key", user, "--state", servers.state],
         env=cluster.ENVIRONMENT,
         capture_output=True,
         check=True,
@@ -139,7 +146,7 @@ class Large:
         return {
             "PUT, REST": self.put_rest,
             "PUT, S3": self.put,
-            "4 parallel parts, S3": self.parts,
+            **{f"4 parallel parts of {n // MIB} MiB": partial(self.parts, n) for n in PARTS_BYTES},
             "GET, REST": self.get_rest,
             "GET, S3": self.get,
         }
@@ -169,21 +176,21 @@ class Large:
         exchange(address, head)
         return time.perf_counter() - started
 
-    def parts(self) -> float:
+    def parts(self, part_bytes: int) -> float:
         started = time.perf_counter()
         _, begun = self._s3.call("POST", self._path, uploads="")
         upload = re.findall(rb"<UploadId>(.*?)<", begun)[0].decode()
 
         def send(number: int) -> str:
-            at = (number - 1) * PART_BYTES
-            count = min(PART_BYTES, self._size - at)
+            at = (number - 1) * part_bytes
+            count = min(part_bytes, self._size - at)
             head = self._s3.head("PUT", self._path, count, partNumber=str(number), uploadId=upload)
             answer, _ = exchange(self._s3.address, head, self._source, at, count)
             etag = re.findall(rb'\r\netag: (".*?")', answer, re.IGNORECASE)[0].decode()
             return f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
 
         with ThreadPoolExecutor(PARALLEL) as pool:
-            listed = "".join(pool.map(send, range(1, -(-self._size // PART_BYTES) + 1)))
+            listed = "".join(pool.map(send, range(1, -(-self._size // part_bytes) + 1)))
         sent = time.perf_counter()
         body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
         self._s3.call("POST", self._path, body, uploadId=upload)
@@ -214,7 +221,7 @@ def large(api: rest.Rest, s3: S3, mib: int, folder: str | None) -> None:
         for name, rates in found.items():
             each = ", ".join(f"{rate:.0f}" for rate in rates)
             print(
-                f"  {name:<22} {statistics.median(rates):6.0f} MiB/s ({each}); the control plane's "
+                f"  {name:<27} {statistics.median(rates):6.0f} MiB/s ({each}); the control plane's "
                 f"processor per GiB {statistics.median(used[name]):.2f} s"
             )
 
@@ -262,6 +269,42 @@ def small(api: rest.Rest, s3: S3, seconds: float) -> None:
         )
 
 
+def wait_until_idle(pid: int) -> None:
+    """Until the process has taken what the kernel had for it."""
+    before, used = 0.0, cluster.cpu_seconds_of(pid)
+    while used - before > 0.02:
+        time.sleep(0.5)
+        before, used = used, cluster.cpu_seconds_of(pid)
+
+
+def crowd(api: rest.Rest, count: int) -> None:
+    control, piece = api.servers.control, os.urandom(64 * KIB)
+    users: list[S3] = []
+    for number in range(-(-count // PER_USER)):
+        name = f"crowd-{number}"
+        about = {"username": name, "password": cluster.PASSWORD, "display_name": name}
+        rest.post(f"{api.base}/admin/users", about, api.token)
+        users.append(connected(api.servers, name))
+        users[-1].call("PUT", f"/{name}")
+    found = {"idle": resident(control)}
+    with ExitStack() as stack:
+        connections = []
+        for number in range(count):
+            source = f"127.0.0.{2 + number // PER_ADDRESS}", 0
+            user, s3 = number // PER_USER, users[number // PER_USER]
+            connection = socket.create_connection(s3.address, SECONDS, source)
+            connections.append(stack.enter_context(connection))
+            connection.sendall(s3.head("PUT", f"/crowd-{user}/{number}", OBJECT_BYTES))
+        for sent in range(len(piece), CROWD_BYTES + 1, len(piece)):
+            for connection in connections:
+                connection.sendall(piece)
+            if sent in (CROWD_BYTES // 2, CROWD_BYTES):
+                wait_until_idle(control)
+                found[f"{sent // KIB} KiB of each"] = resident(control)
+    said = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in found.items())
+    print(f"\n{count} objects of 5 TiB at once, memory of the control plane: {said}")
+
+
 def lists(servers: cluster.Running, s3: S3, count: int) -> None:
     trio.run(_fill, servers.state, count)
     keys, token, started = 0, "", time.perf_counter()
@@ -296,10 +339,11 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="size of the large object")
     parser.add_argument("--seconds", type=float, default=5.0, help="time per rate")
     parser.add_argument("--keys", type=int, default=100_000, help="how many are listed")
+    parser.add_argument("--connections", type=int, default=1000, help="in the crowd")
     parser.add_argument("--dir", help="where the data goes (default: the temporary directory)")
     arguments = parser.parse_args()
     # What is deleted is gone at once, and each object finds the disks as the one before did.
-    environment = {"GFS_MASTER_TRASH_SECONDS": "0"}
+    environment = {"GFS_MASTER_TRASH_SECONDS": "0", "GFS_QUOTA_BYTES": str(1 << 53)}
     running = cluster.running(folder=arguments.dir, environment=environment)
     with cluster.interrupted_cleanly(), running as servers:
         print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before")
@@ -307,6 +351,7 @@ def main() -> None:
         small(api, s3, arguments.seconds)
         lists(servers, s3, arguments.keys)
         large(api, s3, arguments.mib, arguments.dir)
+        crowd(api, arguments.connections)
         print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
