@@ -153,4 +153,6 @@ def _granted(grant: Element) -> tuple[str, str]:
     grantee = grant.find("Grantee")
     if grantee is None:
         raise S3Error("MalformedXML", "a Grant has no Grantee")
+    if grantee.find("EmailAddress") is not None:
+        raise S3Error("UnresolvableGrantByEmailAddress", "users have no addresses of mail here")
     return text_of(grantee, "ID") or text_of(grantee, "URI"), text_of(grant, "Permission")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from control.s3 import acl
 from control.s3.errors import S3Error
 from control.s3.policy import ARN, LETTERS_MAX, Who, fits, parse, verdict
 
@@ -221,3 +224,15 @@ def test_the_longest_policy_is_read() -> None:
     assert LETTERS_MAX - 2000 < len(text) < LETTERS_MAX
     policy = parse(text, "photos")
     assert policy.about(NOBODY, "s3:GetObject", f"{ARN}photos/{'a' * 1024}") == []
+
+
+def test_no_user_has_an_address_of_mail() -> None:
+    document = ElementTree.fromstring(
+        "<AccessControlPolicy><AccessControlList><Grant><Grantee><EmailAddress>a@example.org"
+        "</EmailAddress></Grantee><Permission>READ</Permission></Grant></AccessControlList>"
+        "</AccessControlPolicy>"
+    )
+    space: Any = SimpleNamespace(owner_id="anna01")
+    with pytest.raises(S3Error) as failed:
+        acl.written(document, space)
+    assert (failed.value.code, failed.value.status) == ("UnresolvableGrantByEmailAddress", 400)
