@@ -26,43 +26,31 @@ import os
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from functools import partial, update_wrapper
 from inspect import isawaitable, signature
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import trio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from gfs.blocks import Buffer
 from gfs.client import client as client_module
-from gfs.client import transfer
-from gfs.client.append import Record
-from gfs.client.client import Client, LocateReport
+from gfs.client.client import Client
 from gfs.client.errnos import as_built_in
 from gfs.client.files import ExistingFile, File, NewFile
-from gfs.client.fsck import FsckReport
-from gfs.client.rescue import Rescued
 from gfs.config import ClientSettings
 from gfs.errors import GfsError, InvalidArgument
 from gfs.protocol.messages import (
-    DiskUsageReply,
     Done,
-    ElectionReply,
     Entry,
-    ListTrashReply,
-    PromoteReply,
-    RepairReply,
-    ServerStatus,
     SetLength,
-    SnapshotReply,
-    StatusReply,
-    TrashEntry,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: A call that was interrupted ends within this.
@@ -200,6 +188,88 @@ def _not_here(*_: object) -> Any:
     raise RuntimeError("the loop is that of the process this one was forked from")
 
 
+def _blocking(
+    method: Callable[Concatenate[Client, P], Awaitable[T]],
+) -> Callable[Concatenate[SyncClient, P], T]:
+    """The same method of :class:`SyncClient`."""
+
+    def call(self: SyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self._method(method.__name__, *args, **kwargs)
+        return result
+
+    update_wrapper(call, method)
+    return call
+
+
+def _many(
+    method: Callable[Concatenate[Client, P], Awaitable[list[T]]], items: str
+) -> Callable[Concatenate[SyncClient, P], list[T]]:
+    """As :func:`_blocking`, of a method whose errors are among what it returns, one for each of
+    its ``items``, which are paths, or begin with one. A generator runs in the caller's thread."""
+
+    def call(self: SyncClient, /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        given: list[Any] = [_listed(each) for each in args]
+        named = {name: _listed(each) for name, each in kwargs.items()}
+        found = self._method(method.__name__, *given, **named)
+        paths = [
+            each if isinstance(each, str) else each[0] for each in (given or [named[items]])[0]
+        ]
+        return [as_built_in(each, path) for path, each in zip(paths, found, strict=True)]
+
+    update_wrapper(call, method)
+    return call
+
+
+def _listed(argument: object) -> object:
+    is_text = isinstance(argument, str)
+    return list(argument) if isinstance(argument, Iterable) and not is_text else argument
+
+
+def _opening(
+    method: Callable[Concatenate[Client, P], Awaitable[File] | File],
+) -> Callable[Concatenate[SyncClient, P], SyncFile]:
+    """As :func:`_blocking`, of a method that returns a file object."""
+
+    def call(self: SyncClient, /, *args: P.args, **kwargs: P.kwargs) -> SyncFile:
+        file: File = self._method(method.__name__, *args, **kwargs)
+        return SyncFile(self._current(), file)
+
+    update_wrapper(call, method)
+    call.__doc__ = f"As :meth:`gfs.client.Client.{method.__name__}`, to be used with ``with``."
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[Client, P], AsyncGenerator[T, None]], batch: int = BATCH
+) -> Callable[Concatenate[SyncClient, P], Iterator[T]]:
+    """As :func:`_blocking`, of an async generator, of which ``batch`` items are fetched at once."""
+
+    def call(self: SyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        running = self._current()
+        source = method(running.client, *args, **kwargs)
+
+        async def some() -> list[T]:
+            found: list[T] = []
+            async for each in source:
+                found.append(each)
+                if len(found) >= batch:
+                    break
+            return found
+
+        try:
+            while found := running.call(some):
+                yield from found
+        except GfsError as error:
+            as_built_in(error, *_paths(method, (running.client, *args), kwargs))
+            raise
+        finally:
+            running.call(source.aclose)
+
+    update_wrapper(call, method)
+    call.__doc__ = f"As :meth:`gfs.client.Client.{method.__name__}`; {batch} are fetched at once."
+    return call
+
+
 class SyncClient:
     """As :class:`gfs.client.Client`, method for method. Thread-safe."""
 
@@ -260,12 +330,6 @@ class SyncClient:
             as_built_in(error, *_paths(function, args, kwargs))
             raise
 
-    def _many(self, method: str, items: list[Any], **kwargs: Any) -> Any:
-        """Of one whose errors are among what it returns. Each item is a path, or begins with it."""
-        found = self._method(method, items, **kwargs)
-        paths = [item if isinstance(item, str) else item[0] for item in items]
-        return [as_built_in(each, path) for path, each in zip(paths, found, strict=True)]
-
     def __enter__(self) -> Self:
         return self
 
@@ -287,308 +351,55 @@ class SyncClient:
 
     # --- as in Client -------------------------------------------------------------
 
-    def put(
-        self,
-        source: transfer.Source,
-        path: str,
-        *,
-        overwrite: bool = False,
-        replication: int | None = None,
-        parents: bool | str = True,
-        progress: transfer.Progress | None = None,
-        attributes: Mapping[str, str] | None = None,
-        expect: int | None = None,
-        modified_ns: int = 0,
-    ) -> Entry:
-        entry: Entry = self._method(
-            "put",
-            source,
-            path,
-            overwrite=overwrite,
-            replication=replication,
-            parents=parents,
-            progress=progress,
-            attributes=attributes,
-            expect=expect,
-            modified_ns=modified_ns,
-        )
-        return entry
-
-    def put_many(
-        self,
-        items: Iterable[tuple[str, Buffer]],
-        *,
-        overwrite: bool = False,
-        replication: int | None = None,
-        parents: bool | str = True,
-    ) -> list[Entry | GfsError]:
-        entries: list[Entry | GfsError] = self._many(
-            "put_many", list(items), overwrite=overwrite, replication=replication, parents=parents
-        )
-        return entries
-
-    def get_many(self, paths: Iterable[str]) -> list[bytes | GfsError]:
-        found: list[bytes | GfsError] = self._many("get_many", list(paths))
-        return found
-
-    def stat_many(self, paths: Iterable[str]) -> list[Entry | GfsError]:
-        found: list[Entry | GfsError] = self._many("stat_many", list(paths))
-        return found
-
-    def delete_many(
-        self,
-        paths: Iterable[str],
-        *,
-        recursive: bool = False,
-        expect: Iterable[int | None] | None = None,
-        now: bool = False,
-    ) -> list[GfsError | None]:
-        errors: list[GfsError | None] = self._many(
-            "delete_many",
-            list(paths),
-            recursive=recursive,
-            expect=None if expect is None else list(expect),
-            now=now,
-        )
-        return errors
-
-    def get_ranges(
-        self, ranges: Iterable[tuple[str, int | None, int | None]]
-    ) -> list[bytes | GfsError]:
-        found: list[bytes | GfsError] = self._many("get_ranges", list(ranges))
-        return found
-
-    def get(
-        self,
-        path: str,
-        target: transfer.Target | None = None,
-        *,
-        overwrite: bool = False,
-        progress: transfer.Progress | None = None,
-        partial: bool = False,
-    ) -> bytes | Entry | Rescued:
-        if partial:
-            rescued: Rescued = self._method(
-                "get", path, target, overwrite=overwrite, progress=progress, partial=True
-            )
-            return rescued
-        if target is None:
-            data: bytes = self._method("get", path, progress=progress)
-            return data
-        entry: Entry = self._method("get", path, target, overwrite=overwrite, progress=progress)
-        return entry
-
-    def open(self, path: str, mode: str = "r", *, replication: int | None = None) -> SyncFile:
-        file: File = self._method("open", path, mode, replication=replication)
-        return SyncFile(self._current(), file)
-
-    def create(
-        self,
-        path: str,
-        *,
-        overwrite: bool = False,
-        replication: int | None = None,
-        parents: bool | str = True,
-        attributes: Mapping[str, str] | None = None,
-        expect: int | None = None,
-    ) -> SyncFile:
-        file: File = self._method(
-            "create",
-            path,
-            overwrite=overwrite,
-            replication=replication,
-            parents=parents,
-            attributes=attributes,
-            expect=expect,
-        )
-        return SyncFile(self._current(), file)
-
-    def append(self, path: str, record: Buffer, *, create: bool = True) -> int:
-        offset: int = self._method("append", path, record, create=create)
-        return offset
+    put = _blocking(Client.put)
+    get = _blocking(Client.get)
+    append = _blocking(Client.append)
 
     def append_many(
         self, path: str, records: Iterable[Buffer], *, create: bool = True
     ) -> list[int]:
+        """As :meth:`gfs.client.Client.append_many`; a generator runs in the caller's thread."""
         offsets: list[int] = self._method("append_many", path, list(records), create=create)
         return offsets
 
-    def records(self, path: str, *, start: int = 0, duplicates: bool = False) -> Iterator[Record]:
-        """As the async client's; a few records are fetched ahead."""
-        return self._iterate(
-            "records", path, start=start, duplicates=duplicates, batch=RECORDS_BATCH
-        )
+    stat = _blocking(Client.stat)
+    exists = _blocking(Client.exists)
+    list = _blocking(Client.list)
+    mkdir = _blocking(Client.mkdir)
+    set_attributes = _blocking(Client.set_attributes)
+    rename = _blocking(Client.rename)
+    delete = _blocking(Client.delete)
+    set_replication = _blocking(Client.set_replication)
+    snapshot = _blocking(Client.snapshot)
+    undelete = _blocking(Client.undelete)
+    trash_page = _blocking(Client.trash_page)
+    empty_trash = _blocking(Client.empty_trash)
+    disk_usage = _blocking(Client.disk_usage)
+    status = _blocking(Client.status)
+    repair = _blocking(Client.repair)
+    maintain = _blocking(Client.maintain)
+    forget_server = _blocking(Client.forget_server)
+    drain = _blocking(Client.drain)
+    promote = _blocking(Client.promote)
+    election = _blocking(Client.election)
+    accept_restore = _blocking(Client.accept_restore)
+    forget_shadow = _blocking(Client.forget_shadow)
+    locate = _blocking(Client.locate)
+    fsck = _blocking(Client.fsck)
 
-    def stat(self, path: str) -> Entry:
-        entry: Entry = self._method("stat", path)
-        return entry
+    put_many = _many(Client.put_many, "items")
+    get_many = _many(Client.get_many, "paths")
+    stat_many = _many(Client.stat_many, "paths")
+    delete_many = _many(Client.delete_many, "paths")
+    get_ranges = _many(Client.get_ranges, "ranges")
 
-    def exists(self, path: str) -> bool:
-        return bool(self._method("exists", path))
+    open = _opening(Client.open)
+    create = _opening(Client.create)
 
-    def list(self, path: str = "/") -> list[Entry]:
-        entries: list[Entry] = self._method("list", path)
-        return entries
-
-    def scan(self, path: str = "/", after: str = "") -> Iterator[Entry]:
-        return self._iterate("scan", path, after)
-
-    def walk(self, path: str = "/") -> Iterator[Entry]:
-        return self._iterate("walk", path)
-
-    def _iterate(
-        self, method: str, *arguments: str, batch: int = BATCH, **options: Any
-    ) -> Iterator[Any]:
-        running = self._current()
-        source = getattr(running.client, method)(*arguments, **options)
-
-        async def some() -> list[Any]:
-            entries: list[Any] = []
-            async for entry in source:
-                entries.append(entry)
-                if len(entries) >= batch:
-                    break
-            return entries
-
-        try:
-            while entries := running.call(some):
-                yield from entries
-        except GfsError as error:
-            as_built_in(error, *arguments[:1])
-            raise
-        finally:
-            running.call(source.aclose)
-
-    def mkdir(
-        self,
-        path: str,
-        *,
-        parents: bool = False,
-        exist_ok: bool = False,
-        attributes: Mapping[str, str] | None = None,
-    ) -> Entry:
-        entry: Entry = self._method(
-            "mkdir", path, parents=parents, exist_ok=exist_ok, attributes=attributes
-        )
-        return entry
-
-    def set_attributes(
-        self,
-        path: str,
-        attributes: Mapping[str, str] | None = None,
-        *,
-        removed: Iterable[str] = (),
-        modified_ns: int = 0,
-        expect: int | None = None,
-    ) -> Entry:
-        entry: Entry = self._method(
-            "set_attributes",
-            path,
-            attributes,
-            removed=removed,
-            modified_ns=modified_ns,
-            expect=expect,
-        )
-        return entry
-
-    def rename(
-        self, source: str, target: str, *, replace: bool = False, parents: bool = False
-    ) -> None:
-        self._method("rename", source, target, replace=replace, parents=parents)
-
-    def delete(
-        self, path: str, *, recursive: bool = False, expect: int | None = None, now: bool = False
-    ) -> None:
-        self._method("delete", path, recursive=recursive, expect=expect, now=now)
-
-    def set_replication(self, path: str, goal: int, *, recursive: bool = False) -> int:
-        return int(self._method("set_replication", path, goal, recursive=recursive))
-
-    def snapshot(
-        self,
-        source: str,
-        target: str,
-        *,
-        parents: bool = False,
-        progress: Callable[[SnapshotReply], object] | None = None,
-    ) -> SnapshotReply:
-        reply: SnapshotReply = self._method(
-            "snapshot", source, target, parents=parents, progress=progress
-        )
-        return reply
-
-    def undelete(self, path: str, *, target: str = "", inode: int = 0) -> Entry:
-        entry: Entry = self._method("undelete", path, target=target, inode=inode)
-        return entry
-
-    def trash(self, path: str = "/") -> Iterator[TrashEntry]:
-        return self._iterate("trash", path)
-
-    def trash_page(
-        self, path: str = "/", cursor: bytes = b"", limit: int = client_module.LIST_PAGE
-    ) -> ListTrashReply:
-        page: ListTrashReply = self._method("trash_page", path, cursor, limit)
-        return page
-
-    def empty_trash(self, path: str, *, recursive: bool = False, inode: int = 0) -> int:
-        return int(self._method("empty_trash", path, recursive=recursive, inode=inode))
-
-    def disk_usage(self, path: str = "/") -> DiskUsageReply:
-        reply: DiskUsageReply = self._method("disk_usage", path)
-        return reply
-
-    def status(self) -> StatusReply:
-        reply: StatusReply = self._method("status")
-        return reply
-
-    def repair(
-        self, *, paused: bool | None = None, settings: Mapping[str, int] | None = None
-    ) -> RepairReply:
-        reply: RepairReply = self._method("repair", paused=paused, settings=settings)
-        return reply
-
-    def maintain(self, server: str, seconds: int) -> None:
-        self._method("maintain", server, seconds)
-
-    def forget_server(self, server: str) -> None:
-        self._method("forget_server", server)
-
-    def drain(
-        self, server: str, *, cancel: bool = False, fewer_racks: bool = False
-    ) -> ServerStatus:
-        status: ServerStatus = self._method("drain", server, cancel=cancel, fewer_racks=fewer_racks)
-        return status
-
-    def promote(self, *, force: bool = False) -> PromoteReply:
-        reply: PromoteReply = self._method("promote", force=force)
-        return reply
-
-    def election(self) -> ElectionReply:
-        reply: ElectionReply = self._method("election")
-        return reply
-
-    def accept_restore(self) -> None:
-        self._method("accept_restore")
-
-    def forget_shadow(self, address: str) -> None:
-        self._method("forget_shadow", address)
-
-    def locate(self, path: str) -> LocateReport:
-        report: LocateReport = self._method("locate", path)
-        return report
-
-    def fsck(
-        self,
-        path: str = "/",
-        *,
-        verify: bool = True,
-        server: str = "",
-        progress: Callable[[int], object] = lambda chunks: None,
-    ) -> FsckReport:
-        report: FsckReport = self._method(
-            "fsck", path, verify=verify, server=server, progress=progress
-        )
-        return report
+    records = _iterating(Client.records, RECORDS_BATCH)
+    scan = _iterating(Client.scan)
+    walk = _iterating(Client.walk)
+    trash = _iterating(Client.trash)
 
 
 def _after_fork() -> None:
@@ -731,13 +542,5 @@ async def _touch(file: ExistingFile) -> None:
     )
 
 
-def connect(
-    master: str | Sequence[str] | None = None,
-    *,
-    state: str | os.PathLike[str] | None = None,
-    key: bytes | str | os.PathLike[str] | None = None,
-    tls: str | os.PathLike[str] | None = None,
-    settings: ClientSettings | None = None,
-) -> SyncClient:
-    """As :func:`gfs.client.connect`; close the client or use it with ``with``."""
-    return SyncClient(master, state=state, key=key, tls=tls, settings=settings)
+#: As :func:`gfs.client.connect`; close the client or use it with ``with``.
+connect = SyncClient

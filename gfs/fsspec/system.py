@@ -402,7 +402,7 @@ class GfsFileSystem(AbstractFileSystem):
     ) -> bytes:
         path = self._strip_protocol(path)
         if start is None and end is None:
-            return self.client.get(path)  # type: ignore[return-value]
+            return self.client.get(path)
         (found,) = self.client.get_ranges([(path, start, end)])
         if isinstance(found, GfsError):
             raise found
