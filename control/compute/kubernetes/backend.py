@@ -25,9 +25,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
 
 import trio
 
@@ -56,6 +55,7 @@ from control.compute.kubernetes.shapes import (
     remaining,
 )
 from control.compute.kubernetes.watching import Watching
+from control.compute.settings import ComputeSettings
 from gfs.errors import GfsError
 
 __all__ = ["Kubernetes", "make"]
@@ -75,28 +75,7 @@ LOOK_SECONDS = 5.0
 NODES_SECONDS = 300.0
 
 
-class Settings(Protocol):
-    """The part of :class:`control.compute.settings.ComputeSettings` that is used here."""
-
-    @property
-    def kubeconfig(self) -> str: ...
-    @property
-    def context(self) -> str: ...
-    @property
-    def storage_class(self) -> str: ...
-    @property
-    def ingress_class(self) -> str: ...
-    @property
-    def service_type(self) -> manifests.ServiceType: ...
-    @property
-    def tls_issuer(self) -> str: ...
-    @property
-    def user_namespaces(self) -> bool: ...
-    @property
-    def open_network_list(self) -> Sequence[Network]: ...
-
-
-def make(installation: Installation, settings: Settings) -> Kubernetes:
+def make(installation: Installation, settings: ComputeSettings) -> Kubernetes:
     return Kubernetes(installation, settings)
 
 
@@ -105,7 +84,7 @@ class Kubernetes:
 
     name = "kubernetes"
 
-    def __init__(self, installation: Installation, settings: Settings) -> None:
+    def __init__(self, installation: Installation, settings: ComputeSettings) -> None:
         self._installation = installation
         self._settings = settings
         self._options = manifests.Options(

@@ -44,7 +44,6 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import trio
 
@@ -55,7 +54,6 @@ from control.compute.backend import (
     BackendUnavailable,
     Impossible,
     Installation,
-    Network,
     Room,
     Spec,
     Terminal,
@@ -85,6 +83,7 @@ from control.compute.podman.store import Disk, Disks, Images
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
+from control.compute.settings import ComputeSettings
 
 __all__ = ["Podman", "make"]
 
@@ -104,36 +103,11 @@ MIB = 1024**2
 GIB = 1024**3
 
 
-class Settings(Protocol):
-    """The part of :class:`control.compute.settings.ComputeSettings` that is used here."""
-
-    @property
-    def podman(self) -> str: ...
-    @property
-    def podman_runtime(self) -> str: ...
-    @property
-    def image_base(self) -> str: ...
-    @property
-    def gateway_host(self) -> str: ...
-    @property
-    def ssh_port_base(self) -> int: ...
-    @property
-    def open_network_list(self) -> list[Network]: ...
-    @property
-    def memory_mb_max(self) -> int: ...
-    @property
-    def disk_directory(self) -> str: ...
-    @property
-    def disk_reserve_gb(self) -> int: ...
-    @property
-    def uid_base(self) -> int: ...
-
-
 def _move_name(container_id: str) -> str:
     return f"moving the volumes of {container_id}"
 
 
-def make(installation: Installation, settings: Settings) -> Podman:
+def make(installation: Installation, settings: ComputeSettings) -> Podman:
     return Podman(installation, settings)
 
 
@@ -142,7 +116,7 @@ class Podman:
 
     name = "podman"
 
-    def __init__(self, installation: Installation, settings: Settings) -> None:
+    def __init__(self, installation: Installation, settings: ComputeSettings) -> None:
         self._installation = installation
         self._settings = settings
         self._cluster = installation.id
