@@ -20,7 +20,7 @@ from control.api import Module, QuotaUsage, Schema, Settings, StartupError
 from control.api.internals import SYSTEM
 from control.identity.rows import IDENTITY
 from control.paths import KINDS
-from control.quota import QUOTA, Limits
+from control.quota.limits import QUOTA, Limits
 from gfs.config import ROLES, TEST_PREFIX, VARIABLES
 from gfs.errors import GfsError
 from gfs.packages import clash, describe

@@ -13,8 +13,6 @@ from typing import Generic, TypeVar
 
 import trio
 
-__all__ = ["RECENT_SECONDS", "Recent"]
-
 T = TypeVar("T")
 
 RECENT_SECONDS = 1.0

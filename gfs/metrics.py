@@ -35,7 +35,6 @@ BUCKETS = (
 )
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Labels = Mapping[str, str]
 #: (label, value) pairs → the metric's value.
 Values = Mapping[tuple[tuple[str, str], ...], float]
 

@@ -38,7 +38,7 @@ from control.errors import (
     Unavailable,
 )
 from control.http import BodyCutShort, Socket, SocketClosed, StreamingRequest
-from control.identity import (
+from control.identity.access import (
     ADMIN,
     ANYBODY,
     LOGGED_IN,
@@ -50,12 +50,12 @@ from control.identity import (
     VISIBLE,
     Need,
     Principal,
-    ScopeTable,
     Target,
     admins,
     scoped,
 )
-from control.quota import Limits
+from control.identity.scopes import ScopeTable
+from control.quota.limits import Limits
 from control.records import (
     Records,
     RecordsBusy,

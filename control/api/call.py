@@ -12,7 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from control.api.runtime import Control
 from control.errors import ENDED, BadRequest, InvalidToken, TooLarge, TooSlow
 from control.http import StreamingRequest
-from control.identity import Need, Principal, Target, decide, decide_target
+from control.identity.access import Need, Principal, Target, decide, decide_target
 from control.records import Txn
 from gfs.blocks import KIB
 from gfs.errors import InvariantViolated

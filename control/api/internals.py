@@ -8,33 +8,25 @@ from __future__ import annotations
 from control.api.route import SYSTEM
 from control.errors import ENDED, InTheWay, InvalidToken, explain
 from control.http import Explained, Proxies, Refusal, Slots, network_of
-from control.identity import (
-    LOGGED_IN_OR_COOKIE,
-    PASSWORD_BYTES_MAX,
-    PASSWORD_LENGTH_MIN,
-    PASSWORD_LETTERS_MIN,
-    SCOPES_BYTES_MAX,
-    SCOPES_MAX,
-    SEED_SCOPES,
+from control.identity import ids
+from control.identity import users as people
+from control.identity.access import LOGGED_IN_OR_COOKIE, decide, decide_target
+from control.identity.credentials import (
     TICKET_SECONDS,
     Credentials,
     PasswordChanged,
-    Passwords,
-    check_grants,
-    check_password,
     current_scopes,
-    decide,
-    decide_target,
-    ids,
     is_live,
-    locked,
-    make_hasher,
-    make_private_directory,
-    new_password,
-    read_secret,
-    write_secret,
 )
-from control.identity import users as people
+from control.identity.passwords import (
+    PASSWORD_BYTES_MAX,
+    PASSWORD_LENGTH_MIN,
+    PASSWORD_LETTERS_MIN,
+    Passwords,
+    check_password,
+    make_hasher,
+    new_password,
+)
 from control.identity.rows import (
     Secret,
     ServiceAccount,
@@ -47,6 +39,8 @@ from control.identity.rows import (
     tokens,
     users,
 )
+from control.identity.scopes import SCOPES_BYTES_MAX, SCOPES_MAX, SEED_SCOPES, check_grants
+from control.identity.secretfiles import locked, make_private_directory, read_secret, write_secret
 from control.identity.users import (
     DISPLAY_NAME_BYTES_MAX,
     NAME_BYTES_MAX,
@@ -56,23 +50,21 @@ from control.identity.users import (
 )
 from control.metrics import Metrics
 from control.paths import PARAMETER
-from control.quota import (
+from control.quota import usage
+from control.quota.ledger import Claim, Ledger, Lock
+from control.quota.limits import (
     LIMIT_MAX,
     NOUNS,
-    Change,
-    Claim,
     Floor,
-    Ledger,
-    Lock,
-    Tally,
     check_quota,
     floors,
     limits_of,
     override,
     overrides,
-    usage,
 )
 from control.quota.usage import (
+    Change,
+    Tally,
     Trash,
     add_space,
     count,

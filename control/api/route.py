@@ -12,7 +12,7 @@ from quart import Response
 from control.api.call import Call
 from control.errors import UpgradeRequired
 from control.http import Socket
-from control.identity import Need
+from control.identity.access import Need
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 AnswerT = TypeVar("AnswerT")

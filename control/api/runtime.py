@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Never
 
 import gfs
 from control.api.workloads import WorkloadsOf
-from control.identity import (
-    SEED_SCOPES,
-    Credentials,
-    ScopeTable,
-    SigningKeys,
-    merge,
-    open_records,
-)
+from control.identity.credentials import Credentials
+from control.identity.keys import SigningKeys
+from control.identity.opening import open_records
 from control.identity.rows import IDENTITY
+from control.identity.scopes import SEED_SCOPES, ScopeTable, merge
 from control.metrics import Metrics
-from control.quota import QUOTA, Ledger, Limits, forget_limits, limits_of
+from control.quota.ledger import Ledger
+from control.quota.limits import QUOTA, Limits, forget_limits, limits_of
 from control.quota.usage import used_by
 from control.records import Records, Schema, Txn
 from control.settings import ControlSettings

@@ -66,7 +66,8 @@ from control.http import (
     StreamingRequest,
 )
 from control.http.socket import CLOSE_SECONDS, NORMAL, OUR_FAULT, REFUSED
-from control.identity import PUBLIC, Fault, Need, Principal, decide
+from control.identity.access import PUBLIC, Need, Principal, decide
+from control.identity.credentials import Fault
 from control.installed import blamed, check_clashes, choose, discover, one_line, package_of
 from control.metrics import CONTENT_TYPE
 from control.recent import Recent

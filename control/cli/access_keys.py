@@ -4,8 +4,8 @@ permission for the state directory and no other credential."""
 from __future__ import annotations
 
 from control.api import Control
-from control.identity import SEED_SCOPES
 from control.identity.rows import users
+from control.identity.scopes import SEED_SCOPES
 from control.s3 import Keys, NewAccessKey
 from gfs.errors import SettingsError
 

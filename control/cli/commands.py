@@ -185,7 +185,8 @@ def rotate_key(cluster: Cluster, now: bool) -> None:
     at once. API tokens stay valid. Running processes notice the change by themselves.
     """
     with _packages():
-        from control.identity import SigningKeys, open_records, rotate_keys
+        from control.identity.keys import SigningKeys, rotate_keys
+        from control.identity.opening import open_records
     directory, settings = _records_directory(cluster), _settings(cluster, {})
     kept_seconds = 0.0 if now else settings.session_seconds
     if settings.records:
@@ -300,7 +301,7 @@ def quota(cluster: Cluster, user: str, **limits: Any) -> None:
         import trio
 
         from control.cli import quotas as quota_commands
-        from control.quota import LIMIT_MAX
+        from control.quota.limits import LIMIT_MAX
     changes = {
         name: None if limit == "DEFAULT" else limit
         for name, limit in limits.items()

@@ -18,7 +18,8 @@ from typing import BinaryIO
 import msgspec
 
 from control.api import Control
-from control.identity import open_records, read_key_files, write_key_files
+from control.identity.keys import read_key_files, write_key_files
+from control.identity.opening import open_records
 from control.identity.rows import Secret
 from gfs.errors import SettingsError
 

@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 
 from control.api import Control
 from control.identity.rows import users
-from control.quota import NOUNS, limits_of, override, overrides
+from control.quota.limits import NOUNS, limits_of, override, overrides
 from control.quota.usage import count
 from control.records import Txn
 from control.storage import Recounts

@@ -12,7 +12,8 @@ import msgspec
 
 from control.auth import FILE_NAME
 from control.errors import ApiError
-from control.identity import make_hasher, new_password, open_records
+from control.identity.opening import open_records
+from control.identity.passwords import make_hasher, new_password
 from control.identity.rows import IDENTITY, User, sessions, users
 from control.records import Txn
 from control.settings import ControlSettings

@@ -28,11 +28,10 @@ full of a body that the application does not read. The end is queued behind thos
 the application sees it only when it reads on.
 """
 
-from control.http.access_log import Access, open_access_log
+from control.http.access_log import open_access_log
 from control.http.asgi import (
     BodyCutShort,
     HttpConnection,
-    PulledBody,
     Receive,
     Send,
     StreamingRequest,
@@ -46,13 +45,11 @@ from control.http.slots import Slots
 from control.http.socket import Socket, SocketClosed, SocketConnection
 
 __all__ = [
-    "Access",
     "BodyCutShort",
     "Explained",
     "HttpConnection",
     "HttpLimits",
     "Proxies",
-    "PulledBody",
     "Receive",
     "Refusal",
     "Send",

@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-__all__ = ["Access", "AccessLog", "Note", "open_access_log"]
-
 log = logging.getLogger("control.http")
 
 LINES_MAX = 10_000

@@ -14,8 +14,6 @@ from control.http.forwarded import Proxies, network_of
 from control.http.limits import HttpLimits
 from control.http.slots import Holder, Slots
 
-__all__ = ["Admission", "Admitted"]
-
 log = logging.getLogger("control.http")
 
 MADE_ROOM_SECONDS = 0.1

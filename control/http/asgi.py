@@ -18,8 +18,6 @@ from quart_trio.wrappers import TrioRequest
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
-__all__ = ["BodyCutShort", "HttpConnection", "PulledBody", "StreamingRequest", "encoded"]
-
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 

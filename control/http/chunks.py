@@ -15,8 +15,6 @@ import re
 
 from control.http.heads import Refusal
 
-__all__ = ["ChunkedBody"]
-
 SIZE_LINE_BYTES_MAX = 256
 """Sizes need 18 bytes. The rest is for extensions, which are ignored."""
 TRAILERS_BYTES_MAX = 8 * 1024

@@ -23,8 +23,6 @@ from control.http.heads import AnswerFraming, Refusal
 from control.http.service import Address, Service
 from control.http.wire import Buffer, Wire
 
-__all__ = ["TOO_MANY", "Connection"]
-
 log = logging.getLogger("control.http")
 
 LINGER_PIECE_BYTES = 256 * 1024

@@ -14,8 +14,6 @@ from control.http.heads import AnswerFraming, Refusal
 from control.http.http1 import BodyEnded, Http1
 from control.http.wire import Buffer
 
-__all__ = ["Exchange", "serve_requests"]
-
 log = logging.getLogger("control.http")
 
 LEFT_EARLY = Refusal(400, "the client ended the connection before the answer")

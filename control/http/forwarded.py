@@ -12,8 +12,6 @@ import functools
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["HEADER", "Proxies", "network_of"]
-
 HEADER = b"x-forwarded-for"
 PROXIES_MAX = 16
 """How many entries of the header are read: no chain of proxies is longer."""

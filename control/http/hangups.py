@@ -14,8 +14,6 @@ from typing import Protocol
 
 import trio
 
-__all__ = ["HangUps"]
-
 HANG_UPS_AT_ONCE = 256
 
 

@@ -16,19 +16,6 @@ import h11
 from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
 from control.http.wire import Buffer
 
-__all__ = [
-    "AnswerFraming",
-    "Refusal",
-    "UNREAD",
-    "RequestHead",
-    "date_header",
-    "error_answer",
-    "in_json",
-    "read_head",
-    "refuse_loose_lines",
-    "refuse_many_lines",
-]
-
 Headers = Sequence[tuple[bytes, bytes]]
 
 BLANK_LINE = re.compile(rb"\n\r?\n")

@@ -36,8 +36,6 @@ from control.http.service import Headers
 from control.http.websocket import WebSocket
 from control.http.wire import Buffer
 
-__all__ = ["BodyEnded", "Http1"]
-
 REASONS = {int(status): status.phrase.encode("ascii") for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_READ_BYTES = 8 * 1024

@@ -11,8 +11,6 @@ import trio
 
 from control.http.service import Application
 
-__all__ = ["Lifespan", "LifespanFailed"]
-
 log = logging.getLogger("control.http")
 
 STARTUP_SECONDS = 60.0

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = [
-    "BODY_PIECE_BYTES_MAX",
-    "DRAIN_BYTES_MAX",
-    "HEADER_LINES_MAX",
-    "PARAMETERS_MAX",
-    "HttpLimits",
-]
-
 KIB = 1024
 MIB = 1024 * KIB
 

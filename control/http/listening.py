@@ -9,8 +9,6 @@ from typing import Any
 
 from gfs.errors import StartupError
 
-__all__ = ["advice", "listen"]
-
 BACKLOG = 4096
 """How many connections wait to be accepted; net.core.somaxconn (4096) bounds it, too."""
 

@@ -32,8 +32,6 @@ from control.http.limits import HttpLimits
 from control.http.listening import advice
 from control.http.service import Application, Service
 
-__all__ = ["serve"]
-
 log = logging.getLogger("control.http")
 
 ACCEPTS_AT_ONCE = 64

@@ -12,8 +12,6 @@ from control.http.access_log import Note
 from control.http.heads import Explained, Refusal, in_json
 from control.http.limits import HttpLimits
 
-__all__ = ["Address", "Application", "Headers", "Service"]
-
 Address = tuple[str, int]
 Headers = Sequence[tuple[bytes, bytes]]
 Application = Callable[[dict[str, Any], Callable[[], Any], Callable[[Any], Any]], Awaitable[None]]

@@ -34,8 +34,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["PROGRESS_BYTES", "Holder", "Slots"]
-
 PROGRESS_BYTES = 64 * 1024
 """How many bytes count as progress. With ``slow_seconds`` of 5 that is 13 KB/s."""
 

@@ -9,8 +9,6 @@ import trio
 
 from control.http.asgi import HttpConnection, Receive, Send, encoded
 
-__all__ = ["Socket", "SocketClosed", "SocketConnection"]
-
 NORMAL = 1000
 OUR_FAULT = 1011
 #: A close code of this plus the HTTP status of the refusal: 4401, 4403.

@@ -33,8 +33,6 @@ from control.http.connection import Connection
 from control.http.heads import AnswerFraming, Refusal, RequestHead, in_json
 from control.http.service import Address, Headers
 
-__all__ = ["WebSocket"]
-
 log = logging.getLogger("control.http")
 
 END_SECONDS = 1.0

@@ -20,8 +20,6 @@ import trio
 
 from control.http.slots import PROGRESS_BYTES
 
-__all__ = ["Buffer", "Wire"]
-
 Buffer = bytes | bytearray | memoryview
 
 JOIN_BYTES_MAX = 32 * 1024

@@ -23,43 +23,4 @@ of it, since the kernel has its pages. A power cut may damage it, so each boot o
 starts with an empty one and a recount.
 """
 
-from __future__ import annotations
-
-from control.quota.ledger import Claim, Ledger, Lock, boot_seconds
-from control.quota.limits import (
-    LIMIT_MAX,
-    NOUNS,
-    QUOTA,
-    Floor,
-    Limits,
-    Override,
-    check_quota,
-    floors,
-    forget_limits,
-    limits_of,
-    override,
-    overrides,
-)
-from control.quota.usage import Change, Tally
-
-__all__ = [
-    "LIMIT_MAX",
-    "NOUNS",
-    "QUOTA",
-    "Change",
-    "Claim",
-    "Floor",
-    "Ledger",
-    "Limits",
-    "Lock",
-    "Override",
-    "Tally",
-    "boot_seconds",
-    "check_quota",
-    "floors",
-    "forget_limits",
-    "limits_of",
-    "override",
-    "overrides",
-    "usage",
-]
+__all__ = ["ledger", "limits", "usage"]

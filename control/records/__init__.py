@@ -44,13 +44,12 @@ from control.records.errors import (
 )
 from control.records.locks import SharedLock
 from control.records.pages import PAGE_ROWS, in_pages
-from control.records.store import MAP_BYTES, Records
+from control.records.store import Records
 from control.records.table import Schema, Table
 from control.records.txn import KEY_BYTES_MAX, Txn
 
 __all__ = [
     "KEY_BYTES_MAX",
-    "MAP_BYTES",
     "PAGE_ROWS",
     "Records",
     "RecordsBusy",

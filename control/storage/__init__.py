@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from control.storage.accounting import Recounts
 from control.storage.cluster import Cluster
-from control.storage.deletion import delete_entry, delete_file, remove_folder
+from control.storage.deletion import delete_entry, delete_file
 from control.storage.module import Storage
 from control.storage.names import PATH_BYTES_MAX, check_path, check_space_name
 from control.storage.permission import CREATE, DELETE, READ, may_remove, owner_of
@@ -76,7 +76,6 @@ __all__ = [
     "may_remove",
     "owner_of",
     "ranges",
-    "remove_folder",
     "rows",
     "space_rows",
     "upload_folders",

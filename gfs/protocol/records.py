@@ -36,7 +36,6 @@ from gfs.blocks import CHUNK_BYTES, Buffer, block_sum, joined_sum
 MAGIC = b"\x89GFSrec\n"
 #: The paper's bound: a quarter of a chunk, so that padding wastes no more than that.
 RECORD_BYTES_MAX = CHUNK_BYTES // 4
-CLIENT_ID_BYTES = 8
 
 _HEAD = struct.Struct(">8s8sII8s8sQ")
 _PLACE = struct.Struct(">I")

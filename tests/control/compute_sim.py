@@ -42,9 +42,9 @@ from control.compute.rows import (
     keys,
 )
 from control.errors import ApiError
-from control.identity import ANYBODY
+from control.identity.access import ANYBODY
 from control.identity.rows import IDENTITY, User, users
-from control.quota import QUOTA, Limits
+from control.quota.limits import QUOTA, Limits
 from control.records import Records, Txn
 from control.records.writer import Job
 

@@ -22,8 +22,8 @@ import control.api.call
 import control.auth.login
 from control.auth.failures import wait_seconds
 from control.auth.first_start import FILE_NAME
-from control.identity import Passwords
 from control.identity import users as people
+from control.identity.passwords import Passwords
 from control.identity.rows import users
 from control.records import Txn
 from control.volatile import Volatile

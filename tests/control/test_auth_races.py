@@ -24,7 +24,7 @@ from control.compute.rows import containers, keys
 from control.identity import users as people
 from control.identity.access import ADMIN, SESSION
 from control.identity.rows import accounts, sessions, tokens, users
-from control.quota import overrides
+from control.quota.limits import overrides
 from control.records import Txn
 
 SLOW = "the slow one"

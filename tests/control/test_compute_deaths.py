@@ -23,7 +23,7 @@ from outside import PLACES
 from signals import send
 
 from control.compute.rows import KEYS_MAX
-from control.quota import Limits
+from control.quota.limits import Limits
 
 pytestmark = pytest.mark.real
 

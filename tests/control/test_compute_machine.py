@@ -36,7 +36,7 @@ from control.compute.reconcile.driver import (
 )
 from control.compute.reconcile.machine import LOST, STOPS_BY_ITSELF
 from control.compute.rows import Container
-from control.quota import Limits
+from control.quota.limits import Limits
 
 #: From each status to those that may follow, as the events have it.
 LEGAL = {

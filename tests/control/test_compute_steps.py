@@ -21,7 +21,9 @@ from control.compute.reconcile.driver import Driver
 from control.compute.reconcile.machine import spec
 from control.compute.rows import COMPUTE, Container, containers
 from control.errors import ApiError
-from control.quota import QUOTA, Floor, Ledger, floors, usage
+from control.quota import usage
+from control.quota.ledger import Ledger
+from control.quota.limits import QUOTA, Floor, floors
 from control.quota.usage import State
 from control.records import Records, Table, Txn
 from control.storage.accounting import Recounts

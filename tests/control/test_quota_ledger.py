@@ -12,9 +12,10 @@ import trio
 from limits import HANG_SECONDS
 
 from control.errors import QuotaReached
-from control.quota import QUOTA, Change, Claim, Ledger, Limits, Tally, floors, usage
-from control.quota.ledger import Lock
-from control.quota.usage import Trash, reservations
+from control.quota import usage
+from control.quota.ledger import Claim, Ledger, Lock
+from control.quota.limits import QUOTA, Limits, floors
+from control.quota.usage import Change, Tally, Trash, reservations
 from control.records import Records, RecordsBusy, Txn
 from control.storage.accounting import Recounts
 from control.storage.permission import OWNER

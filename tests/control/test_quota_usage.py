@@ -15,8 +15,10 @@ import pytest
 from msgspec.structs import replace
 
 from control.errors import ApiError, Conflict, QuotaReached, TooLarge, TooManyRequests
-from control.quota import Change, Ledger, Limits, Tally, usage
-from control.quota.usage import USAGE, Begun, MustYield, Reservation
+from control.quota import usage
+from control.quota.ledger import Ledger
+from control.quota.limits import Limits
+from control.quota.usage import USAGE, Begun, Change, MustYield, Reservation, Tally
 from control.records import Records, Txn
 from gfs.errors import DiskFull
 

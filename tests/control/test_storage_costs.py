@@ -15,7 +15,7 @@ import trio.testing
 from subtrees import deep, stored
 
 from control.errors import Unavailable
-from control.identity import PUBLIC
+from control.identity.access import PUBLIC
 from control.records import PAGE_ROWS, Records, Table
 from control.storage import listing
 from control.storage.cluster import STRANGERS_AT_ONCE, STRANGERS_WAITING_MAX, Cluster

@@ -28,7 +28,7 @@ import control.storage.unfinished
 import gfs
 from control.api import Call
 from control.errors import Conflict, NoSuchThing
-from control.identity import Principal, scoped
+from control.identity.access import Principal, scoped
 from control.quota import usage
 from control.quota.usage import count, trash, used_by
 from control.records import RecordsBusy, RecordsFailed

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from control.compute.settings import ComputeSettings
-from control.quota import Limits
+from control.quota.limits import Limits
 from control.settings import ControlSettings
 from control.storage.unfinished import StorageSettings
 from gfs import blocks, config

@@ -13,7 +13,7 @@ reason), both below.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
@@ -217,6 +217,3 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: int = 16 * 1024
     #: Those whose connections are of many clients.
     proxies: Proxies = Proxies()
-
-
-Make = Callable[[Installation], Backend]

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["INTERNET_6", "REFUSED_4", "REFUSED_6", "Network"]
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Not the internet: this host, private, shared (with the metadata service of one cloud),

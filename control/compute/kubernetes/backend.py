@@ -58,8 +58,6 @@ from control.compute.kubernetes.watching import Watching
 from control.compute.settings import ComputeSettings
 from gfs.errors import GfsError
 
-__all__ = ["Kubernetes", "make"]
-
 log = logging.getLogger("control.compute")
 
 MIB = 1024**2

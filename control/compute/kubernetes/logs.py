@@ -20,8 +20,6 @@ from control.compute.kubernetes.manifests import CONTAINER, GRACE_SECONDS, POD
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
 
-__all__ = ["Last", "Lines", "last_lines", "logs"]
-
 PROTOCOLS = ("binary.k8s.io",)
 MESSAGE_BYTES_MAX = 1024 * 1024
 #: A longer line is sent in pieces.

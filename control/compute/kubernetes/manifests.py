@@ -49,35 +49,6 @@ from control.compute.backend import (
     Spec,
 )
 
-__all__ = [
-    "ANNOTATION_LOGS",
-    "ANNOTATION_NAME",
-    "ANNOTATION_DESIRED",
-    "CONTAINER",
-    "INIT_CONTAINER",
-    "Manifest",
-    "Options",
-    "POD",
-    "ServiceType",
-    "WEB",
-    "as_yaml",
-    "ingress",
-    "labels",
-    "namespace",
-    "namespace_name",
-    "network_policy",
-    "quota",
-    "secret",
-    "selector",
-    "service",
-    "sub_path",
-    "volume_claim",
-    "web_service",
-    "desired",
-    "parse_desired",
-    "workload",
-]
-
 #: A manifest for the API server, as JSON.
 Manifest = dict[str, Any]
 

@@ -24,8 +24,6 @@ from control.compute.kubernetes.client import Api, ItemT, Refused, open_stream, 
 from control.compute.kubernetes.shapes import Happening, Meta, Problem
 from gfs.errors import GfsError
 
-__all__ = ["Mirror"]
-
 log = logging.getLogger("control.compute")
 
 #: How long a watch lasts at most; randomly less, so that not all end together.

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from control.compute.kubernetes.shapes import Rights
 
-__all__ = ["NEEDED", "Permission", "missing"]
-
 #: API group, resource, verb.
 Permission = tuple[str, str, str]
 

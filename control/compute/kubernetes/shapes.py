@@ -30,33 +30,6 @@ from control.compute.kubernetes.manifests import (
     parse_desired,
 )
 
-__all__ = [
-    "AccessReview",
-    "Condition",
-    "ContainerStatus",
-    "Event",
-    "Happening",
-    "Meta",
-    "Namespace",
-    "Node",
-    "Page",
-    "Pod",
-    "PodMetrics",
-    "Problem",
-    "Rights",
-    "Rule",
-    "RulesReview",
-    "Service",
-    "Workload",
-    "address",
-    "is_ours",
-    "memory_bytes",
-    "networks",
-    "remaining",
-    "sighting",
-    "last_warning",
-]
-
 
 class Meta(msgspec.Struct, rename="camel"):
     name: str = ""

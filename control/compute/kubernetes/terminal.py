@@ -26,8 +26,6 @@ from control.compute.kubernetes.client import Api, Refused, open_stream, transla
 from control.compute.kubernetes.manifests import CONTAINER, POD
 from control.compute.kubernetes.shapes import Problem
 
-__all__ = ["KubernetesTerminal", "terminal"]
-
 V5 = "v5.channel.k8s.io"
 PROTOCOLS = (V5, "v4.channel.k8s.io")
 STDIN, STDOUT, STDERR, STATUS, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255

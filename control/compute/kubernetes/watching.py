@@ -35,8 +35,6 @@ from control.compute.kubernetes.shapes import (
 )
 from gfs.errors import GfsError
 
-__all__ = ["Watching"]
-
 log = logging.getLogger("control.compute")
 
 LOOK_SECONDS = 10.0

@@ -85,8 +85,6 @@ from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
 from control.compute.settings import ComputeSettings
 
-__all__ = ["Podman", "make"]
-
 log = logging.getLogger("control.compute")
 
 SSH = 22

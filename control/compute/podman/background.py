@@ -15,8 +15,6 @@ import trio
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.engine import Refused
 
-__all__ = ["Background"]
-
 log = logging.getLogger("control.compute")
 
 

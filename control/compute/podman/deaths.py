@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import trio
 
-__all__ = ["Deaths"]
-
 #: How long conmon and Podman's clean-up have to report the same end.
 AFTER_SECONDS = 0.5
 

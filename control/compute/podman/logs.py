@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["Lines"]
-
 HEAD_BYTES = 8
 #: A longer line is sent in pieces.
 LINE_BYTES_MAX = 64 * 1024

@@ -23,8 +23,6 @@ from pathlib import Path
 from control.compute.podman.network import SLOTS_MAX
 from control.compute.podman.shapes import PTYS
 
-__all__ = ["has_free_pty", "raise_limits", "wanted"]
-
 SYSCTLS = Path("/proc/sys")
 #: The memory that each takes at the least, of its container. Measured with Linux 6.18: 950 bytes
 #: for an instance of inotify, 500 for a watch with its file, 256 for an open file.

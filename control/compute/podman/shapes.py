@@ -30,17 +30,6 @@ from control.compute.backend import (
 from control.compute.podman.engine import LABEL_GENERATION, Inspected, State
 from control.compute.podman.store import ETC, USERS, Disk
 
-__all__ = [
-    "container_body",
-    "has_ended_for_good",
-    "interface_prefix",
-    "labels",
-    "network_body",
-    "resource_name",
-    "sighting",
-    "volumes",
-]
-
 #: The image reads the keys here; see image/Containerfile.
 KEYS_PATH = "/etc/gfs/keys"
 HOST_KEYS_PATH = "/etc/gfs/host_keys"

@@ -21,8 +21,6 @@ from typing import Any
 
 from control.compute.backend import BackendUnavailable
 
-__all__ = ["write_profile"]
-
 FILE = "seccomp.json"
 #: An administrator's own list comes first, as in Podman.
 LISTS = (Path("/etc/containers/seccomp.json"), Path("/usr/share/containers/seccomp.json"))

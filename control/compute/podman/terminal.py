@@ -49,8 +49,6 @@ from control.compute.podman.machine_limits import has_free_pty
 from control.compute.podman.shapes import PTYS
 from gfs.io import try_flock
 
-__all__ = ["Leashes", "PodmanTerminal", "Terminals"]
-
 log = logging.getLogger("control.compute")
 
 READ_BYTES = 64 * 1024

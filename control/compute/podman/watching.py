@@ -38,8 +38,6 @@ from control.compute.podman.engine import (
 from control.compute.podman.shapes import RESTART_GRACE_SECONDS, resource_name, sighting
 from gfs.errors import innermost
 
-__all__ = ["Watching"]
-
 log = logging.getLogger("control.compute")
 
 SSH = 22

@@ -14,7 +14,6 @@ from gfs.chunkserver.disks.disk import (
     map_read_error,
 )
 from gfs.chunkserver.disks.disk_set import DiskSet
-from gfs.chunkserver.disks.identity import Identity, ServerRecord
 from gfs.chunkserver.disks.loading import Contents, Found, read_disk, unlink_for_good
 
 __all__ = [
@@ -26,8 +25,6 @@ __all__ = [
     "Disk",
     "DiskSet",
     "Found",
-    "Identity",
-    "ServerRecord",
     "describe",
     "identity",
     "map_disk_error",

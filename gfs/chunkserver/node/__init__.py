@@ -2,15 +2,10 @@
 work, the pulses that it sends while a disk works, and its disks: :mod:`.disk_opening` opens
 them, :mod:`.disk_watch` watches and closes them, :mod:`.disk_orders` carries out orders."""
 
-from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.node.pulse import Answering, Pulse
-from gfs.chunkserver.node.throttle import Throttle
+from gfs.chunkserver.node.pulse import Answering
 
 __all__ = [
     "Answering",
-    "Leases",
     "Node",
-    "Pulse",
-    "Throttle",
 ]

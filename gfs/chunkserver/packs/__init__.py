@@ -58,14 +58,13 @@ good by the next write to it, and none has to be read first. A thread that reads
 lock: a record says whose it is, and a reader looks at it again after the read.
 """
 
-from gfs.chunkserver.packs.layout import DATA_NAME, INDEX_NAME, PACKED_BYTES_MAX
+from gfs.chunkserver.packs.layout import DATA_NAME, INDEX_NAME
 from gfs.chunkserver.packs.packed import PackedFile, open_packed
 from gfs.chunkserver.packs.packs import Made, Packs
 
 __all__ = [
     "DATA_NAME",
     "INDEX_NAME",
-    "PACKED_BYTES_MAX",
     "Made",
     "PackedFile",
     "Packs",

@@ -3,7 +3,7 @@ they are."""
 
 from gfs.chunkserver.packs import Made
 from gfs.chunkserver.replicas.duplicates import Duplicate
-from gfs.chunkserver.replicas.inventory import Changes, Inventory, Replica
+from gfs.chunkserver.replicas.inventory import Changes, Replica
 from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.chunkserver.replicas.store import ChunkStore
 
@@ -11,7 +11,6 @@ __all__ = [
     "Changes",
     "ChunkStore",
     "Duplicate",
-    "Inventory",
     "Made",
     "OpenChunk",
     "Replica",

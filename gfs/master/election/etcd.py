@@ -44,9 +44,6 @@ T = TypeVar("T")
 TRY_SHARE = 1 / 8
 #: And this one to check a password, which is meant to take a while.
 LOGIN_SHARE = 1 / 2
-#: etcd raises shorter times to live than its own elections take, 2 s by default.
-HOLD_SECONDS_MIN = 2
-
 
 _LOG_IN_AGAIN = (httpx.codes.UNAUTHORIZED, httpx.codes.BAD_REQUEST)
 

@@ -367,18 +367,3 @@ def published(master: Master, upload: Upload) -> None:
             or not master.servers.draining.isdisjoint(holders)
         ):
             master.goals.evaluate(handle, new.version, upload.replication)
-
-
-__all__ = [
-    "Upload",
-    "check_join",
-    "check_publish",
-    "check_replication",
-    "decode_chunks",
-    "is_published",
-    "published",
-    "reclaim",
-    "recover",
-    "release",
-    "reserve",
-]

@@ -49,8 +49,6 @@ from control.compute.kubernetes.shapes import (
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
-__all__ = ["ANSWER_BYTES_MAX", "Api", "Endpoint"]
-
 FIELD_MANAGER = "gfs-control"
 APPLY = "application/apply-patch+yaml"
 THREADS = 16

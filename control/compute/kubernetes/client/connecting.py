@@ -14,8 +14,6 @@ import trio
 from control.compute.backend import BackendUnavailable
 from control.compute.kubernetes.client.api import Endpoint
 
-__all__ = ["Connection", "connect"]
-
 Connection = trio.SocketStream | trio.SSLStream[trio.abc.Stream]
 
 #: The socket's receive buffer. With the one at the other end it is how much a command

@@ -25,8 +25,6 @@ from control.compute.backend import BackendUnavailable
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
-__all__ = ["HOW", "Source", "authorization", "find", "load"]
-
 HOST = "KUBERNETES_SERVICE_HOST"
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 HOW = (

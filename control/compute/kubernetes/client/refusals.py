@@ -25,8 +25,6 @@ from control.compute.backend import BackendUnavailable, Impossible
 from control.compute.kubernetes.shapes import Problem
 from gfs.errors import GfsError
 
-__all__ = ["Refused", "translated"]
-
 TEXT_LENGTH_MAX = 500
 GRANT = "grant the roles of control/compute/kubernetes/rbac.yaml"
 #: The text of authorizers: User "x" cannot create resource "pods" in API group "" …; it ends

@@ -27,8 +27,6 @@ from control.compute.kubernetes.client.refusals import Refused
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
 
-__all__ = ["open_stream"]
-
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 RECEIVE_BYTES = 32 * 1024

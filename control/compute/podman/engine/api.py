@@ -16,8 +16,6 @@ from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER, BackendUnava
 from control.compute.podman.engine.answers import Inspected, Labelled, Volume
 from control.compute.podman.engine.http import SECONDS, Body, Client, Refused
 
-__all__ = ["KINDS", "Api", "Execution"]
-
 Kind = Literal["containers", "volumes", "networks"]
 KINDS: tuple[Kind, ...] = ("containers", "volumes", "networks")
 

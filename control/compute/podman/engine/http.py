@@ -25,8 +25,6 @@ import trio
 
 from control.compute.backend import BackendUnavailable
 
-__all__ = ["Answer", "Body", "Client", "Refused"]
-
 #: The largest answer that is read whole: a thousand containers take about 2 MiB.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 PIECE_BYTES = 64 * 1024

@@ -16,18 +16,6 @@ from pathlib import Path
 
 import trio
 
-__all__ = [
-    "children",
-    "copy_descriptor",
-    "end",
-    "has_ended",
-    "held",
-    "listeners",
-    "parent",
-    "reaped",
-    "running",
-]
-
 _libc = ctypes.CDLL(None, use_errno=True)
 #: The kernel reports the end of a process, but not that its parent has noticed it.
 REAPED_POLL_SECONDS = 0.01

@@ -27,8 +27,6 @@ from control.compute.backend import BackendUnavailable
 from control.compute.podman.engine.http import Client
 from control.compute.podman.engine.processes import end, held
 
-__all__ = ["Service", "environment", "run_podman"]
-
 SOCKET = "podman.sock"
 LOG = "podman-service.log"
 CONF = "containers.conf"

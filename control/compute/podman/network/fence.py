@@ -34,8 +34,6 @@ from control.compute.backend import INTERNET_6, REFUSED_4, REFUSED_6, BackendUna
 from control.compute.podman.engine import environment
 from control.compute.podman.shapes import interface_prefix
 
-__all__ = ["Fence", "resolvers", "table_name"]
-
 log = logging.getLogger("control.compute")
 
 #: How often it is loaded again, for new resolvers and routes.

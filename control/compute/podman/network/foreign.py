@@ -27,8 +27,6 @@ from control.compute.names import PORTS
 from control.compute.podman.engine import listeners
 from control.compute.podman.network.gateway import Address
 
-__all__ = ["ForeignPorts"]
-
 log = logging.getLogger("control.compute")
 
 FILE = "foreign-ports"

@@ -39,8 +39,6 @@ import trio
 
 from control.api.internals import Slots, network_of
 
-__all__ = ["DESCRIPTORS_MIN", "Address", "Connect", "Foreign", "Gateway", "Target"]
-
 log = logging.getLogger("control.compute")
 
 #: The buffer of each direction of a connection, beside the kernel's own.

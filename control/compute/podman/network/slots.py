@@ -21,8 +21,6 @@ import msgspec
 
 from control.compute.backend import BackendUnavailable
 
-__all__ = ["SLOTS_MAX", "SLOT_BITS", "Slots", "ssh_ports"]
-
 #: How many bits a number plus 1 has.
 SLOT_BITS = 12
 #: How many containers there can be.

@@ -37,8 +37,6 @@ import trio
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.engine import environment
 
-__all__ = ["ETC", "USERS", "Disk", "Disks"]
-
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 

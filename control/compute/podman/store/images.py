@@ -28,8 +28,6 @@ from control.compute.podman.background import Background
 from control.compute.podman.engine import Refused, environment
 from gfs.io import try_flock
 
-__all__ = ["Images"]
-
 #: The image that we build ourselves, with any tag.
 OWN = "localhost/gfs-compute"
 RECIPE = Path(__file__).parents[2] / "image"
