@@ -2,7 +2,7 @@
 
 :mod:`.client_session` and :mod:`.chunkserver_session` are the two kinds of connections.
 Requests that are more than a look-up or a single mutation have files of their own:
-:mod:`.uploads` (new files), :mod:`.snapshots`, :mod:`.fsck`, :mod:`.status`,
+:mod:`.uploads` (new files), :mod:`.snapshots`, :mod:`.fsck`, :mod:`.disk_usage`, :mod:`.status`,
 :mod:`.drain_command` and :mod:`.operator_commands`. :mod:`.metrics` has the metrics.
 
 Decisions are made in the rooms below; the code here waits for sockets, disks and clocks.

@@ -53,10 +53,10 @@ from gfs.master.metadata.namespace import (
     plan_set_length,
     plan_set_replication,
 )
-from gfs.master.metadata.paths import parse
-from gfs.master.metadata.rows import CLIENT_BYTES_MAX, KIND_DIRECTORY, KIND_FILE
+from gfs.master.metadata.rows import CLIENT_BYTES_MAX, KIND_FILE
 from gfs.master.service import drain_command, operator_commands, uploads
-from gfs.master.service.fsck import WALK_SLICE, FsckWalk
+from gfs.master.service.disk_usage import disk_usage
+from gfs.master.service.fsck import FsckWalk, garbage_page
 from gfs.master.service.held_answers import HELD, HeldAnswers
 from gfs.master.service.snapshots import Snapshots
 from gfs.master.service.status import status_reply
@@ -69,7 +69,6 @@ from gfs.protocol.messages import (
     Delete,
     DiskOrder,
     DiskUsage,
-    DiskUsageReply,
     Done,
     Drain,
     Election,
@@ -77,13 +76,11 @@ from gfs.protocol.messages import (
     ForgetServer,
     ForgetShadow,
     FsckPage,
-    GarbageReplica,
     Join,
     List,
     ListFiles,
     ListFilesReply,
     ListGarbage,
-    ListGarbageReply,
     ListReply,
     ListTrash,
     ListTrashReply,
@@ -111,7 +108,6 @@ from gfs.protocol.messages import (
     Stat,
     StatReply,
     Status,
-    TrashEntry,
     Undelete,
 )
 from gfs.protocol.rpc import Rpc
@@ -120,7 +116,6 @@ log = logging.getLogger(__name__)
 
 #: The most requests of one connection that wait or walk at a time.
 TASKS_MAX = 256
-GARBAGE_PAGE_MAX = 500
 U64_MAX = 2**64 - 1
 
 
@@ -201,9 +196,6 @@ class ClientSession:
 
     # --- look-ups ------------------------------------------------------------------------
 
-    def _ping(self, rpc: Rpc, message: Ping, body: bytes, txn: Txn) -> Message:
-        return Done(id=0)
-
     def _stat(self, rpc: Rpc, message: Stat, body: bytes, txn: Txn) -> Message:
         return StatReply(0, lookups.stat(txn, message.path))
 
@@ -256,33 +248,8 @@ class ClientSession:
             holders = tuple(sorted(holders, key=not_live.__contains__))
         return list(map(master.servers.get, holders))
 
-    def _status(self, rpc: Rpc, message: Status, body: bytes, txn: Txn) -> Message:
-        return status_reply(self._master, txn, message.after)
-
-    def _election(self, rpc: Rpc, message: Election, body: bytes, txn: Txn) -> Message:
-        return self._master.election()
-
     def _promote(self, rpc: Rpc, message: Promote, body: bytes, txn: Txn) -> Message:
         raise InvalidArgument("this is the master already: name a shadow master")
-
-    def _list_garbage(self, rpc: Rpc, message: ListGarbage, body: bytes, txn: Txn) -> Message:
-        limit = max(1, min(message.limit, GARBAGE_PAGE_MAX))
-        found, more = self._master.garbage.page(message.after, limit)
-        servers = self._master.servers
-        replicas = [
-            GarbageReplica(
-                servers.get(index).id,
-                handle,
-                known.version,
-                known.kind,
-                self._master.garbage.is_kept(index, handle),
-            )
-            for handle, index, known in found
-        ]
-        return ListGarbageReply(0, replicas, more)
-
-    def _fsck_page(self, rpc: Rpc, message: FsckPage, body: bytes, txn: Txn) -> Message:
-        return FsckWalk(self._master, txn, message).page()
 
     # --- new files -----------------------------------------------------------------------
 
@@ -348,27 +315,14 @@ class ClientSession:
 
     # --- other mutations -------------------------------------------------------------------
 
-    def _make_directory(self, rpc: Rpc, message: MakeDirectory, body: bytes, txn: Txn) -> None:
-        self._check_growth()
-        self._mutate(rpc, message, plan_make_directory)
-
-    def _rename(self, rpc: Rpc, message: Rename, body: bytes, txn: Txn) -> None:
-        self._mutate(rpc, message, plan_rename)
-
     def _delete(self, rpc: Rpc, message: Delete, body: bytes, txn: Txn) -> None:
         plan = partial(plan_delete, trash_ns=int(self._master.settings.trash_seconds * 1e9))
         self._mutate(rpc, message, plan)
-
-    def _prune(self, rpc: Rpc, message: Prune, body: bytes, txn: Txn) -> None:
-        self._mutate(rpc, message, plan_prune)
 
     def _undelete(self, rpc: Rpc, message: Undelete, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
         self._check_growth()
         self._mutate(rpc, message, trash.plan_undelete)
-
-    def _empty_trash(self, rpc: Rpc, message: EmptyTrash, body: bytes, txn: Txn) -> None:
-        self._mutate(rpc, message, trash.plan_empty)
 
     def _set_replication(self, rpc: Rpc, message: SetReplication, body: bytes, txn: Txn) -> None:
         default = self._master.settings.replication
@@ -448,30 +402,6 @@ class ClientSession:
     def _list_files(self, rpc: Rpc, message: ListFiles, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, self._list_in_turn(message))
 
-    def _disk_usage(self, rpc: Rpc, message: DiskUsage, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, self._add_up(message.path))
-
-    def _drain(self, rpc: Rpc, message: Drain, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, drain_command.drain(self._master, message))
-
-    def _repair(self, rpc: Rpc, message: Repair, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, operator_commands.repair(self._master, message))
-
-    def _maintain(self, rpc: Rpc, message: Maintenance, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, operator_commands.maintain(self._master, message))
-
-    def _forget_server(self, rpc: Rpc, message: ForgetServer, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, operator_commands.forget(self._master, message))
-
-    def _disk_order(self, rpc: Rpc, message: DiskOrder, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, drain_command.order_disk(self._master, message))
-
-    def _forget_shadow(self, rpc: Rpc, message: ForgetShadow, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, self._master.forget_shadow(message))
-
-    def _accept_restore(self, rpc: Rpc, message: AcceptRestore, body: bytes, txn: Txn) -> None:
-        self._start(rpc, message, operator_commands.accept_restore(self._master))
-
     def _report_replica(self, rpc: Rpc, message: ReportReplica, body: bytes, txn: Txn) -> Message:
         """Answer at once; the replica is verified afterwards."""
         _check_u64(message.handle)
@@ -514,56 +444,6 @@ class ClientSession:
             with self._master.store.read() as txn:
                 return ListFilesReply(0, *subtree.page(txn, message))
 
-    async def _add_up(self, path: str) -> DiskUsageReply:
-        """Sum up in slices, so that other requests are answered in between."""
-        master = self._master
-        usage = DiskUsageReply(0, 0, 0, 0, 0)
-        cursor = lookups.Cursor()
-        root = len(parse(path))
-        while True:
-            met = 0
-            with self._master.store.read() as txn:
-                for visit in lookups.walk(txn, path, cursor):
-                    cursor = lookups.Cursor(visit.segments[root:], -1, True)
-                    if cursor.segments or visit.row.kind == KIND_FILE:
-                        _count(txn, usage, visit)
-                    met += 1 + visit.row.chunks
-                    if met >= WALK_SLICE:
-                        break
-            if met < WALK_SLICE:
-                break
-            await trio.lowlevel.checkpoint()
-        deleted = b""
-        while True:
-            with self._master.store.read() as txn:
-                entries, deleted = trash.page(
-                    txn, master.trash, path, deleted, trash.ROWS_MAX, master.uptime.wall_ns
-                )
-            for entry in entries:
-                _count_deleted(usage, entry)
-            if not deleted:
-                return usage
-            await trio.lowlevel.checkpoint()
-
-
-def _count_deleted(usage: DiskUsageReply, entry: TrashEntry) -> None:
-    """Add a deleted directory, if it is counted already."""
-    usage.trash_files += max(0, entry.files)
-    usage.trash_bytes += max(0, entry.length)
-
-
-def _count(txn: Txn, usage: DiskUsageReply, visit: lookups.Visit) -> None:
-    if visit.row.kind == KIND_DIRECTORY:
-        usage.directories += 1
-        return
-    usage.files += 1
-    usage.chunks += visit.row.chunks
-    usage.bytes += visit.row.length
-    usage.replicated_bytes += visit.row.length * visit.row.replication
-    for chunk in lookups.shared_chunks(txn, visit.inode, visit.row.length):
-        usage.shared_bytes += chunk
-        usage.shared_replicated_bytes += chunk * visit.row.replication
-
 
 def send_failure(rpc: Rpc | HeldAnswers, request_id: int, error: Exception) -> GfsError:
     """Answer with an exception; returns the error that was sent. An exception other
@@ -587,42 +467,64 @@ def _check_u64(value: int) -> None:
         raise InvalidArgument(f"a number of {value} is out of range")
 
 
+def _planned(plan: Callable[[Txn, Any, int], Planned], *, grows: bool = False) -> Answer:
+    """To a mutation that ``plan`` carries out in the committer; ``grows``: it adds rows."""
+
+    def answer(session: ClientSession, rpc: Rpc, message: Any, body: bytes, txn: Txn) -> None:
+        if grows:
+            session._check_growth()
+        session._mutate(rpc, message, plan)
+
+    return answer
+
+
+def _commanded(work: Callable[[Master, Any], Awaitable[Message]]) -> Answer:
+    """To a request that gets a task of its own."""
+    return lambda session, rpc, message, body, txn: session._start(
+        rpc, message, work(session._master, message)
+    )
+
+
 ANSWERS: dict[type[Message], Answer] = {
-    Ping: ClientSession._ping,
+    Ping: lambda session, rpc, message, body, txn: Done(id=0),
     Stat: ClientSession._stat,
     List: ClientSession._list,
     ListFiles: ClientSession._list_files,
     Locate: ClientSession._locate,
-    DiskUsage: ClientSession._disk_usage,
-    Status: ClientSession._status,
-    FsckPage: ClientSession._fsck_page,
-    ListGarbage: ClientSession._list_garbage,
+    DiskUsage: _commanded(disk_usage),
+    Status: lambda session, rpc, message, body, txn: status_reply(
+        session._master, txn, message.after
+    ),
+    FsckPage: lambda session, rpc, message, body, txn: FsckWalk(
+        session._master, txn, message
+    ).page(),
+    ListGarbage: lambda session, rpc, message, body, txn: garbage_page(session._master, message),
     Reserve: ClientSession._reserve,
     Recover: ClientSession._recover,
     Reclaim: ClientSession._reclaim,
     Release: ClientSession._release,
     Publish: ClientSession._publish,
     Join: ClientSession._join,
-    MakeDirectory: ClientSession._make_directory,
-    Rename: ClientSession._rename,
+    MakeDirectory: _planned(plan_make_directory, grows=True),
+    Rename: _planned(plan_rename),
     Delete: ClientSession._delete,
-    Prune: ClientSession._prune,
+    Prune: _planned(plan_prune),
     ListTrash: ClientSession._list_trash,
     Undelete: ClientSession._undelete,
-    EmptyTrash: ClientSession._empty_trash,
+    EmptyTrash: _planned(trash.plan_empty),
     SetLength: ClientSession._set_length,
     SetReplication: ClientSession._set_replication,
     SetAttributes: ClientSession._set_attributes,
     Snapshot: ClientSession._snapshot,
     AcquireLease: ClientSession._acquire_lease,
-    Drain: ClientSession._drain,
-    DiskOrder: ClientSession._disk_order,
+    Drain: _commanded(drain_command.drain),
+    DiskOrder: _commanded(drain_command.order_disk),
     ReportReplica: ClientSession._report_replica,
     Promote: ClientSession._promote,
-    Election: ClientSession._election,
-    ForgetShadow: ClientSession._forget_shadow,
-    ForgetServer: ClientSession._forget_server,
-    Maintenance: ClientSession._maintain,
-    Repair: ClientSession._repair,
-    AcceptRestore: ClientSession._accept_restore,
+    Election: lambda session, rpc, message, body, txn: session._master.election(),
+    ForgetShadow: _commanded(lambda master, message: master.forget_shadow(message)),
+    ForgetServer: _commanded(operator_commands.forget),
+    Maintenance: _commanded(operator_commands.maintain),
+    Repair: _commanded(operator_commands.repair),
+    AcceptRestore: _commanded(operator_commands.accept_restore),
 }

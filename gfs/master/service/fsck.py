@@ -1,4 +1,4 @@
-"""Pages of a walk over files and their chunks, for ``gfs fsck`` and ``locate``.
+"""Pages of a walk over files and their chunks, for ``gfs fsck`` and ``locate``; and of the garbage.
 
 The walk needs constant memory: its whole state is in the cursor, which the client
 keeps. A page is bounded in chunks, in bytes, and in visited entries.
@@ -15,10 +15,18 @@ from gfs.master.metadata.namespace import find, inode_row
 from gfs.master.metadata.paths import join, parse
 from gfs.master.metadata.rows import KIND_FILE
 from gfs.master.tables import AddressBook
-from gfs.protocol.messages import FsckChunk, FsckPage, FsckPageReply
+from gfs.protocol.messages import (
+    FsckChunk,
+    FsckPage,
+    FsckPageReply,
+    GarbageReplica,
+    ListGarbage,
+    ListGarbageReply,
+)
 
 #: Entries visited in one slice of a walk: a few milliseconds.
 WALK_SLICE = 500
+GARBAGE_PAGE_MAX = 500
 
 
 class FsckWalk:
@@ -125,3 +133,19 @@ class FsckWalk:
     def _reply(self, cursor: lookups.Cursor | None) -> FsckPageReply:
         raw = b"" if cursor is None else msgspec.msgpack.encode(cursor)
         return FsckPageReply(0, self._book.servers, self._chunks, self._files, raw)
+
+
+def garbage_page(master: Master, request: ListGarbage) -> ListGarbageReply:
+    limit = max(1, min(request.limit, GARBAGE_PAGE_MAX))
+    found, more = master.garbage.page(request.after, limit)
+    replicas = [
+        GarbageReplica(
+            master.servers.get(index).id,
+            handle,
+            known.version,
+            known.kind,
+            master.garbage.is_kept(index, handle),
+        )
+        for handle, index, known in found
+    ]
+    return ListGarbageReply(0, replicas, more)

@@ -32,6 +32,7 @@ from gfs.master.metadata.operations import (
 from gfs.master.metadata.rows import DRAINED
 from gfs.master.tables import DEAD, LIVE, Server
 from gfs.protocol.messages import (
+    AcceptRestore,
     Done,
     ForgetServer,
     Maintenance,
@@ -105,7 +106,7 @@ def _repair_reply(master: Master) -> RepairReply:
     )
 
 
-async def accept_restore(master: Master) -> Done:
+async def accept_restore(master: Master, request: AcceptRestore) -> Done:
     """As the message says; durable when this returns. The chunkservers report all their
     replicas again, so that those that were kept are found."""
     if not master.store.state.kept_below:
