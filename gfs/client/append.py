@@ -26,6 +26,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, Buffer
 from gfs.client.core import ClientCore
+from gfs.client.mutate import set_length
 from gfs.client.publish import PublishOptions
 from gfs.client.read import FileMap, check_path
 from gfs.client.transfer import put, stream
@@ -54,13 +55,11 @@ from gfs.protocol.messages import (
     AcquireLease,
     AppendRecords,
     AppendReply,
-    Done,
     Failure,
     LeaseReply,
     Locate,
     LocateReply,
     ServerAddress,
-    SetLength,
 )
 from gfs.protocol.patience import answer
 
@@ -350,9 +349,7 @@ class Appender:
     async def _acquire(self) -> _Lease:
         version, failed = self._broken
         request = AcquireLease(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             inode=self._inode,
             index=self._index,
             version=version,
@@ -373,15 +370,8 @@ class Appender:
         """The chunk is full: report its length to the master before it adds the next."""
         self._lease, self._broken = None, (0, "")
         self._index += 1
-        request = SetLength(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
-            inode=self._inode,
-            length=self._index * CHUNK_BYTES,
-        )
         try:
-            await self._core.master.ask(request, Done)
+            await set_length(self._core, self._inode, self._index * CHUNK_BYTES)
         except NotFound:
             self._known_until = float("-inf")
 

@@ -678,9 +678,7 @@ class Client:
         NotFound (a parent), NotADirectory."""
         check_attributes(attributes or {})
         request = MakeDirectory(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             path=path,
             parents=parents,
             exist_ok=exist_ok,
@@ -708,9 +706,7 @@ class Client:
         check_attributes(attributes or {})
         check_expect(expect)
         request = SetAttributes(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             path=path,
             attributes=dict(attributes or {}),
             removed=list(removed),
@@ -728,9 +724,7 @@ class Client:
         directory into itself).
         """
         request = Rename(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             source=source,
             target=target,
             replace=replace,
@@ -752,9 +746,7 @@ class Client:
         """
         check_expect(expect)
         request = Delete(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             path=path,
             recursive=recursive,
             expect=-1 if expect is None else expect,
@@ -770,9 +762,7 @@ class Client:
         release cannot be asked: ProtocolError says so.
         """
         request = Prune(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             path=path,
             below=below,
         )
@@ -813,9 +803,7 @@ class Client:
 
     async def _set_replication(self, path: str, goal: int) -> None:
         request = SetReplication(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             path=path,
             replication=goal_of(goal),
         )
@@ -841,9 +829,7 @@ class Client:
         ``source``).
         """
         request = Snapshot(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             source=source,
             target=target,
             parents=parents,
@@ -864,9 +850,7 @@ class Client:
         Raises NotFound (not in the trash), AlreadyExists, NotADirectory.
         """
         request = Undelete(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
+            *self._core.master.stamp(),
             path=path,
             target=target,
             inode=inode,
@@ -903,9 +887,7 @@ class Client:
         count = 0
         while True:
             request = EmptyTrash(
-                id=0,
-                client=self._core.master.id,
-                sequence=self._core.master.next_sequence(),
+                *self._core.master.stamp(),
                 path=path,
                 recursive=recursive,
                 inode=inode,

@@ -110,6 +110,11 @@ class MasterClient:
     def next_sequence(self) -> int:
         return next(self._sequence)
 
+    def stamp(self) -> tuple[int, str, int]:
+        """The first fields of a new mutation: its id, which the call sets, and what its answer is
+        remembered under."""
+        return 0, self.id, self.next_sequence()
+
     async def call(
         self,
         make: Callable[[], Message],

@@ -53,17 +53,14 @@ async def write_in_place(
         done += count
     if offset + len(data) > length:
         length = offset + len(data)
-        await core.master.ask(
-            SetLength(
-                id=0,
-                client=core.master.id,
-                sequence=core.master.next_sequence(),
-                inode=inode,
-                length=length,
-            ),
-            Done,
-        )
+        await set_length(core, inode, length)
     return length
+
+
+async def set_length(core: ClientCore, inode: int, length: int) -> None:
+    """Have the master record a length, if it is above the one that it knows, and the present time
+    as that of the file's last change. Raises NotFound if the file is gone."""
+    await core.master.ask(SetLength(*core.master.stamp(), inode=inode, length=length), Done)
 
 
 async def _write_chunk(
@@ -105,9 +102,7 @@ async def _lease(
     ``version`` broke at ``failed``."""
     reply = await core.master.ask(
         AcquireLease(
-            id=0,
-            client=core.master.id,
-            sequence=core.master.next_sequence(),
+            *core.master.stamp(),
             inode=inode,
             index=index,
             version=version,

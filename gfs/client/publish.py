@@ -115,9 +115,7 @@ def _request(
     length: int, servers: list[str], digest: bytes,
 ) -> Kind:  # fmt: skip
     return kind(
-        id=0,
-        client=core.master.id,
-        sequence=core.master.next_sequence(),
+        *core.master.stamp(),
         path=path,
         length=length,
         replication=replication,

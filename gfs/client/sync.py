@@ -42,13 +42,10 @@ from gfs.client import client as client_module
 from gfs.client.client import Client
 from gfs.client.errnos import as_built_in
 from gfs.client.files import ExistingFile, File, NewFile
+from gfs.client.mutate import set_length
 from gfs.config import ClientSettings
 from gfs.errors import GfsError, InvalidArgument
-from gfs.protocol.messages import (
-    Done,
-    Entry,
-    SetLength,
-)
+from gfs.protocol.messages import Entry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -516,8 +513,9 @@ class SyncFile:
         """Make the present time, by the master's clock, that of the file's last change, whatever
         its path is by now: a write in place that makes a file no longer is not known to the
         master. Raises NotFound if the file is gone."""
-        assert isinstance(self._file, ExistingFile)
-        self._call(_touch, self._file)
+        file = self._file
+        assert isinstance(file, ExistingFile)
+        self._call(set_length, file._core, file.entry.inode, file.length)
 
     def close(self) -> None:
         if not self._file.closed:
@@ -526,20 +524,6 @@ class SyncFile:
     def abort(self) -> None:
         if not self._file.closed:
             self._call(self._file.abort)
-
-
-async def _touch(file: ExistingFile) -> None:
-    master = file._core.master
-    await master.ask(
-        SetLength(
-            id=0,
-            client=master.id,
-            sequence=master.next_sequence(),
-            inode=file.entry.inode,
-            length=file.length,
-        ),
-        Done,
-    )
 
 
 #: As :func:`gfs.client.connect`; close the client or use it with ``with``.
