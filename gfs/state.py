@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gfs.config import default_state_directory
 from gfs.errors import SettingsError
-from gfs.io import others_can_read
+from gfs.io import others_can_read, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -164,18 +164,10 @@ def _replace_keys(path: Path, *keys: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise SettingsError(f"{path}: the key cannot be changed: {error.strerror}") from None
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _place_key(path: Path, text: str) -> None:
@@ -195,4 +187,4 @@ def _place_key(path: Path, text: str) -> None:
             os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gfs.errors import StartupError
-from gfs.io import try_flock
+from gfs.io import sync_directory, try_flock
 
 #: A holder of the lock writes a file or two; if that takes longer, it hangs.
 LOCK_SECONDS = 10.0
@@ -76,12 +76,3 @@ def read_secret(path: Path, bytes_max: int) -> bytes | None:
     if mode & 0o077:
         raise StartupError(f"{path}: others can read this secret: chmod 600 {path}")
     return data
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in ``path`` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

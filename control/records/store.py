@@ -39,7 +39,7 @@ from control.records.table import Schema, Table
 from control.records.txn import Changes, Handles, Named, TableHandles, Txn
 from control.records.writer import Job, Writer
 from gfs.errors import DiskFull, GfsError, StartupError
-from gfs.io import try_flock
+from gfs.io import sync_directory, try_flock
 from gfs.lmdb_environment import is_full, open_environment
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ class Records:
         try:
             records._prepare(schemas)
             if sync:
-                _sync_names(directory)
+                # The names of new files; LMDB syncs only what is in them.
+                sync_directory(directory)
+                sync_directory(directory.absolute().parent)
         except BaseException as error:
             environment.close()
             if isinstance(error, (lmdb.Error, OSError, Taken, RowUnreadable)):
@@ -640,16 +642,6 @@ def _own_directory(directory: Path, own: Path) -> int:
     finally:
         os.close(everyone)
     return lock
-
-
-def _sync_names(directory: Path) -> None:
-    """Make the names of new files durable; LMDB syncs only what is in them."""
-    for path in (directory, directory.absolute().parent):
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def translated(error: lmdb.Error, directory: Path, map_bytes: int) -> GfsError:

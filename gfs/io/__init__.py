@@ -5,7 +5,7 @@ this machine; the simulator (:mod:`gfs.testing`) has its own. This package impor
 nothing else of ``gfs``. :mod:`.tls` encrypts streams.
 """
 
-from gfs.io.filelock import try_flock, try_lock_byte
+from gfs.io.filelock import sync_directory, try_flock, try_lock_byte
 from gfs.io.private import others_can_read
 from gfs.io.real import BadAddress, join_address, real_world, split_address
 from gfs.io.world import (
@@ -43,6 +43,7 @@ __all__ = [
     "others_can_read",
     "real_world",
     "split_address",
+    "sync_directory",
     "tls",
     "try_flock",
     "try_lock_byte",

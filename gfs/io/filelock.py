@@ -1,4 +1,6 @@
-"""Locks that belong to an open file: the kernel releases them when the process ends."""
+"""Locks that belong to an open file, which the kernel releases when the process ends; and names
+that outlive a power cut. For what is in the files of this process alone: chunks and their disks
+are behind :class:`gfs.io.FileSystem`."""
 
 from __future__ import annotations
 
@@ -16,6 +18,15 @@ def try_flock(descriptor: int, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the names in a directory durable. Blocks. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock_byte(descriptor: int, at: int) -> bool:

@@ -22,7 +22,7 @@ import msgspec
 
 from gfs.blocks import row_sum
 from gfs.errors import InvalidArgument
-from gfs.io import try_flock
+from gfs.io import sync_directory, try_flock
 
 MAGIC = b"GFSBKUP1"
 #: Magic, end, checksum of the last record before it, checksum of these.
@@ -159,11 +159,7 @@ class BackupFile:
         """Give it the name of an older one, durably."""
         os.replace(self._path, path)
         self._path = path
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(os.path.dirname(path) or ".")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a rest that is not part of the backup

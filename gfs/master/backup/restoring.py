@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from gfs.errors import GfsError, InvalidArgument
-from gfs.io import World
+from gfs.io import World, sync_directory
 from gfs.lmdb_environment import DATA_NAME
 from gfs.master.backup.backup_file import PIECE, POINT, ROWS, BackupFile, Piece, Point
 from gfs.master.metadata import (
@@ -26,7 +26,6 @@ from gfs.master.metadata import (
     Txn,
     open_only,
     operation_log,
-    sync_directory,
     take_lock,
     terms,
 )

@@ -39,7 +39,6 @@ from gfs.master.metadata.store import (
     Txn,
     UnderWay,
     open_only,
-    sync_directory,
     take_lock,
 )
 from gfs.master.metadata.uptime import Uptime
@@ -77,7 +76,6 @@ __all__ = [
     "rows",
     "shared_chunks",
     "subtree",
-    "sync_directory",
     "take_lock",
     "terms",
     "trash",

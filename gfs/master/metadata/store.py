@@ -26,7 +26,7 @@ import lmdb
 import msgspec
 
 from gfs.errors import DiskFailed, DiskFull, StartupError
-from gfs.io import try_flock
+from gfs.io import sync_directory, try_flock
 from gfs.lmdb_environment import (
     DATA_NAME,
     LMDB_LOCK_NAME,
@@ -613,14 +613,6 @@ def take_lock(directory: str) -> int:
         os.close(lock)
         raise StartupError(f"{directory}: another master is running on this metadata")
     return lock
-
-
-def sync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open(directory: str, map_bytes: int, sync: bool) -> tuple[lmdb.Environment, Databases]:
