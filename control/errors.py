@@ -8,7 +8,6 @@
     │   └── InvalidToken  401  a token that is not valid
     ├── Forbidden         403  valid credentials that do not allow this
     ├── NoSuchThing       404  it does not exist
-    ├── WrongMethod       405  with ``Allow``
     ├── TooSlow           408  the body did not come in time
     ├── Conflict          409  it exists already, or changed meanwhile
     ├── TooLarge          413  the body is above its bound
@@ -79,13 +78,6 @@ class Forbidden(ApiError):
 
 class NoSuchThing(ApiError):
     status = 404
-
-
-class WrongMethod(ApiError):
-    status = 405
-
-    def __init__(self, message: str, allowed: str) -> None:
-        super().__init__(message, {"Allow": allowed})
 
 
 class TooSlow(ApiError):

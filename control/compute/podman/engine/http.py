@@ -76,7 +76,6 @@ class Client:
         query: dict[str, str] | None = None,
         *,
         json: object = None,
-        body: bytes | None = None,
         seconds: float = SECONDS,
     ) -> Answer:
         """Send a request, and return the whole answer.
@@ -88,7 +87,7 @@ class Client:
         target = _target(path, query)
         with _deadline(seconds, f"{method} {path}"):
             async with self.connected() as stream:
-                connection, answer = await _ask(stream, method, target, json, body)
+                connection, answer = await _ask(stream, method, target, json)
                 return await _whole(stream, connection, answer.status_code)
 
     @asynccontextmanager
@@ -98,7 +97,7 @@ class Client:
         """GET an answer that is read as it arrives, and begins within ``seconds``."""
         async with self.connected() as stream:
             with _deadline(seconds, path):
-                connection, answer = await _ask(stream, "GET", _target(path, query), None, None)
+                connection, answer = await _ask(stream, "GET", _target(path, query), None)
                 if answer.status_code >= 400:
                     await _whole(stream, connection, answer.status_code)
             yield Body(stream, connection)
@@ -111,7 +110,7 @@ class Client:
         async with self.connected() as stream:
             with _deadline(seconds, path):
                 connection, answer = await _ask(
-                    stream, "POST", _target(path, None), json, None, upgrade=True
+                    stream, "POST", _target(path, None), json, upgrade=True
                 )
                 if answer.status_code != 101:
                     await _whole(stream, connection, answer.status_code)
@@ -158,7 +157,6 @@ async def _ask(
     method: str,
     target: str,
     json: object,
-    body: bytes | None,
     *,
     upgrade: bool = False,
 ) -> tuple[h11.Connection, h11.Response | h11.InformationalResponse]:
@@ -168,10 +166,11 @@ async def _ask(
         headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")]
     else:
         headers += [("Connection", "close")]
+    body = b""
     if json is not None:
         body = msgspec.json.encode(json)
         headers += [("Content-Type", "application/json")]
-    headers += [("Content-Length", str(len(body or b"")))]
+    headers += [("Content-Length", str(len(body)))]
     head = connection.send(h11.Request(method=method, target=target, headers=headers))
     data = connection.send(h11.Data(data=body)) if body else b""
     connection.send(h11.EndOfMessage())
