@@ -8,12 +8,12 @@ atomically.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
-from gfs.blocks import BLOCK_BYTES, MIB, block_sums
-from gfs.chunkserver.copies.new_replica import new_replica
+from gfs.blocks import BLOCK_BYTES, block_sums
+from gfs.chunkserver.copies.new_replica import fill, new_replica
 from gfs.chunkserver.copies.salvage import salvage
 from gfs.chunkserver.disks import Disk, map_disk_error
-from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.packs import Made
 from gfs.diagnostics import event, message_id
@@ -39,8 +39,6 @@ from gfs.protocol.messages import (
 
 log = logging.getLogger(__name__)
 
-#: The size of one request to the source; the throttle may wait between two of them.
-STEP_BYTES = 1 * MIB
 STEP_SECONDS = 20.0
 
 
@@ -107,7 +105,8 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
             clean = True
             return
         async with new_replica(node, disk, order.handle, order.version, what) as file:
-            await _copy(node, connection, disk, file, length)
+            fetch = partial(_fetch, connection, order.handle, order.version)
+            await fill(node, disk, file, length, fetch)
         clean = True
     except (CorruptReplica, NotFound, StaleVersion) as error:
         error.__dict__["server"] = connection.peer_id
@@ -142,22 +141,6 @@ def unfit(handle: int, wanted: int, state: str, version: int) -> GfsError:
         f"chunk {handle:016x}: the source has a {state} replica of version {version}, "
         f"wanted is {wanted}"
     )
-
-
-async def _copy(
-    node: Node, connection: BulkConnection, disk: Disk, file: ChunkFile, length: int
-) -> None:
-    buffer = await node.buffers.acquire(patience=5.0)
-    try:
-        for offset in range(0, length, STEP_BYTES):
-            view = memoryview(buffer)[: min(STEP_BYTES, length - offset)]
-            await node.throttle.take(len(view))
-            sums = await _fetch(connection, file.handle, file.version, offset, view)
-            await disk.run(file.write, offset, view, sums)
-    except BaseException:
-        node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
-        raise
-    node.buffers.release(buffer)
 
 
 async def _copy_packed(

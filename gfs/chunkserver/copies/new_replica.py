@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+from gfs.blocks import MIB
 from gfs.chunkserver.disks import Disk, describe, map_disk_error
 from gfs.chunkserver.files import COPY_BYTES, ChunkFile
 from gfs.chunkserver.node import Node
@@ -12,6 +13,9 @@ from gfs.chunkserver.packs import PackedFile
 from gfs.chunkserver.replicas import OpenChunk
 from gfs.errors import CorruptReplica, DiskFailed, GfsError
 from gfs.io import ReadFailed
+
+#: The size of one request to a source, and of one write.
+STEP_BYTES = 1 * MIB
 
 
 async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile) -> None:
@@ -47,6 +51,27 @@ async def mark_if_unfit(node: Node, source: OpenChunk) -> None:
         is_unfit = False
     if is_unfit:
         node.store.open_chunks.mark_unfit(source)
+
+
+async def fill(
+    node: Node,
+    disk: Disk,
+    file: ChunkFile,
+    length: int,
+    fetch: Callable[[int, memoryview], Awaitable[bytes]],
+) -> None:
+    """Write a new replica in steps, which give way to clients. ``fetch`` fills a view with the
+    verified bytes at an offset, and returns the sums of their blocks."""
+    buffer = await node.buffers.acquire(patience=5.0)
+    try:
+        for offset in range(0, length, STEP_BYTES):
+            view = memoryview(buffer)[: min(STEP_BYTES, length - offset)]
+            await node.throttle.take(len(view))
+            await disk.run(file.write, offset, view, await fetch(offset, view))
+    except BaseException:
+        node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
+        raise
+    node.buffers.release(buffer)
 
 
 @contextlib.asynccontextmanager

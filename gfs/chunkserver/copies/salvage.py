@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
-from gfs.blocks import BLOCK_BYTES, MIB, SUM_BYTES, block_count, block_sum
-from gfs.chunkserver.copies.new_replica import new_replica
+from gfs.blocks import BLOCK_BYTES, SUM_BYTES, block_count, block_sum
+from gfs.chunkserver.copies.new_replica import fill, new_replica
 from gfs.chunkserver.disks import map_read_error
 from gfs.chunkserver.node import Node
 from gfs.diagnostics import event, message_id
@@ -39,8 +40,6 @@ from gfs.protocol.messages import CloneChunk, ReadChunk, ReadReply, VerifyChunk,
 
 log = logging.getLogger(__name__)
 
-#: The size of one write.
-STEP_BYTES = 1 * MIB
 ANSWER_SECONDS = 10.0
 
 
@@ -129,25 +128,15 @@ class _Salvage:
         """Restore a base: returns the first block that no source has, or None if the
         replica is installed."""
         node, order = self._node, self._order
-        buffer = await node.buffers.acquire(patience=5.0)
+        disk, what = node.store.disks.pick(), f"clone of {order.handle:016x}"
         try:
-            disk, what = node.store.disks.pick(), f"clone of {order.handle:016x}"
             async with new_replica(node, disk, order.handle, order.version, what) as file:
-                for offset in range(0, base.length, STEP_BYTES):
-                    view = memoryview(buffer)[: min(STEP_BYTES, base.length - offset)]
-                    await node.throttle.take(len(view))
-                    sums = await self._fill(base, offset, view)
-                    await disk.run(file.write, offset, view, sums)
+                await fill(node, disk, file, base.length, partial(self._blocks, base))
         except _BlockLost as error:
-            node.buffers.release(buffer)
             return error.block
-        except BaseException:
-            node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
-            raise
-        node.buffers.release(buffer)
         return None
 
-    async def _fill(self, base: Base, offset: int, view: memoryview) -> bytes:
+    async def _blocks(self, base: Base, offset: int, view: memoryview) -> bytes:
         first = offset // BLOCK_BYTES
         end = first + block_count(len(view))
         for block in range(first, end):
