@@ -24,7 +24,7 @@ from fsspec.core import get_compression, has_magic
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path
 
-from gfs.blocks import Buffer
+from gfs.blocks import KIB, Buffer
 from gfs.client import Entry, LocalPart, as_built_in, sync
 from gfs.errors import (
     AlreadyExists,
@@ -52,6 +52,8 @@ from gfs.fsspec.files import (
 PROTOCOL = "gfs"
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):[0-9]{1,5}")
 PORT_MAX = 65535
+#: Up to this, the bytes of one of many files are copied; others share their chunks with the copy.
+COPIED_BYTES_MAX = 64 * KIB
 _DIGITS = re.compile(r"[0-9]{1,3}")
 #: What is in the file of a key.
 _KEY = re.compile(r"\s*[0-9A-Fa-f]{64}\s*")
@@ -485,9 +487,10 @@ class GfsFileSystem(AbstractFileSystem):
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         if self._stat(source).kind == "directory":
             self.makedirs(target, exist_ok=True)
-            return
-        if source == target:
-            return
+        elif source != target:
+            self._share(source, target)
+
+    def _share(self, source: str, target: str) -> None:
         try:
             self.client.snapshot(source, target, parents=True)
         except AlreadyExists:
@@ -632,6 +635,62 @@ class GfsFileSystem(AbstractFileSystem):
                 self.client.put_many(items, overwrite=overwrite, replication=self.replication)
             )
             callback.relative_update(len(batch))
+
+    def copy(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,
+        maxdepth: int | None = None,
+        on_error: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """A directory whose target is free is copied whole, at one instant. Of other files, the
+        bytes of small ones are copied, in batches, which costs less than a snapshot of each; the
+        rest share their chunks. With ``on_error="ignore"``, which ``recursive`` means too, a file
+        that is gone by then is left out."""
+        plan = Planned(self)
+        AbstractFileSystem.copy(plan, path1, path2, recursive, maxdepth, **kwargs)
+        strip = self._strip_protocol
+        # Of two with one target, the later one remains, as it would one after another.
+        sources = {strip(target): strip(source) for source, target in plan.pairs}
+        has_all = recursive and maxdepth is None and isinstance(path1, str)
+        ignored = [NotFound] * (on_error == "ignore" or (on_error is None and recursive))
+        whole: set[str] = set()
+        small: list[tuple[Entry, str]] = []
+        entries = self.client.stat_many(sources.values())
+        for (target, source), entry in zip(sources.items(), entries, strict=True):
+            if source == target or not whole.isdisjoint(_above(source)):
+                continue
+            with contextlib.suppress(*ignored):
+                if isinstance(entry, GfsError):
+                    raise entry
+                if entry.kind == "directory":
+                    if has_all and self._copied_whole(source, target):
+                        whole.add(source)
+                    else:
+                        self.makedirs(target, exist_ok=True)
+                elif entry.length > COPIED_BYTES_MAX or entry.attributes or entry.appended:
+                    self._share(source, target)
+                else:
+                    small.append((entry, target))
+        for batch in batches(small, lambda each: each[0].length):
+            goals: dict[int, list[tuple[str, bytes]]] = {}
+            found = self.client.get_many([entry.path for entry, _ in batch])
+            for (entry, target), data in zip(batch, found, strict=True):
+                with contextlib.suppress(*ignored):
+                    if isinstance(data, GfsError):
+                        raise data
+                    goals.setdefault(entry.replication, []).append((target, data))
+            for goal, items in goals.items():
+                self._all(self.client.put_many(items, overwrite=True, replication=goal))
+
+    def _copied_whole(self, source: str, target: str) -> bool:
+        try:
+            self.client.snapshot(source, target, parents=True)
+        except (AlreadyExists, InvalidArgument):  # it is there, or within the source
+            return False
+        return True
 
     def mv(
         self,

@@ -903,6 +903,53 @@ def test_a_pattern_copies_files_and_no_directories(
     assert fs.du(here, total=False, withdirs=True) == sizes
 
 
+def test_many_files_are_copied_in_few_steps(fs: GfsFileSystem, here: str) -> None:
+    files = {f"{here}/a/{n:02}": b"%d" % n for n in range(40)}
+    files[f"{here}/a/d/large"] = os.urandom(100_000)
+    fs.pipe({**files, f"{here}/b/07": b"old"})
+    described = f"{here}/a/described"
+    fs.client.put(b"x", described, attributes={"a": "b"}, replication=2)
+    files[described] = b"x"
+    calls: list[str] = []
+    method = sync.SyncClient._method
+
+    def counted(client: sync.SyncClient, name: str, *arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        return method(client, name, *arguments, **options)
+
+    def copies(name: str, depth: int) -> dict[str, bytes]:
+        return {
+            path.replace("/a/", f"/{name}/"): data
+            for path, data in files.items()
+            if path.count("/") <= here.count("/") + depth
+        }
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sync.SyncClient, "_method", counted)
+        fs.cp(f"{here}/a/*", f"{here}/b/")
+        assert (calls.count("put_many"), calls.count("snapshot")) == (1, 1), calls
+        assert len(calls) < 15, calls
+        calls.clear()
+        fs.cp(f"{here}/a", f"{here}/c", recursive=True)
+        assert (calls.count("put_many"), calls.count("snapshot")) == (0, 1), calls
+        calls.clear()
+        fs.cp(f"{here}/a", f"{here}/c", recursive=True)  # into it, since it is there
+    assert fs.cat(f"{here}/b", recursive=True) == copies("b", 2)
+    info = fs.info(f"{here}/b/described")
+    assert (info["attributes"], info["replication"]) == ({"a": "b"}, 2)
+    assert fs.cat(f"{here}/c", recursive=True) == {**copies("c", 3), **copies("c/a", 3)}
+    fs.cp(f"{here}/a/", f"{here}/b", recursive=True)  # what is there is replaced or kept
+    assert fs.cat(f"{here}/b", recursive=True) == copies("b", 3)
+    some, there = [*files][:2], f"{here}/e/x"
+    with pytest.raises(FileNotFoundError, match="/none"):
+        fs.cp([some[0], f"{here}/none"], [there, f"{here}/e/y"])
+    fs.cp([f"{here}/none", *some], [f"{here}/e/y", there, there], on_error="ignore")
+    assert fs.cat(f"{here}/e", recursive=True) == {there: files[some[1]]}
+    fs.cp(here, f"{here}/a/within", recursive=True)  # no end of copies
+    assert fs.cat(f"{here}/a/within/e/x") == files[some[1]]
+    assert not fs.exists(f"{here}/a/within/a/within")
+
+
 def test_rsync(cluster: Cluster, here: str, tmp_path: Path) -> None:
     """fsspec's, from a local directory and within the cluster."""
     options = {"state": str(cluster.state)}
