@@ -111,7 +111,8 @@ test: lint
 		tests/unit tests/simulation tests/cluster tests/control $(ARGS)
 
 # One of each outside part: podman, an API server, a browser, a disk that fails, a client of S3,
-# PostgreSQL, etcd. Of the files that have one alone: to collect all takes longer than to run them.
+# PostgreSQL, etcd, tables over gfs://. Of the files that have one alone: to collect all takes
+# longer than to run them.
 smoke: install
 	@$(PYTEST) -m smoke $(shell grep -rl --include='test_*.py' 'mark\.smoke' tests) $(ARGS)
 
