@@ -25,6 +25,7 @@ from gfs.client.read import (
     STEP_BYTES,
     BlockStream,
     FileMap,
+    memory_of,
     read_pieces,
 )
 from gfs.client.transfer import stream
@@ -138,7 +139,7 @@ class ExistingFile(File):
         self._stream: BlockStream | None = None
         # Unread bytes of the stream's last step, from _ahead_at on, and until when they may
         # be used.
-        self._ahead = b""
+        self._ahead = memoryview(b"")
         self._ahead_at = 0
         self._ahead_until = 0.0
 
@@ -169,9 +170,10 @@ class ExistingFile(File):
         self._check_open()
         left = max(0, self._length - self._position)
         want = left if count < 0 else min(count, left)
-        out = bytearray(want)
-        got = await self.readinto(out)
-        return bytes(out) if got == want else bytes(out[:got])
+        memory = memory_of(want)
+        with memory.getbuffer() as view:
+            got = await self.readinto(view)
+        return memory.getvalue()[:got]
 
     @one_request
     async def readinto(self, target: Buffer) -> int:
@@ -214,7 +216,7 @@ class ExistingFile(File):
     async def _read_ahead(self, stream: BlockStream, skip: int, target: memoryview) -> int:
         step = bytearray(min(STEP_BYTES, stream.end - stream.position))
         got = await stream.read_into(memoryview(step))
-        self._ahead, self._ahead_until = bytes(memoryview(step)[:got]), stream.until
+        self._ahead, self._ahead_until = memoryview(step)[:got], stream.until
         count = min(len(target), got - skip)
         target[:count] = self._ahead[skip : skip + count]
         self._ahead_at = skip + count
@@ -228,7 +230,7 @@ class ExistingFile(File):
         return self._stream
 
     def _drop_stream(self) -> None:
-        self._ahead, self._ahead_at = b"", 0
+        self._ahead, self._ahead_at = memoryview(b""), 0
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
@@ -239,13 +241,13 @@ class ExistingFile(File):
         if offset < 0 or count < 0:
             raise InvalidArgument(f"{self.path}: pread of {count} bytes at {offset}")
         count = min(count, max(0, self._length - offset))
-        out = bytearray(count)
-        with memoryview(out) as view:
+        memory = memory_of(count)
+        with memory.getbuffer() as view:
             if count > PIECE_BYTES_MAX:
                 await self._pread_long(offset, view)
             else:
                 await read_pieces(self._core, self._map, offset, view)
-        return bytes(out)
+        return memory.getvalue()
 
     def stream(
         self, offset: int = 0, length: int | None = None

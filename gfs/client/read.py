@@ -15,6 +15,7 @@ Per MiB: one or two ``recv_into``, 16 digests, one comparison.
 
 from __future__ import annotations
 
+import io
 import logging
 from typing import TypeVar
 
@@ -88,6 +89,13 @@ REPORT_SECONDS = 2.0
 OF_BAD_REPLICAS = (CorruptReplica, NotFound)
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
+
+
+def memory_of(count: int) -> io.BytesIO:
+    """Memory to read ``count`` bytes into, by ``getbuffer``; ``getvalue`` then is these, as
+    ``bytes``, without a copy. That of a bytearray costs more than the reading: for each page of its
+    memory, which is new, the kernel is entered."""
+    return io.BytesIO(bytes(count))
 
 
 def check_path(path: object) -> None:

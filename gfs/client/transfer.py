@@ -28,6 +28,7 @@ from gfs.client.read import (
     FileMap,
     Patience,
     check_path,
+    memory_of,
     read_pieces,
 )
 from gfs.client.small import WRITTEN_AGAIN, get_small, put_small
@@ -289,18 +290,18 @@ async def read_bytes(
             file = await FileMap.open(core, path, patience=patience)
         else:
             file, located = await FileMap.of(core, path, located, patience=patience), None
-        data = bytearray(file.entry.length)
+        memory = memory_of(file.entry.length)
         blocks = BlockStream(core, file, 0, file.entry.length)
         try:
-            if len(data) <= SMALL_BYTES:
-                await read_pieces(core, file, 0, memoryview(data))
-                report(len(data))
-                return bytes(data)
-            with memoryview(data) as view:
-                while blocks.position < blocks.end:
-                    with view[blocks.position :][:STEP_BYTES] as step:
-                        report(await blocks.read_into(step))
-            return bytes(data)
+            with memory.getbuffer() as view:
+                if len(view) <= SMALL_BYTES:
+                    await read_pieces(core, file, 0, view)
+                    report(len(view))
+                else:
+                    while blocks.position < blocks.end:
+                        with view[blocks.position :][:STEP_BYTES] as step:
+                            report(await blocks.read_into(step))
+            return memory.getvalue()
         except FileChanged:
             if attempt == TRIES_MAX:
                 raise
