@@ -8,6 +8,7 @@ from gfs.client.client import Client, LocateReport, connect, find_credentials, f
 from gfs.client.errnos import as_built_in, errno_of
 from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import MENDING, ChunkReport, FsckProblem, FsckReport
+from gfs.client.read import BlockStream
 from gfs.client.rescue import Rescued
 from gfs.client.transfer import LocalPart, check_free
 from gfs.protocol.messages import Entry, TrashEntry, readers_seconds
@@ -15,6 +16,7 @@ from gfs.protocol.space import cluster_space, space_of
 
 __all__ = [
     "MENDING",
+    "BlockStream",
     "ChunkReport",
     "Client",
     "Entry",

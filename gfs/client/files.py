@@ -261,6 +261,15 @@ class ExistingFile(File):
         self._check_open()
         return stream(self._core, self._map, offset, length)
 
+    def blocks(self, offset: int) -> BlockStream:
+        """The file as it was opened, from ``offset``, a multiple of ``BLOCK_BYTES``, forwards into
+        the caller's memory. The position does not change; others may read and write meanwhile.
+
+        Reading raises what :meth:`stream` raises.
+        """
+        self._check_open()
+        return BlockStream(self._core, self._map, offset, self._length)
+
     async def _pread_long(self, offset: int, view: memoryview) -> None:
         head = -offset % BLOCK_BYTES
         if head:

@@ -10,8 +10,8 @@ wrote. docs/mount.md has the whole table. The layers, from the kernel down:
 - ``process``: mounting, signals, unmounting;
 - ``operations``: one method for each request of the kernel; nothing but this and ``process``
   knows pyfuse3;
-- ``contents``: the bytes of a file that is open here, what of them is not stored yet, and reading
-  ahead;
+- ``contents``: the bytes of a file that is open here, and what of them is not stored yet;
+- ``forward``: reading in order;
 - ``nodes``, ``posix``, ``extents``, ``errnos``: plain code: which inode has which path, what of a
   POSIX inode is kept in attributes, ranges of written bytes, errors.
 

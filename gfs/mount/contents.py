@@ -20,11 +20,11 @@ from contextlib import aclosing
 
 import trio
 
-from gfs.blocks import MIB
+from gfs.blocks import MIB, Buffer
 from gfs.client import Client, Entry, ExistingFile, NewFile
 from gfs.errors import ChunkUnavailable, DeadlineExceeded, FileChanged, GfsError, NotFound
-from gfs.mount.ahead import Ahead
 from gfs.mount.extents import Extents
+from gfs.mount.forward import Forward
 from gfs.mount.nodes import Node, Nodes
 from gfs.mount.posix import POSIX
 from gfs.mount.space import storing
@@ -93,6 +93,7 @@ class Open:
         while True:
             await trio.sleep(DIRTY_SECONDS / 5)
             for each in self.all():
+                each.rest()
                 if each.dirty_since + DIRTY_SECONDS < trio.current_time() and each.stream is None:
                     await each.try_to_store()
 
@@ -159,7 +160,7 @@ class Contents:
         self._whole: bytearray | None = bytearray() if file is None else None
         self.stream: Stream | None = None
         self._file = file
-        self._ahead: Ahead | None = None
+        self._forward: Forward | None = None
         self._extents = Extents()
         self.length = 0 if file is None else file.length
         #: When the oldest byte was written that is not stored; infinite: all are.
@@ -186,13 +187,14 @@ class Contents:
 
     # --- reading -------------------------------------------------------------------------
 
-    async def read(self, offset: int, count: int) -> bytes:
+    async def read(self, offset: int, count: int) -> Buffer:
+        """A view is valid until the next checkpoint."""
         self._check()
         end = min(offset + count, self.length)
         if end <= offset:
             return b""
         if self._whole is not None:
-            return bytes(self._whole[offset:end])
+            return self._whole[offset:end]
         if self.stream is not None:
             await self.store()
             return await self.read(offset, count)
@@ -205,15 +207,15 @@ class Contents:
             async with self.lock:
                 await self._opened()
         data = await self._read_stored(offset, end - offset)
-        return data if len(data) == end - offset else data.ljust(end - offset, b"\0")
+        return data if len(data) == end - offset else bytes(data).ljust(end - offset, b"\0")
 
-    async def _read_stored(self, offset: int, count: int) -> bytes:
+    async def _read_stored(self, offset: int, count: int) -> Buffer:
         file = self._file
         if file is None:
             return await self.read(offset, count)
-        if self._ahead is None:
-            self._ahead = Ahead(self._shared.nursery, file)
-        return await self._ahead.read(offset, count)
+        if self._forward is None:
+            self._forward = Forward(file)
+        return await self._forward.read(offset, count)
 
     async def _opened(self) -> ExistingFile:
         if self._file is None:
@@ -228,12 +230,17 @@ class Contents:
     def forget_stored(self) -> None:
         """The file has another inode, or other bytes."""
         self._file = None
-        self._forget_ahead()
+        self._forget_read()
 
-    def _forget_ahead(self) -> None:
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._ahead = None
+    def _forget_read(self) -> None:
+        if self._forward is not None:
+            self._forward.stop()
+            self._forward = None
+
+    def rest(self) -> None:
+        """Called now and then."""
+        if self._forward is not None:
+            self._forward.rest()
 
     def refresh(self, file: ExistingFile | None, entry: Entry) -> None:
         """Another client may have changed the stored file."""
@@ -341,7 +348,7 @@ class Contents:
             async with storing(self._client):
                 await file.pwrite(size - 1, b"\0")
             self._shared.nodes.stored(self._node)
-            self._forget_ahead()
+            self._forget_read()
         elif size <= WHOLE_BYTES_MAX:
             self._whole = bytearray(await file.pread(0, size))
             self.forget_stored()
@@ -410,14 +417,14 @@ class Contents:
             while (first := self._extents.first()) is not None:
                 async with storing(self._client):
                     await file.pwrite(*first)
-                self._forget_ahead()
+                self._forget_read()
                 self._extents.drop_first()
         except NotFound as error:
             self._lost = FileChanged(f"inode {self._node.number} was deleted or replaced")
             raise self._lost from error
         finally:
             # The kernel reads ahead, too, and so may have begun to read here meanwhile.
-            self._forget_ahead()
+            self._forget_read()
             self._shared.nodes.stored(self._node)
         self._node.cached = None
         self.dirty_since = float("inf")

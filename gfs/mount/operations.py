@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -714,7 +714,8 @@ class Operations(pyfuse3.Operations):
 
     @answered(BYTES_SECONDS)
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._handles[fh][1].read(off, size)
+        # pyfuse3 takes any buffer, and copies it before another task goes on.
+        return cast(bytes, await self._handles[fh][1].read(off, size))
 
     @answered(BYTES_SECONDS)
     async def write(self, fh: int, off: int, buf: bytes) -> int:
