@@ -294,8 +294,8 @@ def test_a_program_that_leaves_its_batches_ends(
 
 
 def test_a_million_paths_are_shared_by_forked_processes(client: sync.SyncClient) -> None:
-    files = gfs.data.Files(client, (f"/samples/{n}" for n in range(100_000)))
-    assert files.path(99_999) == "/samples/99999"
+    files = gfs.data.Files(client, (f"/samples/{n}" for n in range(1_000_000)))
+    assert files.path(999_999) == "/samples/999999"
     # No object with a count of references stands for a path.
     assert not [each for each in vars(files).values() if isinstance(each, (list, tuple))]
     assert os.path.basename(files.path(0)) == "0"
