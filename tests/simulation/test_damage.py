@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -357,6 +358,49 @@ async def test_a_bad_sector_of_the_last_small_replica_is_found_by_a_copy(
         await trio.sleep(120)
         assert await is_lost()
         assert copies - before <= 3  # salvage is tried again, more and more rarely
+
+
+@pytest.mark.parametrize("how", ["flip", "spoil"])
+@pytest.mark.parametrize("replication", [1, 3])
+@over_seeds(2)
+async def test_damage_is_found_by_a_write_and_by_an_append(
+    seed: int, chance: Random, how: str, replication: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside which it is. The last replica counts as lost then, as for a read; of several it is
+    made anew."""
+    monkeypatch.setattr(Scrubber, "run", no_scrub)
+    settings = ChunkserverSettings(packed_bytes_max=0)
+    goal = MasterSettings(map_bytes=1 << 28, replication=replication)
+    async with (
+        SimCluster(seed, chunkserver=settings, master=goal) as cluster,
+        cluster.client(settings=ClientSettings(retry_seconds=5)) as fs,
+    ):
+        data = content(chance, 20_000)
+        for number, path in enumerate(("/written", "/appended"), 1):
+            await fs.put(data, path)
+            handle = (await fs.locate(path)).chunks[0].handle
+            holders = [name for name in cluster.chunkservers if handle in handles_on(cluster, name)]
+            victim = chance.choice(holders)
+            disk = cluster.machine(victim).disk
+            (at,) = (each for each in cluster.chunk_files(victim) if f"{handle:016x}" in each)
+            disk.inode(at).evict()
+            harm_at = HEAD_BYTES + 10_000
+            disk.flip_bit(at, 8 * harm_at) if how == "flip" else disk.spoil(at, harm_at)
+            with suppress(GfsError) if replication == 1 else nullcontext():
+                if path == "/appended":
+                    await fs.append(path, b"a record")
+                else:
+                    async with await fs.open(path, "r+") as file:
+                        await file.pwrite(1000, b"changed")
+
+            async def is_told(count: int = number) -> bool:
+                totals = (await fs.status()).totals
+                return (totals.corrupt, totals.lost, totals.beyond_repair) == (count,) * 3
+
+            if replication == 1:
+                await cluster.wait_until(is_told, 30)
+        if replication == 3:
+            await wait_until_sound(cluster, fs)
 
 
 @over_seeds(2)

@@ -73,6 +73,7 @@ from gfs.errors import (
     ProtocolError,
     StaleVersion,
 )
+from gfs.io import ReadFailed
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import Watch
 from gfs.protocol.messages import (
@@ -380,8 +381,19 @@ class WriteExchange:
                 self._node.store.open_chunks.forget(file.handle)
 
     async def _on_disk(self, chunk: OpenChunk, function: Callable[..., T], *args: object) -> T:
-        with self._node.pulse.on_disk(chunk.disk):
-            return await chunk.disk.run(function, *args)
+        try:
+            with self._node.pulse.on_disk(chunk.disk):
+                return await chunk.disk.run(function, *args)
+        except (CorruptReplica, ReadFailed):
+            self._mark_unfit(chunk)
+            raise
+
+    def _mark_unfit(self, chunk: OpenChunk) -> None:
+        """What the replica had before fails its checksum, or cannot be read. If there are others,
+        they get the next version without it; writes to the last one would always fail, and the
+        master would not know why. Of an upload nobody has anything yet."""
+        if self._request.mode == "mutate":
+            self._node.store.open_chunks.mark_unfit(chunk)
 
     async def _transfer(self, chunk: OpenChunk) -> None:
         """Receive, pass on and persist packet after packet, and acknowledge them."""
@@ -551,7 +563,12 @@ class WriteExchange:
         self._take_room(chunk, sum(len(one.view) for one in held))
         with self._node.pulse.on_disk(disk):
             await durability.wait_for_room(disk)
-            await disk.run(self._write, chunk.file, held)
+            try:
+                await disk.run(self._write, chunk.file, held)
+            except (CorruptReplica, ReadFailed):
+                if all(packet_sums(one.packet.offset, one.view) == one.packet.sums for one in held):
+                    self._mark_unfit(chunk)  # and no packet was damaged on the way
+                raise
             if chunk.file.waits:
                 await durability.sync_journal(disk)
                 await disk.run(chunk.file.finish)
