@@ -59,6 +59,11 @@ KEYS_MAX = 1000
 DELETED_AT_ONCE = 16
 #: Keys of a common prefix that are read in vain before a new list begins after them all.
 SKIPPED_MAX = 1000
+#: Keys that are read for one page, and those of one common prefix more: with that many it ends,
+#: however few it has. Each of a thousand prefixes may have nearly as many as are not skipped.
+READ_MAX = 4 * KEYS_MAX
+#: Files among those of keys that are no paths, and that are none.
+VAIN_MAX = 1000
 _LAST = "\U0010ffff"
 BUCKETS_MAX = 10_000
 #: Entered for each question to the master.
@@ -324,10 +329,11 @@ class Buckets:
         listed: list[Child] = []
         last, is_more = ("", ""), False
         turn = self._cluster.turn(call.actor)
-        found = self._versions(space, wanted, marker, version or "", turn)
+        groups = _Groups(wanted.prefix, wanted.delimiter)
+        found = self._versions(space, wanted, groups, marker, version or "", turn)
         async with aclosing(found):
             async for key, each in found:
-                if len(listed) == wanted.limit:
+                if len(listed) == wanted.limit or (listed and groups.read > READ_MAX):
                     is_more = wanted.limit > 0
                     break
                 if each is None:
@@ -346,11 +352,16 @@ class Buckets:
         return xml("ListVersionsResult", [*same, *listed])
 
     async def _versions(
-        self, space: Space, wanted: Wanted, marker: str, version: str, turn: Turn
+        self,
+        space: Space,
+        wanted: Wanted,
+        groups: _Groups,
+        marker: str,
+        version: str,
+        turn: Turn,
     ) -> AsyncGenerator[tuple[str, Version | None], None]:
         """(key, version), by key, from a version of a key on; None for a common prefix."""
         fs, first = self._cluster.fs, marker
-        groups = _Groups(wanted.prefix, wanted.delimiter)
         while True:
             start = ""
             if marker:
@@ -371,6 +382,7 @@ class Buckets:
                 after=marker,
                 page=wanted.limit + 1,
                 turn=turn,
+                vain_max=VAIN_MAX,
             )
             merged = self.versions.all(currents, older, marker)
             async with aclosing(currents), aclosing(older), aclosing(merged) as found:
@@ -390,10 +402,12 @@ class Buckets:
         objects: list[tuple[str, Entry]] = []
         folders: list[str] = []
         last = ""
-        found = self._found(space, wanted, after, turn)
+        groups = _Groups(wanted.prefix, wanted.delimiter)
+        found = self._found(space, wanted, groups, after, turn)
         async with aclosing(found):
             async for key, entry in found:
-                if len(objects) + len(folders) == wanted.limit:
+                is_long = last != "" and groups.read > READ_MAX
+                if len(objects) + len(folders) == wanted.limit or is_long:
                     return Page(objects, folders, last, wanted.limit > 0)
                 last = key
                 if entry is None:
@@ -403,10 +417,10 @@ class Buckets:
         return Page(objects, folders, last, False)
 
     async def _found(
-        self, space: Space, wanted: Wanted, after: str, turn: Turn
+        self, space: Space, wanted: Wanted, groups: _Groups, after: str, turn: Turn
     ) -> AsyncGenerator[tuple[str, Entry | None], None]:
         """(key, entry) of objects, by key; entry is None for a common prefix."""
-        groups, first = _Groups(wanted.prefix, wanted.delimiter), after
+        first = after
         while True:
             found = all_keys(
                 self._cluster.fs,
@@ -416,6 +430,7 @@ class Buckets:
                 after=after,
                 page=wanted.limit + 1,
                 turn=turn,
+                vain_max=VAIN_MAX,
             )
             async with aclosing(found):
                 async for key, entry in found:
@@ -517,17 +532,19 @@ class Buckets:
 
 class _Groups:
     """The common prefixes of keys that come in their order. One may have millions of keys: of these
-    some are skipped one by one, and then all at once, by a new list."""
+    some are skipped one by one, and then all at once, by a new list. ``read`` is how many came."""
 
     def __init__(self, prefix: str, delimiter: str) -> None:
         self._begin = len(prefix)
         self._delimiter = delimiter
         self._common = ""
         self._skipped = 0
+        self.read = 0
 
     def of(self, key: str) -> str | None:
         """The common prefix that begins with this key; empty: it began with an earlier one.
         None: the key is in none."""
+        self.read += 1
         if self._common and key.startswith(self._common):
             self._skipped += key < self.end
             return ""

@@ -20,8 +20,9 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
+from math import inf
 
-from control.api import BadRequest
+from control.api import BadRequest, Conflict
 from control.storage import listing
 from control.storage.names import KEPT, PATH_BYTES_MAX, check_path
 from gfs.client import Client, Entry
@@ -109,15 +110,17 @@ async def all_keys(
     after: str = "",
     page: int = listing.PAGE,
     turn: AbstractAsyncContextManager[object] | None = None,
+    vain_max: float = inf,
 ) -> AsyncGenerator[tuple[str, Entry], None]:
     """All keys with a prefix after another, in order. ``by_folder``: of a folder only its name.
-    Those that are paths and the others are two lists, which are merged."""
+    Those that are paths and the others are two lists, which are merged. Raises Conflict if more
+    than ``vain_max`` files among the others are no keys, as only who stores there makes them."""
     files = partial(listing.files, fs, directory, page=page, turn=turn)
     plain = files(prefix=prefix, after=after, folders=by_folder, without=NO_KEYS)
     start = spelled(KEYS, after) if after else ""
     others = files(prefix=spelled(KEYS, prefix), after=start)
-    async with aclosing(plain), aclosing(others):
-        next_plain, next_other = await anext(plain, None), await _next_key(others)
+    async with aclosing(plain), aclosing(others), aclosing(_keys_of(others, vain_max)) as keys:
+        next_plain, next_other = await anext(plain, None), await anext(keys, None)
         while next_plain is not None or next_other is not None:
             if next_other is None or (next_plain is not None and next_plain[0] < next_other[0]):
                 assert next_plain is not None
@@ -125,12 +128,18 @@ async def all_keys(
                 next_plain = await anext(plain, None)
             else:
                 yield next_other
-                next_other = await _next_key(others)
+                next_other = await anext(keys, None)
 
 
-async def _next_key(found: AsyncGenerator[tuple[str, Entry], None]) -> tuple[str, Entry] | None:
+async def _keys_of(
+    found: AsyncGenerator[tuple[str, Entry], None], vain_max: float
+) -> AsyncGenerator[tuple[str, Entry], None]:
+    vain = 0
     async for path, entry in found:
         key = key_of(path)
         if key is not None:
-            return key, entry
-    return None
+            yield key, entry
+            continue
+        vain += 1
+        if vain > vain_max:
+            raise Conflict(f"{KEYS} has over {vain_max} files that are no objects: delete them")

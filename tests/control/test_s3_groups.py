@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.s3 import buckets
-from control.s3.buckets import Buckets, Wanted
+from control.s3.buckets import Buckets, Wanted, _Groups
 from control.storage import Space
 
 KEYS = st.sets(st.text("a-/\U0010ffff", min_size=1, max_size=6), max_size=40)
@@ -82,10 +82,12 @@ async def test_a_list_is_the_same_however_much_is_skipped(
     with pytest.MonkeyPatch.context() as monkeypatch:
         listed.patch(monkeypatch, skipped_max)
         wanted, turn = Wanted(prefix, delimiter, 1000, False), nullcontext()
-        found = [key async for key, _ in listed.buckets._found(SPACE, wanted, after, turn)]
+        groups = _Groups(prefix, delimiter)
+        found = [key async for key, _ in listed.buckets._found(SPACE, wanted, groups, after, turn)]
+        groups = _Groups(prefix, delimiter)
         versions = [
             (key, each and each.number)
-            async for key, each in listed.buckets._versions(SPACE, wanted, "", "", turn)
+            async for key, each in listed.buckets._versions(SPACE, wanted, groups, "", "", turn)
         ]
     assert found == expected(keys, prefix, delimiter, after)
     each_twice = []
@@ -100,6 +102,42 @@ async def test_a_common_prefix_of_many_keys_is_read_in_part(
 ) -> None:
     listed = Listed({f"a-{number}" for number in range(50_000)} | {"b"})
     listed.patch(monkeypatch, buckets.SKIPPED_MAX)
-    found = listed.buckets._found(SPACE, Wanted("", "-", 1000, False), "", nullcontext())
+    wanted, groups = Wanted("", "-", 1000, False), _Groups("", "-")
+    found = listed.buckets._found(SPACE, wanted, groups, "", nullcontext())
     assert [key async for key, _ in found] == ["a-", "b"]
     assert listed.read < 2000
+
+
+@given(KEYS, st.integers(0, 2), st.integers(0, 9), st.integers(1, 5))
+async def test_a_page_reads_a_bounded_number_of_keys_and_the_next_goes_on(
+    keys: set[str], skipped_max: int, read_max: int, limit: int
+) -> None:
+    """It may have few, as S3 allows; and one at least."""
+    listed, found, after = Listed(keys), list[str](), ""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        listed.patch(monkeypatch, skipped_max)
+        monkeypatch.setattr(buckets, "READ_MAX", read_max)
+        is_more = True
+        while is_more:
+            listed.read = 0
+            wanted = Wanted("", "-", limit, False)
+            objects, folders, after, is_more = await listed.buckets._page(
+                SPACE, wanted, after, nullcontext()
+            )
+            assert not is_more or objects or folders
+            found += sorted([*folders, *(key for key, _ in objects)])
+            # Those of its last common prefix, one that begins a new list, and one that ends it.
+            assert listed.read <= read_max + 2 * (skipped_max + 3)
+    assert found == expected(keys, "", "-", "")
+
+
+async def test_common_prefixes_of_many_keys_each_end_a_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None has enough to be skipped: a list read a million keys."""
+    listed = Listed({f"{number // 500:04}-{number:06}" for number in range(100_000)})
+    listed.patch(monkeypatch, buckets.SKIPPED_MAX)
+    page = await listed.buckets._page(SPACE, Wanted("", "-", 1000, False), "", nullcontext())
+    assert page.is_more
+    assert page.folders == [f"{number:04}-" for number in range(len(page.folders))]
+    assert listed.read <= buckets.READ_MAX + buckets.SKIPPED_MAX

@@ -14,12 +14,12 @@ import trio
 import trio.testing
 from subtrees import deep, stored
 
-from control.errors import Unavailable
+from control.errors import Conflict, Unavailable
 from control.identity.access import PUBLIC
 from control.records import PAGE_ROWS, Records, Table
 from control.storage import listing
 from control.storage.cluster import STRANGERS_AT_ONCE, STRANGERS_WAITING_MAX, Cluster
-from control.storage.keys import all_keys
+from control.storage.keys import KEYS, all_keys
 from control.storage.module import _array
 from control.storage.rows import STORAGE, Space, spaces
 from control.storage.shapes import FileInfo
@@ -99,6 +99,16 @@ async def test_a_page_of_objects_costs_two_lists(deep_files: Store) -> None:
     assert len(await listed(all_keys(asked, "/root", by_folder=True, page=1000), 1000)) == 1000
     # The folders of a folder are as many files: 1,000 of them do not fit into one reply.
     assert asked.questions <= 4
+
+
+async def test_of_files_that_are_no_objects_few_are_read() -> None:
+    """Whoever may upload over REST may put a million of them where keys are looked for."""
+    with stored(f"{KEYS}/={number:04}" for number in range(5000)) as store:
+        asked = Asked(store)
+        with pytest.raises(Conflict, match="no objects"):
+            await listed(all_keys(asked, "/root", vain_max=1000))
+        assert asked.questions <= 3
+        assert await listed(all_keys(asked, "/root")) == []
 
 
 async def test_few_strangers_ask_at_once(deep_files: Store) -> None:
