@@ -547,6 +547,40 @@ async def test_a_promise_is_given_up_when_nothing_came_of_it(
     await fs.mkdir("/b")
 
 
+@over_seeds(4, kind=ShadowedCluster, shadows=2, replicas_before_ack=2)
+async def test_a_promise_for_a_term_that_began_keeps_nobody_from_being_promoted(
+    chance: Random, cluster: ShadowedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that made it was cut off before it saw that term begin: the master that handed over
+    in it has seen it, and is the master again."""
+    made = trio.Event()
+    make = promises.Promises.make
+
+    async def make_and_tell(self: promises.Promises, request: Bind) -> PositionReply:
+        reply = await make(self, request)
+        made.set()
+        return reply
+
+    monkeypatch.setattr(promises.Promises, "make", make_and_tell)
+    await cluster.level(*cluster.shadows)
+    cluster.machine("shadow0").blocking_seconds = (1.0, 2.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cluster.promote, "shadow0")
+        await made.wait()
+        await trio.sleep(chance.uniform(0.1, 0.5))
+        cluster.network.partition(["shadow0"], ["shadow1"])
+    monkeypatch.undo()
+    cluster.machine("shadow0").blocking_seconds = (0.0001, 0.001)
+    await cluster.restart(MASTER)
+    await trio.sleep(chance.uniform(2, 4))  # until it follows
+    refusal = ""
+    try:
+        await cluster.promote(MASTER)
+    except StaleVersion as error:
+        refusal = str(error)
+    assert not refusal
+
+
 @over_seeds(4, kind=ShadowedCluster, shadows=2, late=1, replicas_before_ack=1)
 async def test_a_shadow_that_was_away_is_not_promoted_over_one_that_has_more(
     chance: Random, cluster: ShadowedCluster
