@@ -58,6 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if item.get_closest_marker("costly")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item.get_closest_marker("costly") is None]
+    # What may take a minute is begun first: begun last, one process ends it while others wait.
+    items.sort(key=lambda item: item.path.name != "test_seeds.py")
 
 
 def pytest_collection_finish() -> None:
