@@ -61,6 +61,8 @@ PATH_BYTES_MAX = 4096
 READERS_SECONDS_MAX = 600
 #: Files that are joined to one, in one commit: no upload over S3 has more parts.
 JOINED_MAX = 10_000
+#: The most chunks of a file that is made so: 8 TiB.
+JOINED_CHUNKS_MAX = 1 << 17
 #: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
 #: A file has at most so many attributes, with names and values of at most so many bytes
@@ -661,8 +663,9 @@ class Join(Publish, tag=112):
     one transaction, and no byte moves.
 
     The body is a msgpack list of their inodes, in the order of their bytes; there are no
-    ``servers``. All but the last must be of whole chunks. FileChanged if one was deleted, or
-    written in place since it was published.
+    ``servers``. All but the last must be of whole chunks, and all together of at most
+    ``JOINED_CHUNKS_MAX``. FileChanged if one was deleted, or written in place since it was
+    published.
     """
 
     SINCE: ClassVar[int] = 2

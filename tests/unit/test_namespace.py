@@ -991,6 +991,15 @@ def test_a_chunk_that_was_joined_meanwhile_is_not_leased(real: Real) -> None:
     assert isinstance(attempt, Busy)
 
 
+def test_no_more_chunks_are_joined_than_one_commit_may_take(real: Real) -> None:
+    length = CHUNK * (wire.JOINED_CHUNKS_MAX // wire.JOINED_MAX + 1)
+    entry = publish(real, 1, "/f", length, digest=DIGEST)
+    sources = [entry.inode] * wire.JOINED_MAX
+    request = wire.Join(0, CLIENT, 2, "/g", length * wire.JOINED_MAX, 3, True, True, [])
+    (outcome,) = real.commit([(2, lambda txn: plan_join(txn, request, sources, 3, 5))])
+    assert isinstance(outcome, InvalidArgument)
+
+
 def test_a_file_without_anything_to_carry_has_the_row_it_always_had(real: Real) -> None:
     plain = publish(real, 1, "/plain", 10)
     marked = publish(real, 2, "/marked", 10, digest=DIGEST)

@@ -82,6 +82,7 @@ from gfs.master.metadata.rows import (
 from gfs.master.metadata.store import Txn
 from gfs.protocol.attributes import check_attributes
 from gfs.protocol.messages import (
+    JOINED_CHUNKS_MAX,
     AppendedChunk,
     Delete,
     Done,
@@ -293,6 +294,10 @@ def _check_joined(txn: Txn, request: Join, sources: list[int]) -> int:
             raise InvalidArgument(f"{request.path}: only the last of its files ends in a chunk")
         chunks += row.chunks
         length += row.length
+    if chunks > JOINED_CHUNKS_MAX:
+        raise InvalidArgument(
+            f"{request.path}: {chunks} chunks are too many: {JOINED_CHUNKS_MAX} can be joined"
+        )
     if length != request.length:
         raise InvalidArgument(f"{request.path}: files of {length} bytes, not {request.length}")
     return chunks
