@@ -5,6 +5,11 @@ tasks (``16``, ``64``), and with ``put_many`` and ``get_many`` of ``many`` at a 
 each: files a second, and the microseconds of processor time per file of the client, of the
 master and of the chunkservers together. That time is what the machine's other work changes
 least; the rate needs a machine that does nothing else.
+
+The second line says what a wake-up costs there: how long a byte takes to another process and
+back, both on one core, and on two. Where that of another core is dear, as on virtual machines
+whose cores are halted when they have nothing to do, the kernel keeps on one core what wakes one
+another, and small files keep one of several cores busy.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +35,8 @@ MANY = 64
 FOLDER_FILES = 1000
 #: Of each load, before it is measured: connections are made, code is warm.
 WARM_SECONDS = 0.5
+
+ROUND_TRIPS = 2000
 
 Call = Callable[[int], Awaitable[int]]
 
@@ -73,6 +81,31 @@ class Meter:
         took, *used = (now - then for now, then in zip(self._now(), self._began, strict=True))
         us = [1e6 * seconds / files for seconds in used]
         return Cost(load, size, durability, files / took, *us)
+
+
+def round_trip_us(here: int, there: int) -> float:
+    """How long a byte takes from this process, on one core, to another one on that core, and
+    back."""
+    allowed = os.sched_getaffinity(0)
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        ours.close()
+        os.sched_setaffinity(0, {there})
+        while byte := theirs.recv(1):
+            theirs.send(byte)
+        os._exit(0)
+    theirs.close()
+    os.sched_setaffinity(0, {here})
+    began = time.perf_counter()
+    for _ in range(ROUND_TRIPS):
+        ours.send(b"x")
+        ours.recv(1)
+    took = time.perf_counter() - began
+    ours.close()
+    os.waitpid(child, 0)
+    os.sched_setaffinity(0, allowed)
+    return 1e6 * took / ROUND_TRIPS
 
 
 async def repeat(call: Call, numbers: Iterator[int], tasks: int, seconds: float) -> int:
@@ -171,6 +204,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.1f}")
+    first, *rest = os.sched_getaffinity(0)
+    trips = [f"{round_trip_us(first, core):.0f} µs" for core in (first, *rest[:1])]
+    print(f"a byte to another process and back: {', over two cores '.join(trips)}")
     costs: list[Cost] = []
     with cluster.interrupted_cleanly():
         for durability in options.durability.split(","):
