@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, KIB, MIB, packet_sums
-from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.disks.disk import Space
 from gfs.chunkserver.files.layout import HEAD_BYTES, recover_state
 from gfs.chunkserver.node import throttle
 from gfs.client import Client
@@ -184,7 +184,7 @@ async def test_a_disk_that_is_full_to_its_reserve_takes_no_overwrite(
 ) -> None:
     data = content(chance, 2 * MIB)
     await fs.put(data, "/file")
-    monkeypatch.setattr(Disk, "has_room", lambda disk, reserve: False)
+    monkeypatch.setattr(Space, "has_room", lambda space, reserve: False)
     async with await fs.open("/file", "r+") as file:
         with pytest.raises(ChunkUnavailable, match="full to its reserve"):
             await file.pwrite(0, bytes(MIB))

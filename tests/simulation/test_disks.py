@@ -13,7 +13,8 @@ import trio
 
 from gfs.blocks import MIB
 from gfs.chunkserver.disks import Disk as ServedDisk
-from gfs.chunkserver.disks.disk import PROBE, UNREAD_MAX
+from gfs.chunkserver.disks.disk import PROBE
+from gfs.chunkserver.disks.health import UNREAD_MAX
 from gfs.chunkserver.disks.identity import NAMES
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES

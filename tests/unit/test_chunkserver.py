@@ -28,8 +28,7 @@ from gfs.blocks import BLOCK_BYTES, block_sum, block_sums, packet_sums
 from gfs.chunkserver.copies.copy_on_write import copy
 from gfs.chunkserver.copies.new_replica import new_replica
 from gfs.chunkserver.copies.small_replicas import Batch, serve_replicas
-from gfs.chunkserver.disks import identity, read_disk
-from gfs.chunkserver.disks.disk import FAILED, TICK_SECONDS
+from gfs.chunkserver.disks import FAILED, TICK_SECONDS, identity, read_disk
 from gfs.chunkserver.disks.identity import (
     NAMES,
     DiskRecord,
@@ -149,11 +148,11 @@ async def test_the_state_of_a_disk_is_known_though_its_own_record_is_older(
             for action in ("drain", "remove"):
                 await node.disk_orders.order(wire.DiskOrder(0, "", disk.path, action))
         with trio.fail_after(HANG_SECONDS):
-            await disk.closed.wait()
+            await disk.closing.closed.wait()
         nursery.cancel_scope.cancel()
     await close(node)
     node = await node_in(*directories)
-    doubts = {Path(each.path).name: each.is_suspect for each in node.store.disks.used.values()}
+    doubts = {Path(each.path).name: each.health.is_suspect for each in node.store.disks.used.values()}
     assert doubts == ({"a": True, "b": False} if what == "failed" else {"b": False})
 
 
@@ -289,7 +288,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
         await trio.testing.wait_all_tasks_blocked()
         disk.fail("failed", "a test")
         with trio.fail_after(HANG_SECONDS):
-            await disk.closed.wait()
+            await disk.closing.closed.wait()
         with pytest.raises(StartupError, match="no disk left"):
             await node.disk_opening.save()
         if way == "away":
@@ -310,7 +309,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
             if way == "full":
                 break
             with trio.fail_after(HANG_SECONDS):
-                await node.store.disks.down[disk.path].closed.wait()
+                await node.store.disks.down[disk.path].closing.closed.wait()
             assert not node.disk_opening.watched
         if way == "away":
             (tmp_path / "away").rename(path)
@@ -318,7 +317,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
         [disk] = node.store.disks.used.values()
         disk.fail("failed", "again")
         with trio.fail_after(HANG_SECONDS):
-            await disk.closed.wait()  # somebody tended it
+            await disk.closing.closed.wait()  # somebody tended it
         nursery.cancel_scope.cancel()
 
 
@@ -1013,7 +1012,7 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
             nursery.start_soon(node.disk_orders.run, ())
             async with node.store.open_chunks.using(5):
                 disk.fail(FAILED, "its device is gone")
-                await disk.closed.wait()
+                await disk.closing.closed.wait()
                 assert [path[-6:] for path in open_files(tmp_path / "a")] == [".chunk"]
             while open_files(tmp_path / "a"):
                 await trio.lowlevel.checkpoint()
@@ -1046,11 +1045,11 @@ async def test_what_is_still_to_be_closed_when_a_disk_was_closed_is_closed(tmp_p
     node = await node_in(tmp_path)
     disk = node.store.disks.used[0]
     calls: list[int] = []
-    disk.end_closing(lambda: calls.append(1))
+    disk.closing.finish(lambda: calls.append(1))
     assert calls == []
-    disk.close_later(mock.Mock())
+    disk.closing.later(mock.Mock())
     assert calls == [1]
-    disk.end_closing(lambda: calls.append(2))
+    disk.closing.finish(lambda: calls.append(2))
     assert calls == [1, 2]
 
 
@@ -1065,7 +1064,7 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disk_orders.run, ())
             disk.fail(FAILED, "its cable is loose")
-            await disk.closed.wait()
+            await disk.closing.closed.wait()
             await node.disk_opening.save()
             if not restarts:
                 await node.disk_orders.order(wire.DiskOrder(0, "", disk.path, "retry"))
@@ -1122,15 +1121,15 @@ async def test_a_call_that_hung_and_fails_in_the_end_does_not_count(tmp_path: Pa
             await trio.to_thread.run_sync(begun.wait)
             for _ in range(int(node.settings.disk_hang_seconds / TICK_SECONDS)):
                 disk.tick()
-            assert disk.hung
-            assert not disk.may_have_lost
+            assert disk.health.hung
+            assert not disk.health.may_have_lost
             nursery.start_soon(node.disk_orders.run, ())
             await trio.testing.wait_all_tasks_blocked()
             go_on.set()
             while disk.path in node.store.disks.down or disk in node.store.disks.used.values():
                 await trio.lowlevel.checkpoint()
             (again,) = [each for each in node.store.disks.used.values() if each.path == disk.path]
-            assert again.is_suspect
+            assert again.health.is_suspect
             nursery.cancel_scope.cancel()
 
 
@@ -1142,15 +1141,15 @@ async def test_calls_may_begin_while_a_disk_is_asked_how_it_is(tmp_path: Path) -
     class Begins(Call):
         @property
         def ticks(self) -> int:  # type: ignore[override]
-            disk.running[len(disk.running)] = Call("another")
+            disk.calls.running[len(disk.calls.running)] = Call("another")
             return 0
 
         @ticks.setter
         def ticks(self, _: int) -> None: ...
 
-    disk.running[0] = Begins("one")
+    disk.calls.running[0] = Begins("one")
     assert disk.state == "ok"
-    disk.running.clear()
+    disk.calls.running.clear()
 
 
 async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Path) -> None:
@@ -1162,7 +1161,7 @@ async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Pat
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disk_orders.run, ())
             disk.fail(FAILED, "its cable is loose")
-            await disk.closed.wait()
+            await disk.closing.closed.wait()
             for name in ("server.json", "server.json.copy"):
                 (tmp_path / "a" / name).unlink()
             with (

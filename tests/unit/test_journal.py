@@ -351,7 +351,7 @@ def overwritten() -> tuple[Machine, Server, str]:
         server.write(8, 0, bytes(4096))
         server.chunk(8).commit()
     server.journal.flush()
-    server.disk.to_save.set()
+    server.disk.saving.wanted.set()
     return machine, server, server.disk.chunk_path(7)
 
 
@@ -390,7 +390,7 @@ async def test_what_a_full_disk_does_not_save_is_saved_when_it_has_room() -> Non
     machine.disk.fail(path, errno.ENOSPC)
     assert not await is_emptied(server)
     machine.disk.fail(path, 0)
-    server.disk.to_save.set()
+    server.disk.saving.wanted.set()
     assert await is_emptied(server)
     server = started_again(server, machine, True)
     assert server.chunk(7).read_verified(0, len(NEW)) == NEW
@@ -453,7 +453,7 @@ async def test_a_replica_whose_sync_failed_never_counts_again(which: int, is_evi
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunk.file, "sync", one_fails)
-        server.disk.to_save.set()
+        server.disk.saving.wanted.set()
         assert await is_emptied(server)
     for call in (chunk.save, chunk.commit, chunk.sync, chunk.finish):
         with pytest.raises(CorruptReplica, match="a sync of it failed"):

@@ -273,11 +273,11 @@ class Server:
         if replica is None or len(self.disks) < 2:
             return False
         disk = self.node.store.disks.used[replica.disk]
-        disk.draining = True
+        disk.drain.is_wanted = True
         try:
             await _move(self.node, disk, handle)
         finally:
-            disk.draining = False
+            disk.drain.is_wanted = False
         return True
 
     async def look(self, handle: int, how: int) -> bool:
@@ -363,7 +363,7 @@ class Server:
         store = self.node.store
         assert not store.open_chunks.busy
         for disk in store.disks.used.values():
-            disk.close_files()
+            disk.closing.close_files()
         for chunk in store.open_chunks._open.values():
             assert not chunk.users
             assert not chunk.dropped
@@ -609,15 +609,15 @@ async def test_a_refused_write_unpacks_nothing() -> None:
 async def test_a_grant_on_a_full_disk_leaves_the_reserve_alone() -> None:
     server = await packing()
     (disk,) = server.node.store.disks.used.values()
-    before = disk.written_bytes
-    disk.reserve_bytes = 1 << 60
+    before = disk.space.written_bytes
+    disk.space.reserve_bytes = 1 << 60
     with pytest.raises(DiskFull):
         await server.grant(HANDLES[0], 6, False)
     assert HANDLES[0] in disk.packs
-    disk.reserve_bytes = 1
+    disk.space.reserve_bytes = 1
     await server.grant(HANDLES[0], 7, False)
     assert HANDLES[0] not in disk.packs
-    assert disk.written_bytes >= before + len(content(HANDLES[0], 5))
+    assert disk.space.written_bytes >= before + len(content(HANDLES[0], 5))
 
 
 @simulated(0)

@@ -153,7 +153,7 @@ async def _copy_packed(
         await node.store.install(disk, Made(order.handle, order.version, view, sums))
     except OSError as error:
         raise map_disk_error(error, f"clone of {order.handle:016x}") from error
-    disk.written_bytes += length
+    disk.space.written_bytes += length
 
 
 async def _fetch(

@@ -53,12 +53,13 @@ async def _copy(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
     what = f"copy of {order.handle:016x}"
     async with new_replica(node, disk, order.target, order.target_version, what) as file:
         await copy_bytes(node, chunk, disk, file)
-        disk.written_bytes += file.length
+        disk.space.written_bytes += file.length
 
 
 def _disk(node: Node, chunk: OpenChunk) -> Disk:
     disk = chunk.disk
-    if not disk.takes_new or not disk.has_room(node.store.disks.reserve_bytes + chunk.file.length):
+    need_bytes = node.store.disks.reserve_bytes + chunk.file.length
+    if not disk.takes_new or not disk.space.has_room(need_bytes):
         return node.store.disks.pick()
-    disk.begun_bytes += CHUNK_BYTES
+    disk.space.begun_bytes += CHUNK_BYTES
     return disk

@@ -87,7 +87,7 @@ async def new_replica(
             yield file
             await node.store.install(disk, file, moved)
         finally:
-            disk.close_later(file)
+            disk.closing.later(file)
     except BaseException as error:
         await node.store.leave(disk, path)
         if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):

@@ -3,17 +3,10 @@ on it (``server.json``), and how its replicas are read at a start; and the set o
 disks of a server. :mod:`gfs.chunkserver.node` opens and watches them, and carries out the
 operator's orders about them."""
 
-from gfs.chunkserver.disks.disk import (
-    FAILED,
-    MISSING,
-    STATES,
-    TICK_SECONDS,
-    Disk,
-    describe,
-    map_disk_error,
-    map_read_error,
-)
+from gfs.chunkserver.disks.calls import TICK_SECONDS
+from gfs.chunkserver.disks.disk import FAILED, MISSING, STATES, Disk
 from gfs.chunkserver.disks.disk_set import DiskSet
+from gfs.chunkserver.disks.health import describe, map_disk_error, map_read_error
 from gfs.chunkserver.disks.loading import Contents, Found, read_disk, unlink_for_good
 
 __all__ = [

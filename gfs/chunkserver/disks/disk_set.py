@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.files import boot_number
 from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import DiskFailed, DiskFull
@@ -27,7 +26,6 @@ class DiskSet:
         self._world = world
         self._settings = settings
         self._on_failure = on_failure
-        self._boot = boot_number(world.boot)
         self._indexes = itertools.count()
         self.reserve_bytes = settings.reserve_bytes
         #: This chunkserver's id, for the log.
@@ -40,7 +38,7 @@ class DiskSet:
     def new(self, path: str) -> Disk:
         """A disk of this server, not opened and not used yet."""
         index = next(self._indexes)
-        return Disk(self._world, index, path, self._settings, self._boot, self._on_failure)
+        return Disk(self._world, index, path, self._settings, self._on_failure)
 
     def pick(self, need_bytes: int = CHUNK_BYTES) -> Disk:
         """The disk for a new replica: the one with most free space.
@@ -48,13 +46,13 @@ class DiskSet:
         Raises DiskFull if all disks have only their reserve left.
         """
         used = [disk for disk in self.used.values() if disk.takes_new]
-        fit = [disk for disk in used if disk.has_room(self.reserve_bytes)]
+        fit = [disk for disk in used if disk.space.has_room(self.reserve_bytes)]
         if not used:
             raise DiskFailed("no disk of this chunkserver can be used: see gfs status --disks")
         if not fit:
             raise DiskFull("no disk of this chunkserver has space above its reserve")
-        disk = max(fit, key=lambda d: (d.free_bytes - d.begun_bytes, -d.chunks))
-        disk.begun_bytes += need_bytes
+        disk = max(fit, key=lambda d: (d.space.free_bytes - d.space.begun_bytes, -d.chunks))
+        disk.space.begun_bytes += need_bytes
         return disk
 
     def reports(self) -> list[DiskReport]:
@@ -67,7 +65,7 @@ class DiskSet:
             "When it works again: gfs disk retry %s %s",
             disk.path,
             disk.down,
-            disk.reason,
+            disk.health.reason,
             lost,
             self.server,
             disk.path,
@@ -76,7 +74,7 @@ class DiskSet:
                 server=self.server,
                 disk=disk.path,
                 state=disk.down,
-                reason=disk.reason,
+                reason=disk.health.reason,
                 replicas=lost,
             ),
         )

@@ -29,7 +29,8 @@ from collections.abc import Mapping
 import msgspec
 
 from gfs.blocks import block_sum
-from gfs.chunkserver.disks.disk import PROBE, Disk, describe
+from gfs.chunkserver.disks.disk import PROBE, Disk
+from gfs.chunkserver.disks.health import describe
 from gfs.chunkserver.files import NAMES as JOURNAL_NAMES
 from gfs.errors import StartupError
 from gfs.io import FileSystem, ReadFailed, World, lost_mount
@@ -162,7 +163,7 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
     record and is none now: an emptied directory must not be taken for the disk. One that is
     there and cannot be read is replaced."""
     with contextlib.suppress(ReadFailed):
-        reason = check_disk(disk, record.id) if disk.is_recorded else ""
+        reason = check_disk(disk, record.id) if disk.mount.is_recorded else ""
         if reason:
             raise MissingDisk(reason)
     data = encode_server(msgspec.structs.replace(record, disk=disk.id))
@@ -176,7 +177,7 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
             file.close()
         disk.files.rename(path + ".new", path)
     disk.files.sync_directory(disk.path)
-    disk.is_recorded = True
+    disk.mount.is_recorded = True
 
 
 def leave_disk(disk: Disk) -> None:
@@ -202,7 +203,7 @@ def _unlink(files: FileSystem, *paths: str) -> None:
 
 def look_at(disk: Disk) -> ServerRecord | None:
     """Where the disk is mounted, and the record in its directory, as :func:`read_record`."""
-    disk.mount = disk.world.files.mount_point(disk.path)
+    disk.mount.point = disk.world.files.mount_point(disk.path)
     return read_record(disk.world.files, disk.path)
 
 
@@ -220,14 +221,14 @@ def take_disk(disk: Disk, found: ServerRecord | None, may_be_unmounted: bool = F
         files.make_directories(disk.path)
         files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
     try:
-        disk.open()
+        disk.open("" if found is None else found.disk)
     except FileNotFoundError:
         raise MissingDisk("the directory does not exist any more") from None
-    was = _owner(found), disk.mount
+    was = _owner(found), disk.mount.point
     if (_owner(_read_any(disk.files, disk.path)), files.mount_point(disk.path)) != was:
         raise MissingDisk("a file system was mounted or unmounted there just now: try again")
     try:
-        disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
+        disk.mount.lock = disk.files.lock(f"{disk.path}/{LOCK}")
     except BlockingIOError:
         raise MissingDisk(
             "another chunkserver uses this directory: stop it, or name another"
@@ -245,9 +246,9 @@ def check_disk(disk: Disk, server: str = "") -> str:
     there and fails."""
     files = disk.world.files
     try:
-        if files.device(disk.path) != disk.device:
-            if lost_mount(disk.mount, files.mount_point(disk.path)):
-                return f"it was unmounted: mount it at {disk.mount}"
+        if files.device(disk.path) != disk.mount.device:
+            if lost_mount(disk.mount.point, files.mount_point(disk.path)):
+                return f"it was unmounted: mount it at {disk.mount.point}"
             return "another file system is mounted there, or it was unmounted"
         record = _read_any(files, disk.path)
     except (FileNotFoundError, NotADirectoryError):
@@ -309,7 +310,7 @@ class Identity:
             for each in self.record.disks
             if each.path != disk.path and (each.id != disk.id or not disk.id)
         ]
-        self.record.disks = [*others, DiskRecord(disk.id, disk.path, state, mount=disk.mount)]
+        self.record.disks = [*others, DiskRecord(disk.id, disk.path, state, mount=disk.mount.point)]
 
     def suspect(self, path: str) -> None:
         """Record that the disk at ``path`` failed, until it is read again, and :meth:`put`."""
@@ -343,9 +344,9 @@ def check_mount(disk: Disk, known: DiskRecord | None, found: ServerRecord | None
     mounted, unless the disk itself was ``found``."""
     if known is None or (found is not None and found.disk == known.id):
         return
-    now = disk.mount
+    now = disk.mount.point
     if lost_mount(known.mount, now):
-        disk.mount = known.mount
+        disk.mount.point = known.mount
         raise MissingDisk(
             f"it was mounted at {known.mount}, and nothing is mounted there: mount it. To fill the "
             f"file system of {now} instead, if that is what you want: gfs disk add --not-a-mount"

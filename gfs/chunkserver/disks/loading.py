@@ -85,7 +85,7 @@ class _Reader:
         disk.journal.open()
         disk.journal.saw(records.sequence)
         are_known = disk.intents.open()
-        for intent in disk.intents.all() if disk.is_suspect else []:
+        for intent in disk.intents.all() if disk.health.is_suspect else []:
             if not intent.is_incomplete:
                 disk.intents.put_unknown(intent.handle, intent.version)
         for intent in disk.intents.all():
@@ -134,7 +134,7 @@ class _Reader:
 
     def _drop_cached(self, path: str) -> None:
         """Drop the page cache of a failed disk's files, so that they are read from the disk."""
-        if self._disk.is_suspect and self._files.exists(path):
+        if self._disk.health.is_suspect and self._files.exists(path):
             with contextlib.closing(self._files.open(path, "r")) as file:
                 file.drop_cached()
 

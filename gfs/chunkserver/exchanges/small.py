@@ -319,7 +319,7 @@ class SmallWriter:
         except GfsError as error:
             batch.fail(error)
             return
-        disk.written_bytes += batch.bytes
+        disk.space.written_bytes += batch.bytes
         self._bytes += batch.bytes
         self._handles |= handles
         seconds = SMALL_DISK_SECONDS + batch.bytes / BYTES_PER_SECOND_MIN

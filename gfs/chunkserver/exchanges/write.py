@@ -577,10 +577,10 @@ class WriteExchange:
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
         """Prevent that many writers use up the reserve between two measurements."""
-        reserve = self._node.settings.reserve_bytes
-        if reserve and not chunk.disk.has_room(reserve):
+        reserve, space = self._node.settings.reserve_bytes, chunk.disk.space
+        if reserve and not space.has_room(reserve):
             raise DiskFull(f"chunk {chunk.file.handle:016x}: the disk is full to its reserve")
-        chunk.disk.written_bytes += count
+        space.written_bytes += count
         self._node.written_bytes += count
 
     def _write(self, file: ChunkFile, held: list[_Held]) -> None:

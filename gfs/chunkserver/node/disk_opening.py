@@ -80,7 +80,7 @@ class DiskOpening:
         if unread and not records:
             raise StartupError(
                 "no disk can be read, so this chunkserver's identity is unknown: "
-                + "; ".join(f"{disk.path}: {disk.reason}" for disk in unread)
+                + "; ".join(f"{disk.path}: {disk.health.reason}" for disk in unread)
             )
         self._server.begin(self._world, records)
         self._disks.server = self._server.record.id
@@ -94,9 +94,9 @@ class DiskOpening:
         for disk in self._disks.down.values():
             at = self._server.at(disk.path)
             if at is not None:
-                disk.id, disk.mount = disk.id or at.id, disk.mount or at.mount
+                disk.id, disk.mount.point = disk.id or at.id, disk.mount.point or at.mount
         if not self._disks.used:
-            reasons = [f"{disk.path}: {disk.reason}" for disk in self._disks.down.values()]
+            reasons = [f"{disk.path}: {disk.health.reason}" for disk in self._disks.down.values()]
             raise StartupError("; ".join(reasons) or "all directories were removed (gfs disk add)")
         try:
             await self.save()
@@ -160,18 +160,17 @@ class DiskOpening:
                     disk.id = identity.name_disk(
                         self._world, self._server.record.id, known, record, named
                     )
-                    disk.former_id = "" if record is None else record.disk
-                    disk.draining = known is not None and known.state == DRAINING
-                    disk.is_suspect = known is not None and known.doubted
+                    disk.drain.is_wanted = known is not None and known.state == DRAINING
+                    disk.health.is_suspect = known is not None and known.doubted
                     named[disk.id] = disk
                     nursery.start_soon(read, disk, record)
         # Of two files of one chunk that differ in nothing else, the one on the disk that it was
         # moved to was written last.
-        for disk in sorted(found, key=lambda disk: (disk.draining, disk.is_suspect)):
+        for disk in sorted(found, key=lambda disk: (disk.drain.is_wanted, disk.health.is_suspect)):
             if disk in contents and not disk.down:
                 for _ in self._store.adopt(disk, contents.pop(disk)):
                     await trio.lowlevel.checkpoint()
-                self._server.put(disk, DRAINING if disk.draining else "")
+                self._server.put(disk, DRAINING if disk.drain.is_wanted else "")
             self.watched.discard(disk)
 
     async def tick(self) -> None:
@@ -186,7 +185,7 @@ class DiskOpening:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             known = *self._disks.used.values(), *self._disks.down.values()
             for disk in (*known, *self.watched):
-                if not disk.running:
+                if not disk.calls.running:
                     await self._world.run_blocking(disk.close, abandon_on_cancel=True)
 
     async def withdraw(self) -> None:
@@ -245,5 +244,5 @@ def _fails(disk: Disk) -> Iterator[None]:
             "empty this one",
         )
     except OSError as error:
-        disk.lacks_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        disk.health.lacks_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
         disk.fail(MISSING if error.errno == errno.ENOTDIR else FAILED, describe(error))

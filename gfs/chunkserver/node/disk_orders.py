@@ -94,7 +94,7 @@ class DiskOrders:
         down = self._disks.down.get(path)
         if down is not None:
             raise DiskFailed(
-                f"{path} is {down.down} ({down.reason}): run gfs disk retry, or remove"
+                f"{path} is {down.down} ({down.health.reason}): run gfs disk retry, or remove"
             )
         known = ", ".join(each.path for each in self._disks.reports())
         raise NotFound(f"this chunkserver has no disk {path}; it has {known}")
@@ -119,7 +119,7 @@ class DiskOrders:
         old, known = self._disks.down.get(path), self._server.at(path)
         if old is not None:
             with deadline(CLOSE_SECONDS, f"return of all calls to {path}, which hang"):
-                await old.closed.wait()
+                await old.closing.closed.wait()
         watched = set(self._opening.watched)
         try:
             found = await self._opening.look_at([path])
@@ -132,12 +132,13 @@ class DiskOrders:
             failed = self._disks.down.get(path)
             if failed is not None and failed is not old:
                 if known is not None:
-                    failed.id, failed.mount = failed.id or known.id, failed.mount or known.mount
+                    failed.id = failed.id or known.id
+                    failed.mount.point = failed.mount.point or known.mount
                 self._watch.close(failed)
                 if old is None:
                     del self._disks.down[path]  # it was never a disk of this server
         if failed is not None:
-            raise DiskFailed(f"{path} cannot be used: {failed.reason}")
+            raise DiskFailed(f"{path} cannot be used: {failed.health.reason}")
         disk = self._used(path)
         try:
             await self._opening.save()  # before its identity on the disk is checked
@@ -147,18 +148,18 @@ class DiskOrders:
 
     async def _drain(self, path: str) -> None:
         disk = self._used(path)
-        if all(other.draining or other is disk for other in self._disks.used.values()):
+        if all(other.drain.is_wanted or other is disk for other in self._disks.used.values()):
             raise InvalidArgument(
                 f"{path} is the only disk of this chunkserver that takes new replicas: add "
                 "another one (gfs disk add), or drain the whole server (gfs drain)"
             )
-        disk.draining = True
-        disk.to_drain.set()
+        disk.drain.is_wanted = True
+        disk.drain.begun.set()
         self._server.put(disk, DRAINING)
 
     async def _undrain(self, path: str) -> None:
         disk = self._used(path)
-        disk.draining = False
+        disk.drain.is_wanted = False
         self._server.put(disk)
 
     async def _remove(self, path: str, gives_up_damaged: bool = False) -> None:
@@ -167,15 +168,15 @@ class DiskOrders:
             disk = self._used(path)
             others = self._store.duplicates.files
             chunks = disk.chunks + sum(index == disk.index for index, _ in others)
-            damaged = self._store.inventory.damaged_on(disk)
-            if disk.draining and chunks == damaged > 0 and not gives_up_damaged:
+            damaged, drains = self._store.inventory.damaged_on(disk), disk.drain.is_wanted
+            if drains and chunks == damaged > 0 and not gives_up_damaged:
                 raise InvalidArgument(
                     f"all that {path} has left is {plural(damaged, 'damaged replica')}: as long as "
                     "there is a good one anywhere, wait for the repair (gfs status). What gfs fsck "
                     "calls lost is on no other disk: remove this one without it by gfs disk remove "
                     "--give-up-damaged, or delete these files"
                 )
-            if (chunks and not (gives_up_damaged and chunks == damaged)) or not disk.draining:
+            if (chunks and not (gives_up_damaged and chunks == damaged)) or not drains:
                 raise InvalidArgument(
                     f"{path} has {plural(chunks, 'replica')} and is {disk.state}: run gfs disk "
                     "drain first; gfs status --disks shows when it is empty"
@@ -193,7 +194,7 @@ class DiskOrders:
         while True:
             await self._world.clock.sleep(RETRY_SECONDS)
             for path, disk in list(self._disks.down.items()):
-                if disk.lacks_room or not self._disks.used:
+                if disk.health.lacks_room or not self._disks.used:
                     await self._try_again(path)
 
     async def _try_again(self, path: str) -> None:

@@ -77,7 +77,7 @@ class DiskWatch:
         async with trio.open_nursery() as nursery:
             for task in (*self._tasks, self._watch, self._close_files):
                 nursery.start_soon(_while_used, task, disk)
-            await disk.ended.wait()
+            await disk.closing.ended.wait()
             nursery.cancel_scope.cancel()
         await self._close_disk(disk)
 
@@ -102,30 +102,30 @@ class DiskWatch:
     async def _close_files(self, disk: Disk) -> None:
         """Close the files that nobody uses any more, many in one call."""
         while True:
-            await disk.closing.wait()
-            disk.closing = trio.Event()
-            await disk.run(disk.close_files)
+            await disk.closing.wanted.wait()
+            disk.closing.wanted = trio.Event()
+            await disk.run(disk.closing.close_files)
 
     async def _close_disk(self, disk: Disk) -> None:
         """Close everything on a disk that is no longer used, once no thread is in a call to
         it."""
-        lost = disk.may_have_lost
+        lost = disk.health.may_have_lost
         if lost:
             await self._suspect(disk)
-        while disk.running:
+        while disk.calls.running:
             await self._world.clock.sleep(TICK_SECONDS)
-        if disk.may_have_lost and not lost:
+        if disk.health.may_have_lost and not lost:
             await self._suspect(disk)  # a call that hung has returned an error
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
         self._opening.watched.discard(disk)
-        disk.end_closing(partial(self._start, self._close_rest, disk))
-        if disk.hung:
+        disk.closing.finish(partial(self._start, self._close_rest, disk))
+        if disk.health.hung:
             log.info("%s: all calls to it have returned: trying it again", disk.path)
             await self._try_again(disk.path)
 
     async def _close_rest(self, disk: Disk) -> None:
         """Close a file that a copy waiting for its source, or a reader, had open until now."""
-        await self._world.run_blocking(disk.close_files, abandon_on_cancel=True)
+        await self._world.run_blocking(disk.closing.close_files, abandon_on_cancel=True)
 
     async def _suspect(self, disk: Disk) -> None:
         """Record on the other disks that this one failed, for the next start that reads it."""

@@ -54,7 +54,7 @@ class Durability:
         if disk.journal.crowded:
             with deadline(self._idle_seconds, "room in the redo journal"):
                 while disk.journal.crowded:
-                    await disk.room.park()
+                    await disk.saving.room.park()
                     if disk.down:
                         raise disk.failure()
 
@@ -67,8 +67,8 @@ class Durability:
         the disk is used."""
         pause = SAVE_AGAIN_SECONDS_MIN
         while True:
-            await disk.to_save.wait()
-            disk.to_save = trio.Event()
+            await disk.saving.wanted.wait()
+            disk.saving.wanted = trio.Event()
             try:
                 await self._save_all(disk, await disk.run(disk.journal.unsaved))
                 await disk.run(disk.journal.release)
@@ -77,8 +77,8 @@ class Durability:
                 log.error("%s: the redo journal cannot be emptied: %s", disk.path, error)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, SAVE_AGAIN_SECONDS_MAX)
-                disk.to_save.set()
-            disk.room.unpark_all()
+                disk.saving.wanted.set()
+            disk.saving.room.unpark_all()
 
     async def _save_all(self, disk: Disk, dirty_files: list[DirtyFile]) -> None:
         """Save several at once, since several syncs cost a disk hardly more than one. Raises one of
@@ -94,7 +94,7 @@ class Durability:
                     failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            threads = int(disk.limiter.total_tokens)
+            threads = int(disk.calls.limiter.total_tokens)
             for _ in range(max(1, min(SAVES_AT_ONCE, (threads - 1) // 2))):
                 nursery.start_soon(work)
         if failures:
@@ -193,18 +193,18 @@ class Durability:
 
     async def _sync(self, disk: Disk, file: Journal | Intents, target: int) -> None:
         while file.synced < target:
-            under_way = disk.syncing.get(file)
+            under_way = disk.saving.syncing.get(file)
             if under_way is not None:
                 await under_way.wait()
                 continue
-            done = disk.syncing[file] = trio.Event()
+            done = disk.saving.syncing[file] = trio.Event()
             try:
                 with trio.CancelScope(shield=True):
                     await disk.run(file.flush)
             finally:
                 if file.failed:
                     disk.fail(FAILED, f"{file.path} could not be synced")
-                del disk.syncing[file]
+                del disk.saving.syncing[file]
                 done.set()
 
     def _is_gone(self, disk: Disk, handle: int) -> bool:

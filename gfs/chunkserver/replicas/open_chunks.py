@@ -212,7 +212,7 @@ class OpenChunks:
             return
         if not isinstance(chunk.file, PackedFile):
             if chunk.dropped:
-                chunk.disk.close_later(chunk.file)
+                chunk.disk.closing.later(chunk.file)
         elif self._open.get(chunk.file.handle) is chunk:
             del self._open[chunk.file.handle]
 

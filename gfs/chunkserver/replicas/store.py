@@ -220,9 +220,9 @@ class ChunkStore:
         file, disk = chunk.file, chunk.disk
         if not isinstance(file, PackedFile):
             return
-        if disk.reserve_bytes and not disk.has_room(disk.reserve_bytes):
+        if disk.space.reserve_bytes and not disk.space.has_room(disk.space.reserve_bytes):
             raise DiskFull(f"chunk {file.handle:016x}: the disk is full to its reserve")
-        disk.written_bytes += REPLICA_HEAD_BYTES + file.length
+        disk.space.written_bytes += REPLICA_HEAD_BYTES + file.length
         half = disk.new_half()
         try:
             with trio.CancelScope(shield=True):
@@ -369,7 +369,7 @@ class ChunkStore:
         """Make whole replicas on ``disk`` of chunks that are absent here, all at once. They
         are durable when this returns, except those that are returned, with the reason."""
         failed = await self._pack_new(disk, made, sync=True)
-        disk.written_bytes += sum(len(m.data) for m in made if self.is_packed(len(m.data)))
+        disk.space.written_bytes += sum(len(m.data) for m in made if self.is_packed(len(m.data)))
         made = [one for one in made if not self.is_packed(len(one.data))]
         for one in made:
             if not self.is_absent(one.handle):
@@ -390,7 +390,7 @@ class ChunkStore:
                         await self.leave(disk, disk.chunk_path(one.handle) + half)
                     else:
                         disk.intents.remove(one.handle)
-                        disk.written_bytes += len(one.data)
+                        disk.space.written_bytes += len(one.data)
                         replica = Replica(disk.index, one.version, len(one.data))
                         self.inventory.put(one.handle, replica)
             except OSError as failure:

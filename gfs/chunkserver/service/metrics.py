@@ -97,12 +97,12 @@ def families(node: Node, scrubber: Scrubber) -> Iterable[Metric]:
     yield counter(
         "gfs_chunkserver_disk_errors_total",
         "Failed calls to a disk",
-        label("disk", {disk.path: disk.errors for disk in disks}),
+        label("disk", {disk.path: disk.health.errors for disk in disks}),
     )
     yield gauge(
         "gfs_chunkserver_disk_calls",
         "Calls to a disk that run or wait",
-        label("disk", {disk.path: len(disk.running) for disk in disks}),
+        label("disk", {disk.path: len(disk.calls.running) for disk in disks}),
     )
     yield gauge(
         "gfs_chunkserver_connections",

@@ -26,9 +26,9 @@ AGAIN_SECONDS = 2.0
 async def drain_disk(node: Node, disk: Disk) -> None:
     """Keep the disk empty while it is draining. Runs for as long as it is used."""
     while True:
-        if not disk.draining:
-            await disk.to_drain.wait()
-            disk.to_drain = type(disk.to_drain)()
+        if not disk.drain.is_wanted:
+            await disk.drain.begun.wait()
+            disk.drain.begun = type(disk.drain.begun)()
             continue
         before = disk.chunks
         await _move_all(node, disk)
@@ -46,7 +46,7 @@ async def drain_disk(node: Node, disk: Disk) -> None:
 async def _move_all(node: Node, disk: Disk) -> None:
     store, stuck = node.store, 0
     for handle in [h for h, replica in store.inventory.items() if replica.disk == disk.index]:
-        if not disk.draining:
+        if not disk.drain.is_wanted:
             break
         try:
             await _move(node, disk, handle)
@@ -56,7 +56,7 @@ async def _move_all(node: Node, disk: Disk) -> None:
             log.info("chunk %016x moves later: %s", handle, error)
         except (GfsError, OSError) as error:
             log.warning("chunk %016x cannot be moved from %s: %s", handle, disk.path, error)
-    disk.stuck, disk.damaged = stuck, store.inventory.damaged_on(disk)
+    disk.drain.stuck, disk.drain.damaged = stuck, store.inventory.damaged_on(disk)
 
 
 async def _move(node: Node, disk: Disk, handle: int) -> None:
@@ -79,11 +79,11 @@ async def _move(node: Node, disk: Disk, handle: int) -> None:
                 data = await disk.run(source.read_verified, 0, source.length)
                 made = Made(handle, version, memoryview(data), source.sums(0, 1))
                 await store.install(target, made, moved=state)
-                target.written_bytes += len(data)
+                target.space.written_bytes += len(data)
                 return
             async with new_replica(node, target, handle, version, what, moved=state) as file:
                 await copy_bytes(node, chunk, target, file)
-                target.written_bytes += file.length
+                target.space.written_bytes += file.length
                 if chunk.mutex.locked():
                     raise StaleVersion(f"chunk {handle:016x} is being written")
         except CorruptReplica:

@@ -52,7 +52,7 @@ async def tend_journal(node: Node, disk: Disk) -> None:
             if journal.to_claim:
                 await disk.run(journal.claim)
             if journal.to_save:
-                disk.to_save.set()
+                disk.saving.wanted.set()
         except OSError as error:
             log.error("%s: the redo journal: %s", disk.path, error)
             if journal.failed:
