@@ -5,8 +5,8 @@ What makes it fast is batching at both ends and no task per request:
 * everything that one ``recv`` brought is decoded at once and handed to the
   handler as one batch; what the handler answers on the spot leaves in one send;
 * a caller suspends itself with ``wait_task_rescheduled``; the reader wakes it;
-* what is queued is joined, and sent by the task that has queued it if the peer takes it at once;
-  else by the writer.
+* what is queued (:mod:`gfs.protocol.outgoing`) is joined, and sent by the task that has queued
+  it if the peer takes it at once; else by the writer.
 
 Sketch for one look-up, one at a time: 2 sends, 2 receives, 4 task switches,
 about 150 µs for both processes; with 16 in flight everything but the decoding
@@ -46,18 +46,15 @@ from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import FrameDecoder, encode_head
 from gfs.protocol.messages import HEAD_BYTES_MAX, REPLIES, Failure, Message
+from gfs.protocol.outgoing import REQUEST_BYTES_MAX, Outgoing
 
 RECEIVE_BYTES = 256 * 1024
-REPLY_BYTES_MAX = 8 * 1024 * 1024
 CALLS_MAX = 4096
-REQUEST_BYTES_MAX = 8 * 1024 * 1024
 #: How often the deadlines of waiting calls are checked.
 SWEEP_SECONDS = 0.25
 #: A call waits for so long before the peer is asked whether it is there; so long between questions.
 PROBE_SECONDS = 1.0
 BATCH_MAX = 64
-#: More than this is left to the writer: to copy it takes long.
-SENT_AT_ONCE_BYTES_MAX = 256 * 1024
 REQUESTS_PER_YIELD = 512
 
 _REPLIES = frozenset(REPLIES)
@@ -154,35 +151,25 @@ class Rpc:
         probe: Callable[[], Message] | None = None,
     ) -> None:
         self.peer = connection.peer
-        self.peer_role = connection.peer_role
-        self.peer_id = connection.peer_id
         self.peer_cluster = connection.peer_cluster
         self.peer_term = connection.peer_term
         self.version = connection.version
         self._stream = connection.stream
         self._read_ahead = connection.take_read_ahead()
         self._handler = handler
-        #: Headers, heads and bodies.
-        self._out: list[Buffer] = []
-        self._reply_bytes = 0
-        self._request_bytes = 0
+        self._queued_callers = trio.lowlevel.ParkingLot()
+        self.outgoing = Outgoing(connection.stream, self._queued_callers)
+        self._queue = self.outgoing.queue  # of every message: found in one step
         self._silent_seconds = silent_seconds
         self._probe = probe
-        self._probed_at = -math.inf
         #: When the first call after the peer's last bytes was made.
         self._silent_since: float | None = None
-        self._writer_parked: trio.lowlevel.Task | None = None
-        #: A batch is being handled: its answers are sent together.
-        self._gathers = False
-        #: Tasks that wait until the peer has taken some replies.
-        self._full = trio.lowlevel.ParkingLot()
         self._ids = itertools.count(1)
         #: For calls that belong to no request of a client.
         self._requests = itertools.count(connection.first_request)
         #: Who gets the reply, as which of those it waits for; within how long, until when, and
         #: what was asked.
         self._calls: dict[int, tuple[Take, int, float, float, type[Message]]] = {}
-        self._queued_callers = trio.lowlevel.ParkingLot()
         #: The task that checks deadlines, while there is none.
         self._sweeper = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
@@ -213,6 +200,7 @@ class Rpc:
         buffer = bytearray(RECEIVE_BYTES)
         view = memoryview(buffer)
         data: Buffer = self._read_ahead
+        outgoing = self.outgoing
         unyielded = 0
         while True:
             requests = []
@@ -223,15 +211,15 @@ class Rpc:
                     requests.append(frame)
             for at in range(0, len(requests), BATCH_MAX):
                 batch = requests[at : at + BATCH_MAX]
-                self._gathers = True
+                outgoing.gathers = True
                 self._handler(self, batch)
-                self._gathers = False
-                self._send_queued()
+                outgoing.gathers = False
+                outgoing.send_queued()
                 unyielded += len(batch)
                 if unyielded >= REQUESTS_PER_YIELD:
                     unyielded = 0
                     await trio.lowlevel.checkpoint()
-                await self.room()
+                await outgoing.room()
             count = await self._stream.receive_into(view)
             if not count:
                 return
@@ -239,30 +227,11 @@ class Rpc:
             data = view[:count]
 
     async def _write(self) -> None:
-        while True:
-            if not self._out:
-                self._writer_parked = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._unpark_writer)
-            out, self._out = self._out, []
-            if self._request_bytes >= REQUEST_BYTES_MAX:
-                self._queued_callers.unpark_all()
-            self._reply_bytes = self._request_bytes = 0
-            self._full.unpark_all()
-            try:
-                await self._stream.send_all(b"".join(out))
-            except ConnectionError as error:
-                self._error = self._error or error
-                self.close()
-                return
-
-    def _unpark_writer(self, _: object) -> trio.lowlevel.Abort:
-        self._writer_parked = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    async def room(self) -> None:
-        """Return once the replies that wait for the peer are within their bound."""
-        while self._reply_bytes > REPLY_BYTES_MAX:
-            await self._full.park()
+        try:
+            await self.outgoing.write()
+        except ConnectionError as error:
+            self._error = self._error or error
+            self.close()
 
     def send(self, message: Message, body: Buffer = b"") -> None:
         """Queue a frame; the body must not change any more. After the connection has ended, it is
@@ -270,49 +239,16 @@ class Rpc:
         if self.closed:
             return
         head = encode_head(message, len(body))
-        if type(message) in _REPLIES:
-            self._reply_bytes += len(head) + len(body)
-        self._queue((head, body))
+        is_reply = type(message) in _REPLIES
+        self._queue((head, body), reply_bytes=len(head) + len(body) if is_reply else 0)
 
     def send_all(self, messages: Iterable[Message]) -> None:
         """As :meth:`send` of each, together."""
-        self._gathers = True
+        self.outgoing.gathers = True
         for message in messages:
             self.send(message)
-        self._gathers = False
-        self._send_queued()
-
-    def _queue(self, pieces: Sequence[Buffer], together: bool = False) -> None:
-        """``together``: of several messages, which are sent at once. A single one waits for those
-        that other tasks queue in this turn of the loop."""
-        self._out += pieces
-        if together:
-            self._send_queued()
-        elif not self._gathers:
-            self._wake_writer()
-
-    def _wake_writer(self) -> None:
-        if self._writer_parked is not None:
-            task, self._writer_parked = self._writer_parked, None
-            trio.lowlevel.reschedule(task)
-
-    def _send_queued(self) -> None:
-        """Send what is queued without the writer, which costs two turns of the loop. It is woken
-        for what the peer does not take at once."""
-        if not self._out or self._writer_parked is None:
-            return  # a writer that is awake sends it
-        if self._reply_bytes + self._request_bytes <= SENT_AT_ONCE_BYTES_MAX:
-            data = b"".join(self._out)
-            try:
-                sent = self._stream.send_now(data)
-            except ConnectionError:
-                sent = 0  # the writer meets it, too, and ends the connection
-            if sent == len(data):
-                self._out.clear()
-                self._reply_bytes = self._request_bytes = 0
-                return
-            self._out = [memoryview(data)[sent:]]
-        self._wake_writer()
+        self.outgoing.gathers = False
+        self.outgoing.send_queued()
 
     def send_error(self, request_id: int, error: GfsError, server: str = "") -> None:
         """``server`` has failed, unless the error names another one."""
@@ -374,7 +310,7 @@ class Rpc:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._calls) < CALLS_MAX and self._request_bytes < REQUEST_BYTES_MAX
+        return len(self._calls) < CALLS_MAX and self.outgoing.request_bytes < REQUEST_BYTES_MAX
 
     @property
     def waits(self) -> bool:
@@ -386,7 +322,7 @@ class Rpc:
         # A call that is cancelled before it starts is not sent.
         await trio.lowlevel.checkpoint_if_cancelled()
         until = trio.current_time() + seconds
-        while not self.closed and not self._has_room:
+        while not self._has_room:  # there is room after the end
             with deadline(until - trio.current_time(), f"room for a call to {self.peer}"):
                 await self._queued_callers.park()
         if self.closed:
@@ -425,8 +361,7 @@ class Rpc:
             self._silent_since = trio.current_time()
         if self._sweeper:
             self._sweeper.unpark()
-        self._request_bytes += size
-        self._queue(frames, together=len(numbers) > 1)
+        self._queue(frames, request_bytes=size, together=len(numbers) > 1)
         return numbers
 
     def forget(self, number: int) -> None:
@@ -442,6 +377,7 @@ class Rpc:
         """End the calls whose deadline has passed: one task looks at all of them,
         since a cancel scope for each costs more than the rest of a look-up. A connection on
         which nobody waits costs nothing."""
+        probed_at = -math.inf
         while True:
             is_silent = self._silent_since is not None and self._silent_seconds < math.inf
             if not self._calls and not is_silent:
@@ -462,17 +398,13 @@ class Rpc:
                 self.was_silent = True
                 self.close()
                 return
-            self._probe_peer(now)
-
-    def _probe_peer(self, now: float) -> None:
-        """Ask the peer whether it is there, if the oldest call waits for long and it is time."""
-        oldest = next(iter(self._calls.values()), None)
-        if self._probe is None or oldest is None:
-            return
-        _, _, seconds, until, _ = oldest
-        if now >= max(until - seconds, self._probed_at) + PROBE_SECONDS:
-            self._probed_at = now
-            self._begin([(self._probe(), b"")], PROBE_SECONDS, now + PROBE_SECONDS, _ignore)
+            # Ask the peer whether it is there, if the oldest call waits for long and it is time.
+            oldest = next(iter(self._calls.values()), None)
+            if self._probe is not None and oldest is not None:
+                _, _, seconds, until, _ = oldest
+                if now >= max(until - seconds, probed_at) + PROBE_SECONDS:
+                    probed_at = now
+                    self._begin([(self._probe(), b"")], PROBE_SECONDS, now + PROBE_SECONDS, _ignore)
 
     def _answer(self, message: Message, body: bytes) -> None:
         call = self._calls.pop(message.id, None)
@@ -499,9 +431,7 @@ class Rpc:
         if not self.closed:
             self.closed = True
             self._stream.close()
-            self._out.clear()
-            self._reply_bytes = self._request_bytes = 0
-            self._full.unpark_all()
+            self.outgoing.clear()
         calls, self._calls = self._calls, {}
         for take, index, *_ in calls.values():
             take(index, self._ended())

@@ -61,8 +61,9 @@ from gfs.protocol.messages import (
     VerifyChunk,
     WriteSmall,
 )
+from gfs.protocol.outgoing import REPLY_BYTES_MAX
 from gfs.protocol.patience import SMALL_DISK_SECONDS, SMALL_STEP_SECONDS
-from gfs.protocol.rpc import REPLY_BYTES_MAX, Reply, Rpc
+from gfs.protocol.rpc import Reply, Rpc
 from gfs.testing import SimCluster
 from gfs.testing.inode import Hang
 
@@ -222,13 +223,16 @@ async def test_ranges_of_files_of_all_sizes(chance: Random, fs: Client) -> None:
 def frames_sent(patch: pytest.MonkeyPatch) -> Counter[str]:
     """How many from now on, to whom."""
     sent: Counter[str] = Counter()
-    queue = Rpc._queue
 
-    def counted(rpc: Rpc, pieces: Sequence[bytes], together: bool = False) -> None:
-        sent[rpc.peer] += 1
-        queue(rpc, pieces, together)
+    def count(name: str, send: Callable[..., object]) -> None:
+        def counted(rpc: Rpc, *arguments: object) -> object:
+            sent[rpc.peer] += 1
+            return send(rpc, *arguments)
 
-    patch.setattr(Rpc, "_queue", counted)
+        patch.setattr(Rpc, name, counted)
+
+    count("send", Rpc.send)
+    count("_begin", Rpc._begin)
     return sent
 
 
@@ -784,7 +788,7 @@ async def test_what_waits_at_a_server_is_bounded(
     await reader.stream.send_all(encode_frame(read) * 2000)
     await trio.sleep(30)
     [requests] = made
-    held = sum(map(len, requests._rpc._out)) + READS_MAX * BLOCK_BYTES
+    held = sum(map(len, requests._rpc.outgoing.pieces)) + READS_MAX * BLOCK_BYTES
     assert REPLY_BYTES_MAX < held < REPLY_BYTES_MAX + 2 * READS_MAX * BLOCK_BYTES
     reader.close()
 

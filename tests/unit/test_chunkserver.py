@@ -152,7 +152,9 @@ async def test_the_state_of_a_disk_is_known_though_its_own_record_is_older(
         nursery.cancel_scope.cancel()
     await close(node)
     node = await node_in(*directories)
-    doubts = {Path(each.path).name: each.health.is_suspect for each in node.store.disks.used.values()}
+    doubts = {
+        Path(each.path).name: each.health.is_suspect for each in node.store.disks.used.values()
+    }
     assert doubts == ({"a": True, "b": False} if what == "failed" else {"b": False})
 
 

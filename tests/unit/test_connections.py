@@ -57,6 +57,7 @@ from gfs.protocol.messages import (
     Stat,
     WriteSmall,
 )
+from gfs.protocol.outgoing import REPLY_BYTES_MAX, REQUEST_BYTES_MAX
 from gfs.protocol.pool import IDLE_SECONDS, BulkPool
 from gfs.protocol.rpc import Rpc
 from gfs.protocol.server import serve
@@ -712,7 +713,7 @@ async def test_calls_that_wait_when_the_connection_ends_fail_at_once(wire: Wire)
             await caller.call(Ping(id=0))
         for _ in range(3):
             server.send(Ping(id=0), b"")
-        assert not server._out
+        assert not server.outgoing.pieces
 
 
 @on_both_wires
@@ -808,7 +809,7 @@ async def test_requests_to_a_peer_that_does_not_read_are_bounded(wire: Wire) -> 
             else:
                 calls.drop()
         assert refused
-        assert sum(map(len, caller._out)) < rpc.REQUEST_BYTES_MAX + 2 * len(body)
+        assert sum(map(len, caller.outgoing.pieces)) < REQUEST_BYTES_MAX + 2 * len(body)
         nursery.start_soon(Rpc(far, echo).run)
         await caller.call(Ping(id=0))
         nursery.cancel_scope.cancel()
@@ -969,7 +970,7 @@ async def test_a_peer_that_does_not_read_is_not_read_from(wire: Wire) -> None:
         with trio.move_on_after(10):
             for number in range(1_000_000):
                 await near.send(List(id=number, path="p" * 4000, after="", limit=1))
-        assert server._reply_bytes <= rpc.REPLY_BYTES_MAX + 80 * MIB  # one batch above
+        assert server.outgoing.reply_bytes <= REPLY_BYTES_MAX + 80 * MIB  # one batch above
         settled = served
         await trio.sleep(10)
         assert served == settled < 300

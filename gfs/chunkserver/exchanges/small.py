@@ -179,7 +179,7 @@ class SmallRequests:
                 else:
                     answer = await read_small(node, message)
                     node.read_bytes += message.length
-                await self._rpc.room()
+                await self._rpc.outgoing.room()
                 self._rpc.send(*answer)
             node.operations.all_done([message], node.world.clock.monotonic() - began)
         except GfsError as error:
