@@ -258,18 +258,9 @@ class ClientSession:
         self._check_growth()
         return uploads.reserve(self._master, message)
 
-    def _recover(self, rpc: Rpc, message: Recover, body: bytes, txn: Txn) -> Message:
-        self._check_client(message.client)
-        return uploads.recover(self._master, message)
-
     def _reclaim(self, rpc: Rpc, message: Reclaim, body: bytes, txn: Txn) -> Message:
         self._check_client(message.client)
         uploads.reclaim(self._master, message, body)
-        return Done(id=0)
-
-    def _release(self, rpc: Rpc, message: Release, body: bytes, txn: Txn) -> Message:
-        self._check_client(message.client)
-        uploads.release(self._master, message)
         return Done(id=0)
 
     def _publish(self, rpc: Rpc, message: Publish, body: bytes, txn: Txn) -> None:
@@ -478,6 +469,16 @@ def _planned(plan: Callable[[Txn, Any, int], Planned], *, grows: bool = False) -
     return answer
 
 
+def _of_upload(work: Callable[[Master, Any], Message]) -> Answer:
+    """To a request about chunks that the client has reserved."""
+
+    def answer(session: ClientSession, rpc: Rpc, message: Any, body: bytes, txn: Txn) -> Message:
+        session._check_client(message.client)
+        return work(session._master, message)
+
+    return answer
+
+
 def _commanded(work: Callable[[Master, Any], Awaitable[Message]]) -> Answer:
     """To a request that gets a task of its own."""
     return lambda session, rpc, message, body, txn: session._start(
@@ -500,9 +501,9 @@ ANSWERS: dict[type[Message], Answer] = {
     ).page(),
     ListGarbage: lambda session, rpc, message, body, txn: garbage_page(session._master, message),
     Reserve: ClientSession._reserve,
-    Recover: ClientSession._recover,
+    Recover: _of_upload(uploads.recover),
     Reclaim: ClientSession._reclaim,
-    Release: ClientSession._release,
+    Release: _of_upload(uploads.release),
     Publish: ClientSession._publish,
     Join: ClientSession._join,
     MakeDirectory: _planned(plan_make_directory, grows=True),

@@ -30,6 +30,7 @@ from gfs.protocol.messages import (
     JOINED_MAX,
     LOCATE_CHUNKS_MAX,
     ChunkLocation,
+    Done,
     Join,
     Publish,
     PublishedChunk,
@@ -149,7 +150,7 @@ def _without(
     return reservation._replace(version=version, servers=left, doubted=nobody, absent=nobody)
 
 
-def release(master: Master, request: Release) -> None:
+def release(master: Master, request: Release) -> Done:
     """Release reservations of the client; other handles are ignored."""
     for handle in request.handles:
         reservation = master.reservations.get(handle)
@@ -159,6 +160,7 @@ def release(master: Master, request: Release) -> None:
             and handle not in master.reservations.publishing
         ):
             master.collector.give_up_reservation(handle, at_once=True)
+    return Done(id=0)
 
 
 def decode_chunks(body: bytes, servers: list[str]) -> list[PublishedChunk]:
