@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 import trio
 
 from gfs.chunkserver.node import Node
-from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, ReplicaUnavailable
+from gfs.diagnostics import message_id
+from gfs.errors import (
+    DeadlineExceeded,
+    GfsError,
+    ProtocolError,
+    ReplicaUnavailable,
+    StaleVersion,
+)
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import Watch, deadline
 from gfs.protocol.frames import encode_frame, encode_head
@@ -18,6 +25,8 @@ from gfs.protocol.messages import (
     Packet,
     PacketAck,
     ServerAddress,
+    VerifyChunk,
+    VerifyReply,
     Working,
     WriteChunk,
 )
@@ -158,3 +167,17 @@ async def asked(
                 node.pool.release(connection, server.address)
             else:
                 connection.close()
+
+
+async def length_at(node: Node, server: ServerAddress, handle: int, version: int) -> int:
+    """How many bytes that server's replica has, which is good and of this version. Raises
+    ChainBroken."""
+    question = VerifyChunk(id=message_id(), handle=handle, version=version, blocks=False)
+    async with asked(node, server, question) as (_, reply):
+        if not isinstance(reply, VerifyReply):
+            raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
+        if reply.state != "good" or reply.version != version:
+            raise StaleVersion(
+                f"its replica is {reply.state} and has version {reply.version}, not {version}"
+            )
+        return reply.length

@@ -57,7 +57,13 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, KIB, block_sum, block_sums, packet_sums
 from gfs.chunkserver.disks import map_disk_error
-from gfs.chunkserver.exchanges.chain import SMALL_PACKET_BYTES, ChainBroken, Downstream, asked
+from gfs.chunkserver.exchanges.chain import (
+    SMALL_PACKET_BYTES,
+    ChainBroken,
+    Downstream,
+    asked,
+    length_at,
+)
 from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.node import Answering, Node
 from gfs.chunkserver.packs import PackedFile
@@ -85,8 +91,6 @@ from gfs.protocol.messages import (
     ReadChunk,
     ReadReply,
     ServerAddress,
-    VerifyChunk,
-    VerifyReply,
     WriteChunk,
 )
 
@@ -206,7 +210,7 @@ class WriteExchange:
         try:
             if request.chain:
                 self._downstream = Downstream(self._node, self._watch, request.chain[0])
-            self._check_request()
+            _check_request(request)
             with self._answering():
                 while not await self._take_turn(await self._node.writable(request)):
                     pass
@@ -278,7 +282,7 @@ class WriteExchange:
                     self._check_lease()
                     # Here, too: a write that is refused must not unpack a replica.
                     if request.mode == "mutate" or request.version < chunk.file.version:
-                        self._check_version(chunk.file)
+                        _check_version(chunk.file, request)
                     try:
                         if isinstance(chunk.file, PackedFile):
                             # No call that ends at once: the disk would seem to make progress.
@@ -323,21 +327,6 @@ class WriteExchange:
         # The writer paused: no server of the chain has failed.
         idle = self._watch.error()
         raise ChainBroken(Failure(id=0, code=idle.code, message=str(idle)))
-
-    def _check_request(self) -> None:
-        """Refuse numbers that a chunk file cannot hold."""
-        request = self._request
-        if request.mode not in ("upload", "mutate"):
-            raise InvalidArgument(f"a write of mode {request.mode!r}")
-        if not (
-            0 < request.version < 1 << 32
-            and 0 <= request.handle < 1 << 64
-            and 0 <= request.offset <= CHUNK_BYTES
-        ):
-            raise InvalidArgument(
-                f"a write at {request.offset} of version {request.version} "
-                f"of chunk {request.handle:x}"
-            )
 
     def _check_lease(self) -> None:
         request = self._request
@@ -465,31 +454,11 @@ class WriteExchange:
         )
         await self._catch_up(chunk, downstream)
 
-    def _prepare(self, file: ChunkFile) -> None:
-        """Blocks. Bring the replica to the state in which this exchange starts."""
-        request = self._request
-        if request.mode == "mutate":
-            self._check_version(file)
-            return
-        if file.length < request.offset:
-            raise StaleVersion(
-                f"chunk {file.handle:016x} has {file.length} bytes here, not {request.offset}"
-            )
-        file.set_version(request.version)
-        file.cut(request.offset)
-
-    def _check_version(self, file: ChunkFile) -> None:
-        if file.version != self._request.version:
-            raise StaleVersion(
-                f"chunk {file.handle:016x} has version {file.version} here, "
-                f"not {self._request.version}"
-            )
-
     def _size_hole(self, chunk: OpenChunk, packet: Packet) -> None:
         """The primary decides how many bytes are missing before the packet: at most as
         many as its sender allows, which knows what was acknowledged before."""
         if self._request.primary and packet.hole:
-            self._check_version(chunk.file)
+            _check_version(chunk.file, self._request)
             packet.hole = min(packet.hole, max(0, packet.offset - chunk.file.length))
 
     async def _receive_head(self) -> tuple[int, Packet]:
@@ -596,9 +565,9 @@ class WriteExchange:
                 f"chunk {file.handle:016x}: a packet at {packet.offset} arrived damaged"
             )
         if not self._prepared:
-            self._prepare(file)
+            _prepare(file, self._request)
             self._prepared = True
-        self._check_version(file)
+        _check_version(file, self._request)
         # With "replicated", a power cut makes a replica shorter, and not stale.
         start = packet.offset - packet.hole
         if start > file.length or (packet.hole and start < file.length):
@@ -618,28 +587,17 @@ class WriteExchange:
         if self._is_level:
             return
         self._watch.rest()
-        self._check_version(chunk.file)
-        lengths = [await self._length_at(server) for server in self._request.chain]
-        for server, length in zip(self._request.chain, lengths, strict=True):
+        request = self._request
+        _check_version(chunk.file, request)
+        lengths = [
+            await length_at(self._node, server, request.handle, request.version)
+            for server in request.chain
+        ]
+        for server, length in zip(request.chain, lengths, strict=True):
             if length > chunk.file.length:
                 await self._fetch(chunk, server, length)
         self._low = min([chunk.file.length, *lengths])
         self._is_level = True
-
-    async def _length_at(self, server: ServerAddress) -> int:
-        request = self._request
-        question = VerifyChunk(
-            id=message_id(), handle=request.handle, version=request.version, blocks=False
-        )
-        async with asked(self._node, server, question) as (_, reply):
-            if not isinstance(reply, VerifyReply):
-                raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
-            if reply.state != "good" or reply.version != request.version:
-                raise StaleVersion(
-                    f"its replica is {reply.state} and has version {reply.version}, "
-                    f"not {request.version}"
-                )
-            return reply.length
 
     async def _fetch(self, chunk: OpenChunk, server: ServerAddress, end: int) -> None:
         """Append the bytes of another replica up to ``end``."""
@@ -671,3 +629,37 @@ class WriteExchange:
             packet = Packet(self._passed_on, at, False, packet_sums(at, data))
             await downstream.send(packet, count, memoryview(data))
             at += count
+
+
+def _check_request(request: WriteChunk) -> None:
+    """Refuse numbers that a chunk file cannot hold."""
+    if request.mode not in ("upload", "mutate"):
+        raise InvalidArgument(f"a write of mode {request.mode!r}")
+    if not (
+        0 < request.version < 1 << 32
+        and 0 <= request.handle < 1 << 64
+        and 0 <= request.offset <= CHUNK_BYTES
+    ):
+        raise InvalidArgument(
+            f"a write at {request.offset} of version {request.version} of chunk {request.handle:x}"
+        )
+
+
+def _check_version(file: ChunkFile, request: WriteChunk) -> None:
+    if file.version != request.version:
+        raise StaleVersion(
+            f"chunk {file.handle:016x} has version {file.version} here, not {request.version}"
+        )
+
+
+def _prepare(file: ChunkFile, request: WriteChunk) -> None:
+    """Blocks. Bring the replica to the state in which the exchange starts."""
+    if request.mode == "mutate":
+        _check_version(file, request)
+        return
+    if file.length < request.offset:
+        raise StaleVersion(
+            f"chunk {file.handle:016x} has {file.length} bytes here, not {request.offset}"
+        )
+    file.set_version(request.version)
+    file.cut(request.offset)
