@@ -89,7 +89,7 @@ async def new_replica(
         finally:
             disk.closing.later(file)
     except BaseException as error:
-        await node.store.leave(disk, path)
+        await node.store.removal.leave(disk, path)
         if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):
             raise map_disk_error(error, what) from error
         raise

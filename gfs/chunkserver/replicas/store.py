@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import trio
 
@@ -29,15 +29,15 @@ from gfs.chunkserver.disks import (
     Found,
     map_disk_error,
     map_read_error,
-    unlink_for_good,
 )
-from gfs.chunkserver.files import ChunkFile, Intent, report_progress
+from gfs.chunkserver.files import ChunkFile, Intent
 from gfs.chunkserver.packs import Made, PackedFile
 from gfs.chunkserver.replicas.duplicates import Duplicate, Duplicates
 from gfs.chunkserver.replicas.durability import Durability
 from gfs.chunkserver.replicas.inventory import Inventory, Replica, log_mended
 from gfs.chunkserver.replicas.make_many import make_all, move_out, write_all
 from gfs.chunkserver.replicas.open_chunks import OpenChunk, OpenChunks
+from gfs.chunkserver.replicas.removal import Removal
 from gfs.config import ChunkserverSettings
 from gfs.errors import (
     Busy,
@@ -69,9 +69,8 @@ class ChunkStore:
         self.durability = Durability(
             world.clock, settings.idle_seconds, self.inventory, self.open_chunks
         )
+        self.removal = Removal(self.durability)
         self._packed_bytes_max = settings.packed_bytes_max
-        #: (Disk, path) of half-made replicas that could not be deleted.
-        self._half_made: set[tuple[int, str]] = set()
 
     # --- disks that come and go -------------------------------------------------------
 
@@ -159,7 +158,7 @@ class ChunkStore:
         """Drop everything about a disk that is no longer used."""
         self.open_chunks.forget_disk(disk)
         self.duplicates.forget_disk(disk)
-        self._half_made = {each for each in self._half_made if each[0] != disk.index}
+        self.removal.forget_disk(disk)
         self.disks.used.pop(disk.index, None)
 
     # --- making and replacing ---------------------------------------------------------
@@ -183,19 +182,12 @@ class ChunkStore:
             await self._discard(handle)  # it could not be read at the start
         disk = self.disks.pick()
         try:
-            await self._remove_packed(disk, [handle])
+            await self.removal.packed(disk, [handle])
         except OSError as error:
             raise map_disk_error(error, f"chunk {handle:016x}") from error
         path = disk.chunk_path(handle)
         file = ChunkFile.create(disk.files, path, handle, version, disk.journal)
         return self.open_chunks.keep(OpenChunk(disk, file))
-
-    async def _remove_packed(self, disk: Disk, handles: Iterable[int]) -> None:
-        """Before these absent chunks get files: delete packed replicas that others replaced, and
-        that the disk refused to delete then. They would hide the files. Raises ``OSError``."""
-        left = [handle for handle in handles if handle in disk.packs]
-        if left:
-            await disk.run(disk.packs.remove, left)
 
     async def give_up(self, chunk: OpenChunk) -> None:
         """A new replica could not be committed: delete all of it, since no master knows of its
@@ -205,7 +197,7 @@ class ChunkStore:
         handle = chunk.file.handle
         with trio.CancelScope(shield=True):
             try:
-                await self._remove(chunk.disk, handle)
+                await self.removal.one(chunk.disk, handle)
             except OSError:
                 self.inventory.bad[handle] = BadReplica(handle, 0, "corrupt")
         self.open_chunks.forget(handle)
@@ -231,7 +223,7 @@ class ChunkStore:
             known = map_read_error(error, f"chunk {file.handle:016x}")
             if isinstance(known, CorruptReplica):
                 self.open_chunks.mark_unfit(chunk)
-            await self.leave(disk, disk.chunk_path(file.handle) + half)
+            await self.removal.leave(disk, disk.chunk_path(file.handle) + half)
             raise known from error
 
     async def install(self, disk: Disk, file: ChunkFile | Made, moved: int | None = None) -> None:
@@ -278,7 +270,7 @@ class ChunkStore:
                         if handle in disk.packs:
                             await disk.run(disk.packs.remove, [handle])
                     elif await disk.run(disk.files.exists, disk.chunk_path(handle)):
-                        for error in (await self._remove_files(disk, [handle])).values():
+                        for error in (await self.removal.files(disk, [handle])).values():
                             raise error
                         # Or a power cut could bring the file back, after its mark is gone.
                         await disk.run(disk.files.sync_directory, disk.folder(handle))
@@ -379,7 +371,7 @@ class ChunkStore:
             try:
                 half = disk.new_half()
                 with trio.CancelScope(shield=True):
-                    await self._remove_packed(disk, [one.handle for one in made])
+                    await self.removal.packed(disk, [one.handle for one in made])
                     refused = await disk.run(make_all, disk, made, half)
                 for error in refused.values():
                     disk.take(error)
@@ -387,7 +379,7 @@ class ChunkStore:
                     if one.handle in refused:
                         what = f"copy of {one.handle:016x}"
                         failed[one.handle] = map_disk_error(refused[one.handle], what)
-                        await self.leave(disk, disk.chunk_path(one.handle) + half)
+                        await self.removal.leave(disk, disk.chunk_path(one.handle) + half)
                     else:
                         disk.intents.remove(one.handle)
                         disk.space.written_bytes += len(one.data)
@@ -447,7 +439,7 @@ class ChunkStore:
         try:
             if not chunks:
                 return failed
-            await self._remove_packed(disk, chunks)
+            await self.removal.packed(disk, chunks)
             await self.durability.wait_for_room(disk)
             wanted = [(chunks[m.handle].file, m) for m in made if m.handle in chunks]
             for handle, error in (await disk.run(write_all, wanted)).items():
@@ -505,7 +497,7 @@ class ChunkStore:
                     self.open_chunks.forget(handle)
                     self.duplicates.discard_up_to(handle, replica.version)
                 with trio.CancelScope(shield=True):
-                    failed = await self._remove_all(disk, handles)
+                    failed = await self.removal.all(disk, handles)
                 for handle, replica in zip(handles, replicas, strict=True):
                     if handle in failed:
                         self._note_remains(handle, replica)
@@ -562,82 +554,26 @@ class ChunkStore:
             self.open_chunks.forget(handle)
             for disk in disks:
                 try:
-                    await self._remove(disk, handle)
+                    await self.removal.one(disk, handle)
                 except OSError as error:
                     self._note_remains(handle, replica)
                     raise map_disk_error(error, f"chunk {handle:016x}") from error
         log_mended(self.inventory.bad.pop(handle, None), "deleted")
-
-    async def _remove(self, disk: Disk, handle: int) -> None:
-        """Delete a file, if it exists. Raises ``OSError``."""
-        for error in (await self._remove_all(disk, [handle])).values():
-            raise error
-
-    async def _remove_all(self, disk: Disk, handles: list[int]) -> dict[int, OSError]:
-        """Delete replicas, packed or in files; returns the errors of those that could not be
-        deleted."""
-        failed: dict[int, OSError] = {}
-        packed = [handle for handle in handles if handle in disk.packs]
-        if packed:
-            try:
-                await disk.run(disk.packs.remove, packed)
-            except OSError as error:
-                failed = dict.fromkeys(packed, error)
-        others = [handle for handle in handles if handle not in packed]
-        return {**failed, **await self._remove_files(disk, others)} if others else failed
-
-    async def _remove_files(self, disk: Disk, handles: list[int]) -> dict[int, OSError]:
-        """Delete files that exist; returns the errors of those that could not be deleted. With
-        ``"fsync"`` a synced tombstone keeps a power cut from bringing a file back, by the
-        journal's records of it either."""
-        tombstones: list[int] = []
-        is_noted = True
-        try:
-            if disk.journal.sync:
-                try:
-                    await disk.run(_put_tombstones, disk, handles, tombstones)
-                    await self.durability.sync_journal(disk)
-                except OSError as error:
-                    # A disk that is full of files to be deleted has no room for tombstones.
-                    log.warning("deleting %d replicas without tombstones: %s", len(handles), error)
-                    is_noted = False
-            failed = await disk.run(_unlink_all, disk, handles, is_noted)
-            for refused in failed.values():
-                disk.take(refused)
-            return failed
-        finally:
-            for tombstone in tombstones:
-                disk.journal.is_unlinked(tombstone)
 
     async def _remove_duplicate(self, disk: Disk, handle: int) -> None:
         """Delete the file on this disk; later if the disk refuses."""
         self.duplicates.to_delete.discard((disk.index, handle))
         self.duplicates.files.pop((disk.index, handle), None)
         try:
-            await self._remove(disk, handle)
+            await self.removal.one(disk, handle)
         except OSError:
             if not disk.down:
                 self.duplicates.to_delete.add((disk.index, handle))
 
-    async def leave(self, disk: Disk, path: str) -> None:
-        """Delete a half-made replica, later if the disk refuses now."""
-        try:
-            with trio.CancelScope(shield=True):
-                await disk.run(disk.files.unlink, path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            log.warning("%s could not be deleted, trying again later: %s", path, error)
-            if not disk.down:
-                self._half_made.add((disk.index, path))
-
     async def remove_leftovers(self) -> None:
         """Delete the files that disks refused to delete before: half-made replicas, and those
         that a file on another disk replaced."""
-        for index, path in list(self._half_made):
-            if (index, path) in self._half_made:
-                self._half_made.discard((index, path))
-                await self.leave(self.disks.used[index], path)
+        await self.removal.leave_again(self.disks.used)
         await self.remove_duplicates()
 
     async def remove_duplicates(self) -> None:
@@ -670,29 +606,6 @@ def _pack_all(disk: Disk, made: list[Made], sync: bool) -> dict[int, OSError]:
             with contextlib.suppress(FileNotFoundError):
                 disk.files.sync_directory(disk.folder(one.handle))
     return disk.packs.put(made, sync)
-
-
-def _put_tombstones(disk: Disk, handles: list[int], tombstones: list[int]) -> None:
-    """Blocks."""
-    for handle in handles:
-        tombstones.append(disk.journal.put_tombstone(handle, disk.folder(handle)))
-
-
-def _unlink_all(disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSError]:
-    """Blocks."""
-    failed: dict[int, OSError] = {}
-    for handle in handles:
-        report_progress()
-        try:
-            if is_noted:
-                disk.files.unlink(disk.chunk_path(handle))
-            else:
-                unlink_for_good(disk.files, disk.chunk_path(handle))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            failed[handle] = error.with_traceback(None)  # see make_many
-    return failed
 
 
 def _rename(disk: Disk, temporary: str, path: str) -> None:
