@@ -26,9 +26,10 @@ from gfs.chunkserver.packs import (
     Packs,
     layout,
     open_packed,
+    reading,
 )
-from gfs.chunkserver.packs import packs as packs_module
 from gfs.chunkserver.packs.layout import RECORD_BYTES, Record
+from gfs.chunkserver.packs.reading import IndexReader
 from gfs.chunkserver.packs.slots import Slots
 from gfs.chunkserver.replicas import ChunkStore, Replica
 from gfs.chunkserver.replicas.make_many import make_all, move_out
@@ -329,13 +330,13 @@ def test_a_start_drops_records_whose_bytes_did_not_reach_the_disk_and_only_these
 def test_a_start_verifies_what_was_written_since_the_last_confirmation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host, verified, is_lost = Host(), list[int](), Packs._is_lost
+    host, verified, is_lost = Host(), list[int](), IndexReader._is_lost
 
-    def noted(packs: Packs, record: Record) -> bool:
+    def noted(reader: IndexReader, record: Record) -> bool:
         verified.append(record.handle)
-        return is_lost(packs, record)
+        return is_lost(reader, record)
 
-    monkeypatch.setattr(Packs, "_is_lost", noted)
+    monkeypatch.setattr(IndexReader, "_is_lost", noted)
     for first in range(0, 1200, 100):
         host.put(range(first, first + 100), 10)
     host.begin()
@@ -605,7 +606,7 @@ def test_a_start_with_many_packed_replicas_does_not_look_like_a_disk_that_hangs(
 ) -> None:
     server = Server()
     server.put(range(300), 600)
-    counts = dict.fromkeys((loading, packs_module), 0)
+    counts = dict.fromkeys((loading, reading), 0)
     for module in counts:
 
         def count(module: ModuleType = module) -> None:

@@ -8,30 +8,24 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from gfs.blocks import KIB, MIB, PAGE_BYTES, block_sum, slot_bytes
+from gfs.blocks import KIB, MIB, PAGE_BYTES, slot_bytes
 from gfs.chunkserver.files import report_progress
 from gfs.chunkserver.packs import layout
 from gfs.chunkserver.packs.layout import FREE, RECORD_BYTES, Record
+from gfs.chunkserver.packs.reading import NO_SPACE, IndexReader, is_whole, unusable
 from gfs.chunkserver.packs.slots import Slots
-from gfs.diagnostics import event
-from gfs.errors import CorruptReplica, DiskFailed
+from gfs.errors import DiskFailed
 from gfs.io import File, FileSystem, ReadFailed
 
 log = logging.getLogger(__name__)
 
 #: The index grows by this much at a time, written as zeros: a record never needs space.
 GROWTH_BYTES = 16 * KIB
-#: How much of the index a start reads at a time.
-READ_BYTES = 1 * MIB
 #: Slots that lie one after the other are written in one call, up to so many bytes.
 JOINED_BYTES_MAX = 1 * MIB
 #: The head is written after so many new records, which are what a start verifies at most, and
 #: those of the last seconds (:meth:`Packs.confirm`).
 CLAIM_RECORDS = 1024
-#: With more damaged records, and more than one in a hundred, the index as a whole is to blame:
-#: nothing is cleared, so that somebody may look at it.
-DAMAGED_MAX = 64
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Made(NamedTuple):
@@ -46,9 +40,12 @@ class Made(NamedTuple):
 class _Written:
     """One of the two files, and whether a write to it has ended since its last sync began."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, files: FileSystem, file: File) -> None:
         self.file = file
         self.is_dirty = False
+        #: Held by the thread that writes pages of it from memory.
+        self.lock = files.make_lock()
+        self.can_punch = True
 
     def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         self.file.write(data, offset)
@@ -67,7 +64,6 @@ class Packs:
         self.index_path = f"{directory}/{layout.INDEX_NAME}"
         self.data_path = f"{directory}/{layout.DATA_NAME}"
         self._lock = files.make_lock()
-        self._writing = files.make_lock()
         self._syncing = files.make_lock()
         self._giving = files.make_lock()
         self._index: _Written | None = None
@@ -86,10 +82,7 @@ class Packs:
         #: Numbers of free records.
         self._free: list[int] = []
         self._slots = Slots()
-        self._can_punch = True
         self._disk_id, self._former_id = disk_id, former_id
-        #: Numbers of the records that a start found replaced by others.
-        self._replaced: list[int] = []
 
     # --- start and end ----------------------------------------------------------------
 
@@ -102,220 +95,38 @@ class Packs:
         has_index = self.files.exists(self.index_path)
         if not has_index or self.files.file_size(self.index_path) < layout.HEAD_BYTES:
             if data_bytes:
-                raise self._unusable(layout.INDEX_NAME, "empty" if has_index else "gone")
+                raise unusable(layout.INDEX_NAME, "empty" if has_index else "gone")
             return
         index = self.files.open(self.index_path, "rw")
-        self._index = _Written(index)
-        if has_data:
-            self._data = _Written(self.files.open(self.data_path, "rw"))
-        self._read(index, data_bytes)
-        # And what is behind the last frame that a record has.
-        rest = -(-(data_bytes - self._slots.end) // PAGE_BYTES) * PAGE_BYTES
-        behind = [(self._slots.end, rest)] if rest > 0 else []
-        self._punch(self._slots.claimed() + behind)
-
-    def _unusable(self, name: str, what: str) -> OSError:
-        return OSError(
-            errno.ENODATA,
-            f"{name} is {what}, without which no packed replica can be read: put it back; or, if "
-            f"the other servers are to make all small replicas of this disk again, delete "
-            f"{layout.INDEX_NAME} and {layout.DATA_NAME}",
-        )
-
-    def _read(self, index: File, data_bytes: int) -> None:
-        """Read the head and all records, and clear those that do not hold. Nothing is changed if
-        the files are not this disk's, or one of them is not what it was."""
-        head = bytearray(layout.HEAD_BYTES)
-        is_blank = False
-        with contextlib.suppress(ReadFailed):
-            index.read_into(memoryview(head), 0)
-            is_blank = not any(head)
-        try:
-            disk_id, self._confirmed = layout.decode_head(head)
-        except CorruptReplica as error:
-            raise OSError(errno.ENOTSUP, str(error)) from error
-        if disk_id not in (None, self._disk_id, self._former_id):
-            raise self._unusable(layout.INDEX_NAME, f"that of disk {disk_id}, not {self._disk_id}")
-        size = max(0, index.size() - layout.HEAD_BYTES)
-        self._claimed = self._number = self._confirmed
-        damaged: list[int] = []
-        lost: list[int] = []
-        taken: list[tuple[int, Record]] = []
-        for at, content in self._contents(index, size):
-            self._image += content
-            for inside in range(0, len(content), RECORD_BYTES):
-                report_progress()
-                record = content[inside : inside + RECORD_BYTES]
-                number = (at + inside) // RECORD_BYTES
-                if record == FREE:
-                    self._free.append(number)
-                    continue
-                found = layout.decode_record(record)
-                if found is None:
-                    damaged.append(number)
-                    continue
-                self._number = max(self._number, found.number)
-                if found.number > self._confirmed and self._is_lost(found):
-                    lost.append(number)
-                elif not self._take(number, found):
-                    taken.append((number, found))
+        self._index = _Written(self.files, index)
+        data = self.files.open(self.data_path, "rw") if has_data else None
+        self._data = None if data is None else _Written(self.files, data)
+        found = IndexReader(self.files, self.directory, index, data)
+        found.read((self._disk_id, self._former_id), data_bytes)
+        self._places, self._image, self._free = found.places, found.image, found.free
+        self._slots, self._number = found.slots, found.number
+        self._claimed = self._confirmed = found.confirmed
         if self._data is not None:
             self._data.is_dirty = self._number > self._confirmed
-        self._free.reverse()
-        good = len(self._places)
-        if good and self._data is None:
-            raise self._unusable(layout.DATA_NAME, "gone")
-        # Without a record, an index whose head alone is bad may be one whose replicas were all
-        # deleted; one of zeros throughout is no index.
-        is_all = disk_id is None and not good and data_bytes and (damaged or is_blank)
-        if is_all or len(damaged) > max(DAMAGED_MAX, good // 100):
-            raise self._unusable(layout.INDEX_NAME, f"damaged ({len(damaged)} records)")
-        damaged += self._settle(taken)
-        if damaged:
-            log.error(
-                "%s: %d records are damaged: these replicas are gone",
-                self.index_path,
-                len(damaged),
-                extra=event("records_damaged", disk=self.directory, replicas=len(damaged)),
-            )
-        if self._replaced:
-            log.info("%s: %d records were replaced", self.index_path, len(self._replaced))
-        if lost:
-            log.warning(
-                "%s: the bytes of %d small replicas that were written shortly before had not "
-                "reached the disk: these replicas are gone",
-                self.data_path,
-                len(lost),
-                extra=event("records_dropped", disk=self.directory, replicas=len(lost)),
-            )
-        wrong = damaged + lost + self._replaced
-        self._clear(wrong)
-        self._free += wrong
+        self._clear(found.wrong)
+        self._free += found.wrong
         # A record that was cleared before the process died may still be on the disk.
         index.sync()
-        if disk_id != self._disk_id:
+        if found.disk_id != self._disk_id:
             try:
                 index.write(layout.encode_head(self._disk_id, self._confirmed), 0)
                 index.sync()
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
-
-    def _contents(self, index: File, size: int) -> Iterator[tuple[int, bytes]]:
-        """The records, piece by piece; those in a page that cannot be read are written as free,
-        which gives the page another sector."""
-        for at in range(0, size, READ_BYTES):
-            report_progress()
-            count = min(READ_BYTES, size - at) // RECORD_BYTES * RECORD_BYTES
-            content = bytearray(count)
-            try:
-                index.read_into(memoryview(content), layout.HEAD_BYTES + at)
-            except ReadFailed:
-                self._read_pages(index, content, at)
-            yield at, bytes(content)
-
-    def _read_pages(self, index: File, content: bytearray, at: int) -> None:
-        # The whole disk may be to blame: then nothing is overwritten.
-        try:
-            self._probe()
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-        for start in range(0, len(content), PAGE_BYTES):
-            with memoryview(content) as view:
-                page = view[start : start + PAGE_BYTES]
-                try:
-                    index.read_into(page, layout.HEAD_BYTES + at + start)
-                except ReadFailed:
-                    page[:] = bytes(len(page))
-                    log.error(
-                        "%s: a page cannot be read: its replicas are gone",
-                        self.index_path,
-                        extra=event("records_damaged", disk=self.directory, replicas=0),
-                    )
-                    index.write(bytes(len(page)), layout.HEAD_BYTES + at + start)
-                    index.sync()
-
-    def _probe(self) -> None:
-        probe = f"{self.directory}/probe"
-        file = self.files.open(probe, "replace")
-        try:
-            file.write(b"probe", 0)
-            file.sync()
-        finally:
-            file.close()
-        self.files.unlink(probe)
-
-    def _take(self, number: int, record: Record) -> bool:
-        """Note what the record says. False if another one has its slot."""
-        if not self._slots.claim(record.offset, record.length):
-            return False
-        twin = self._places.get(record.handle)
-        if twin is not None:
-            # A replacement that was cut short has left both.
-            other = self._entry(twin)
-            if self._rank(record) <= self._rank(other):
-                self._lose(number, record)
-                return True
-            self._lose(twin, other)
-        self._places[record.handle] = number
-        return True
-
-    def _lose(self, number: int, record: Record) -> None:
-        """Another record has replaced this one, which has its slot."""
-        self._slots.give([record.offset])
-        self._slots.release()
-        self._replaced.append(number)
-
-    def _settle(self, taken: list[tuple[int, Record]]) -> list[int]:
-        """Records whose slots were taken: one of the two was cleared, and the disk has lost that
-        (a failed sync is reported only once). That one holds whose bytes are there. Returns the
-        numbers of those that are neither kept nor replaced."""
-        by_frame: dict[int, list[Record]] = {r.offset // layout.FRAME_BYTES: [] for _, r in taken}
-        for record in self.all() if taken else ():
-            if record.offset // layout.FRAME_BYTES in by_frame:
-                by_frame[record.offset // layout.FRAME_BYTES].append(record)
-        lost = []
-        for number, record in taken:
-            rivals = by_frame[record.offset // layout.FRAME_BYTES]
-            size = slot_bytes(record.length)
-            others = [
-                other
-                for other in rivals
-                if self.has(other)
-                and (other.offset == record.offset or slot_bytes(other.length) != size)
-            ]
-            is_whole = self.is_whole(record)
-            if is_whole and not any(self.is_whole(other) for other in others):
-                for other in others:
-                    self._lose(self._places.pop(other.handle), other)
-            if self._take(number, record):
-                rivals.append(record)
-            elif is_whole:
-                lost.append(number)
-            else:
-                self._replaced.append(number)
-        return lost
-
-    def _rank(self, record: Record) -> tuple[int, bool]:
-        return record.version, self.is_whole(record)
+        # And what is behind the last frame that a record has.
+        rest = -(-(data_bytes - self._slots.end) // PAGE_BYTES) * PAGE_BYTES
+        behind = [(self._slots.end, rest)] if rest > 0 else []
+        self._punch(self._slots.claimed() + behind)
 
     def is_whole(self, record: Record) -> bool:
         """Whether the bytes of this record are in its slot."""
-        with contextlib.suppress(ReadFailed):
-            return self._has_bytes(record)
-        return False
-
-    def _is_lost(self, record: Record) -> bool:
-        """Whether its bytes can be read, and are not there."""
-        with contextlib.suppress(ReadFailed):
-            return self._data is not None and not self._has_bytes(record)
-        return False
-
-    def _has_bytes(self, record: Record) -> bool:
-        content = bytearray(record.length)
-        got = self.read_into(memoryview(content), record.offset)
-        return got == record.length and block_sum(content) == record.sum
+        return is_whole(None if self._data is None else self._data.file, record)
 
     def close(self) -> None:
         for written in (self._index, self._data):
@@ -330,7 +141,7 @@ class Packs:
             return []
         for path in (self.index_path, self.data_path):
             if not self.files.exists(path):
-                raise self._unusable(path.rpartition("/")[2], "gone")
+                raise unusable(path.rpartition("/")[2], "gone")
         size = self.files.file_size(self.data_path)
         return [record.handle for record in records if record.offset + record.length > size]
 
@@ -422,7 +233,7 @@ class Packs:
         written: list[tuple[int, Record]] = []
         try:
             try:
-                self._write_data(data, list(zip(records, made, strict=True)), failed)
+                _write_data(data, list(zip(records, made, strict=True)), failed)
             finally:
                 with self._lock:
                     self._under_way.discard(first)
@@ -464,34 +275,18 @@ class Packs:
         the other one has: see :meth:`open`."""
         if self._index is None or self._data is None:
             if self._index is None:
-                self._index = _Written(self._new_index())
+                index = _new_index(self.files, self.index_path, self._disk_id)
+                self._index = _Written(self.files, index)
             file = self.files.open(self.data_path, "replace")
             try:
                 self.files.sync_directory(self.directory)
             except BaseException:
                 file.close()
                 raise
-            self._data = _Written(file)
+            self._data = _Written(self.files, file)
         if self.failed:
             raise DiskFailed(f"{self.directory}: packed replicas could not be synced")
         return self._index, self._data
-
-    def _new_index(self) -> File:
-        """It has its name when it has its head: a full disk leaves none without."""
-        path = self.index_path + ".new"
-        file = self.files.open(path, "replace")
-        try:
-            file.write(layout.encode_head(self._disk_id), 0)
-            file.sync()
-            self.files.rename(path, self.index_path)
-            self.files.sync_directory(self.directory)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.files.unlink(path)
-            raise
-        finally:
-            file.close()
-        return self.files.open(self.index_path, "rw")
 
     def _grow(self, index: _Written, count: int) -> None:
         while len(self._free) < count:
@@ -500,39 +295,6 @@ class Packs:
             self._image += bytes(GROWTH_BYTES)
             last = len(self._image) // RECORD_BYTES
             self._free[:0] = range(last - 1, first - 1, -1)
-
-    def _write_data(
-        self, data: _Written, new: list[tuple[Record, Made]], failed: dict[int, OSError]
-    ) -> None:
-        """Write the bytes, those of neighbours in one call. What is left of a slot smaller
-        than a page is filled with zeros then, and of a larger one left a hole."""
-        new.sort(key=lambda each: each[0].offset)
-        at = 0
-        while at < len(new):
-            report_progress()
-            start = end = new[at][0].offset
-            group: list[tuple[Record, Made]] = []
-            parts: list[bytes | memoryview] = []
-            while at < len(new):
-                record, made = new[at]
-                if group and (record.offset != end or end - start >= JOINED_BYTES_MAX):
-                    break
-                group.append(new[at])
-                parts.append(made.data)
-                at += 1
-                end = record.offset + slot_bytes(record.length)
-                rest = end - record.offset - record.length
-                if rest >= PAGE_BYTES:
-                    break
-                if rest:
-                    parts.append(bytes(rest))
-            try:
-                data.write(b"".join(parts) if len(parts) > 1 else parts[0], start)
-            except OSError as error:
-                if error.errno not in NO_SPACE:
-                    raise
-                error.__traceback__ = error.__context__ = None
-                failed.update((record.handle, error) for record, _ in group)
 
     def _write_records(self, index: _Written, places: list[int]) -> None:
         """Write the pages of these records as they are in memory, neighbours in one call. Whole
@@ -546,7 +308,7 @@ class Packs:
                 end += 1
             start, stop = first * PAGE_BYTES, (first + end - at) * PAGE_BYTES
             # Held, lest a page of before another thread's record be written after that.
-            with self._writing:
+            with index.lock:
                 index.write(bytes(self._image[start:stop]), layout.HEAD_BYTES + start)
             at = end
 
@@ -614,14 +376,14 @@ class Packs:
         """Give these bytes back to the disk, if it takes them. It may refuse: nothing depends on
         it, and the replicas are deleted already; the next start punches them again."""
         data = self._data
-        if data is None or not self._can_punch:
+        if data is None or not data.can_punch:
             return
         for offset, count in ranges:
             report_progress()
             try:
                 data.file.punch(offset, count)
             except OSError as error:
-                self._can_punch = error.errno != errno.EOPNOTSUPP
+                data.can_punch = error.errno != errno.EOPNOTSUPP
                 log.warning(
                     "%s: the file system has punched no hole (%s): the space of deleted small "
                     "replicas is used again, but not given back before the next start",
@@ -675,3 +437,53 @@ class Packs:
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
+
+
+def _new_index(files: FileSystem, index_path: str, disk_id: str) -> File:
+    """It has its name when it has its head: a full disk leaves none without."""
+    path = index_path + ".new"
+    file = files.open(path, "replace")
+    try:
+        file.write(layout.encode_head(disk_id), 0)
+        file.sync()
+        files.rename(path, index_path)
+        files.sync_directory(index_path.rpartition("/")[0])
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.unlink(path)
+        raise
+    finally:
+        file.close()
+    return files.open(index_path, "rw")
+
+
+def _write_data(data: _Written, new: list[tuple[Record, Made]], failed: dict[int, OSError]) -> None:
+    """Write the bytes, those of neighbours in one call. What is left of a slot smaller
+    than a page is filled with zeros then, and of a larger one left a hole."""
+    new.sort(key=lambda each: each[0].offset)
+    at = 0
+    while at < len(new):
+        report_progress()
+        start = end = new[at][0].offset
+        group: list[tuple[Record, Made]] = []
+        parts: list[bytes | memoryview] = []
+        while at < len(new):
+            record, made = new[at]
+            if group and (record.offset != end or end - start >= JOINED_BYTES_MAX):
+                break
+            group.append(new[at])
+            parts.append(made.data)
+            at += 1
+            end = record.offset + slot_bytes(record.length)
+            rest = end - record.offset - record.length
+            if rest >= PAGE_BYTES:
+                break
+            if rest:
+                parts.append(bytes(rest))
+        try:
+            data.write(b"".join(parts) if len(parts) > 1 else parts[0], start)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            error.__traceback__ = error.__context__ = None
+            failed.update((record.handle, error) for record, _ in group)
