@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 from gfs.blocks import CHUNK_BYTES
+from gfs.chunkserver.files import read_state
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.errors import GfsError
 from gfs.testing import SimCluster
@@ -131,7 +132,7 @@ def _after_a_kill(
     """Bytes of a replica; None if it is not of ``version`` at least."""
     files = copy_of(disk, path)
     records = records_of(disk, path)
-    state = ChunkFile.probe(files, path, handle, records)
+    state = read_state(files, path, handle, records)
     if state is None or state.version < version:
         return None
     chunk = ChunkFile.open(files, path, handle, journal_of(files, path), records)

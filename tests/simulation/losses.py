@@ -20,6 +20,8 @@ from collections.abc import Iterator, Set
 from contextlib import suppress
 from weakref import WeakKeyDictionary
 
+from gfs.chunkserver.files import bad_blocks as files_bad_blocks
+from gfs.chunkserver.files import read_state
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import NAMES, Journal, Records, read_records
 from gfs.chunkserver.files.layout import Redo
@@ -73,11 +75,11 @@ def bad_blocks(disk: SimDisk, path: str) -> list[int]:
     that was never committed. Raises CorruptReplica."""
     files, handle = copy_of(disk, path), handle_of(path)
     records = records_of(disk, path)
-    if ChunkFile.probe(files, path, handle, records) is None:
+    if read_state(files, path, handle, records) is None:
         return []
     chunk = ChunkFile.open(files, path, handle, journal_of(files, path), records)
     try:
-        return chunk.bad_blocks()
+        return files_bad_blocks(chunk)
     finally:
         chunk.close()
 
@@ -134,7 +136,7 @@ def hangs_on_a_record(disk: SimDisk, path: str) -> bool:
         return False
     records = records_of(disk, path)
     try:
-        saved = ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle_of(path))
+        saved = read_state(SimFileSystem(disk, Onlooker()), path, handle_of(path))
     except (CorruptReplica, OSError):
         return bool(records)
     return any(redo.sequence > (0 if saved is None else saved.sequence) for redo in records)
@@ -373,7 +375,7 @@ class Losses:
         disk = self._cluster.machine(name).disk
         files = SimFileSystem(disk, Onlooker())
         try:
-            state = ChunkFile.probe(files, path, handle_of(path), records_of(disk, path))
+            state = read_state(files, path, handle_of(path), records_of(disk, path))
         except (GfsError, OSError):
             return 0
         return 0 if state is None else state.version
@@ -385,7 +387,7 @@ class Losses:
         if not disk.exists(path) or not disk.is_synced(path):
             return True
         try:
-            return ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle) is None
+            return read_state(SimFileSystem(disk, Onlooker()), path, handle) is None
         except (CorruptReplica, OSError):
             return True
 

@@ -49,7 +49,7 @@ def shrink() -> bool:
     import gfs.chunkserver.copies.small_replicas
     import gfs.chunkserver.exchanges.read
     import gfs.chunkserver.exchanges.write
-    import gfs.chunkserver.files.chunkfile
+    import gfs.chunkserver.files.copying
     import gfs.chunkserver.packs.packs
     import gfs.chunkserver.packs.slots
     import gfs.chunkserver.replicas.store
@@ -66,7 +66,7 @@ def shrink() -> bool:
     gfs.chunkserver.packs.packs.GROWTH_BYTES = BLOCK_BYTES
     gfs.chunkserver.packs.packs.CLAIM_RECORDS = 10
     gfs.chunkserver.packs.slots.FRAME_BYTES = 2 * blocks.PAGE_BYTES
-    gfs.chunkserver.files.chunkfile.VERIFY_BYTES = PACKET_BYTES
+    gfs.chunkserver.files.copying.VERIFY_BYTES = PACKET_BYTES
     gfs.chunkserver.exchanges.read.SENDFILE_BYTES_MIN = BLOCK_BYTES + 1
     gfs.chunkserver.exchanges.read.PIECE_BYTES_MAX = PACKET_BYTES
     gfs.chunkserver.exchanges.write.SMALL_PACKET_BYTES = BLOCK_BYTES

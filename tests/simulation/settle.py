@@ -19,6 +19,7 @@ from random import Random
 import trio
 
 from gfs.blocks import CHUNK_BYTES
+from gfs.chunkserver.files import read_state
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
 from gfs.chunkserver.packs import DATA_NAME
@@ -125,7 +126,7 @@ def _look(cluster: SimCluster, losses: Losses, name: str, path: str, handle: int
         return Replica(name, path, VERSION_MAX, CHUNK_BYTES, good=True)
     files = SimFileSystem(disk, Onlooker())
     try:
-        state = ChunkFile.probe(files, path, handle, records_of(disk, path))
+        state = read_state(files, path, handle, records_of(disk, path))
     except (GfsError, OSError):
         state = None
     if state is None:

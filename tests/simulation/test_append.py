@@ -13,7 +13,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.chunkserver.exchanges.append import Appends
-from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files import read_state
 from gfs.client import Client
 from gfs.client.append import AHEAD_BYTES_MIN, REQUESTS_MAX, Appender
 from gfs.client.read import FileMap
@@ -391,7 +391,7 @@ def commits(cluster: SimCluster) -> int:
     name = sorted(cluster.chunkservers)[0]
     (path,) = cluster.chunk_files(name)
     disk = cluster.machine(name).disk
-    state = ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle_of(path))
+    state = read_state(SimFileSystem(disk, Onlooker()), path, handle_of(path))
     return state.sequence
 
 

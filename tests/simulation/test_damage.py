@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums
+from gfs.chunkserver.files import read_state
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.chunkserver.packs import DATA_NAME
@@ -477,7 +478,7 @@ def put_in_place(cluster: SimCluster, server: str, data: bytes) -> None:
     (path,) = cluster.chunk_files(server)
     disk, handle = cluster.machine(server).disk, handle_of(path)
     files = SimFileSystem(disk, Life("a writer"))
-    state = ChunkFile.probe(files, path, handle)
+    state = read_state(files, path, handle)
     assert state is not None
     disk.delete(path)
     file = ChunkFile.create(

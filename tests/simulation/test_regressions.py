@@ -10,7 +10,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.copies import copy_on_write as copying
-from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files import read_state
 from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.open_chunks import OpenChunk
@@ -231,7 +231,7 @@ def _version(cluster: SimCluster, name: str) -> int:
     (path,) = cluster.chunk_files(name)
     disk = cluster.machine(name).disk
     files = SimFileSystem(disk, Onlooker())
-    state = ChunkFile.probe(files, path, handle_of(path), records_of(disk, path))
+    state = read_state(files, path, handle_of(path), records_of(disk, path))
     return state.version if state is not None else 0
 
 

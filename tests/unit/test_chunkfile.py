@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from share import share
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums, packet_sums, stored_bytes
-from gfs.chunkserver.files import layout
+from gfs.chunkserver.files import bad_blocks, layout, read_state
 from gfs.chunkserver.files.chunkfile import START_SYNC_BYTES, ChunkFile
 from gfs.chunkserver.files.journal import Journal, read_records
 from gfs.chunkserver.files.layout import HEAD_BYTES, State
@@ -108,7 +108,7 @@ def test_reopening_changes_nothing(lengths: list[int]) -> None:
     again = reopen(files)
     assert (again.length, again.version, content(again)) == (len(model), 1, model)
     assert again.sums(0, -(-len(model) // BLOCK_BYTES)) == block_sums(model)
-    assert ChunkFile.probe(files, PATH, HANDLE) == State(chunk._sequence, 1, *again._tail)
+    assert read_state(files, PATH, HANDLE) == State(chunk.sequence, 1, *again._tail)
 
 
 @given(st.integers(0, 2 * BLOCK_BYTES), sizes, st.binary(max_size=100))
@@ -121,7 +121,7 @@ def test_padding_is_zeros_whatever_lay_there(before: int, size: int, left: bytes
     chunk.commit()
     again = reopen(files)
     assert content(again) == model + bytes(size)
-    assert again.bad_blocks() == []
+    assert bad_blocks(again) == []
     assert again.sums(0, -(-(before + size) // BLOCK_BYTES)) == block_sums(model + bytes(size))
 
 
@@ -136,12 +136,12 @@ def test_any_flipped_bit_is_found(length: int, data: st.DataObject) -> None:
     )
     at = data.draw(st.sampled_from(used), label="byte")
     raw(files)[at] ^= 1 << data.draw(st.integers(0, 7), label="bit")
-    older_slot = layout.slot_offset(chunk._sequence + 1)
+    older_slot = layout.slot_offset(chunk.sequence + 1)
     if older_slot <= at < older_slot + layout.SLOT_BYTES:
         # The state before the last: damage there takes nothing away.
         assert content(reopen(files)) == pattern(7, length)
         return
-    assert chunk.bad_blocks()
+    assert bad_blocks(chunk)
     try:
         damaged = reopen(files)
     except CorruptReplica:
@@ -155,7 +155,7 @@ def test_any_flipped_bit_is_found(length: int, data: st.DataObject) -> None:
 def test_a_truncated_file_is_refused() -> None:
     files, chunk = new_chunk(b"x" * 1000)
     del raw(files)[HEAD_BYTES + 999 :]
-    assert chunk.bad_blocks() == [0]
+    assert bad_blocks(chunk) == [0]
     with pytest.raises(CorruptReplica, match="its state needs"):
         reopen(files)
 
@@ -163,7 +163,7 @@ def test_a_truncated_file_is_refused() -> None:
 def test_a_file_never_committed_is_nothing() -> None:
     files = new_files()
     write(create(files), 0, b"data")
-    assert ChunkFile.probe(files, PATH, HANDLE) is None
+    assert read_state(files, PATH, HANDLE) is None
 
 
 def test_the_file_of_another_chunk_is_refused() -> None:

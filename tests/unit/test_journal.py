@@ -26,7 +26,7 @@ from limits import HANG_SECONDS
 from share import share
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
-from gfs.chunkserver.files import chunkfile, layout
+from gfs.chunkserver.files import bad_blocks, chunkfile, layout, read_state
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import DirtyFile, Journal, Records, read_records
 from gfs.chunkserver.files.layout import Redo, State
@@ -142,7 +142,7 @@ class Server:
             return None
         chunk = ChunkFile.open(self.files, self.disk.chunk_path(handle), handle, self.journal)
         assert (chunk.version, chunk.length) == (replica.version, replica.length)
-        assert chunk.bad_blocks() == []
+        assert bad_blocks(chunk) == []
         return chunk.version, chunk.read_verified(0, chunk.length) if chunk.length else b""
 
 
@@ -808,4 +808,4 @@ def test_a_record_that_follows_from_nothing_is_damage() -> None:
     missing = Redo(1, 77, 99, 1, 0, 3, layout.block_sum(b"xyz"), b"xyz")
     with pytest.raises(CorruptReplica, match="lost"):
         ChunkFile.open(files, path, 1, made, [missing])
-    assert ChunkFile.probe(files, path, 1) == State(1, 1, 3, layout.block_sum(b"abc"))
+    assert read_state(files, path, 1) == State(1, 1, 3, layout.block_sum(b"abc"))

@@ -17,7 +17,7 @@ from limits import HANG_SECONDS
 
 from gfs.blocks import BLOCK_BYTES, KIB, PAGE_BYTES, Buffer, block_sum
 from gfs.chunkserver.disks import loading
-from gfs.chunkserver.files import ChunkFile, Journal
+from gfs.chunkserver.files import ChunkFile, Journal, bad_blocks
 from gfs.chunkserver.packs import (
     DATA_NAME,
     INDEX_NAME,
@@ -393,7 +393,7 @@ def test_a_damaged_record_is_a_replica_that_is_gone_and_its_neighbours_stay() ->
     host = Host()
     host.put(range(1, 11), 700)
     host.disk.flip_bit(INDEX, 8 * (4096 + 2 * 64 + 11))
-    bad = [n for n in range(1, 11) if host.open(n).bad_blocks()]
+    bad = [n for n in range(1, 11) if bad_blocks(host.open(n))]
     assert bad == [3], "the scrub sees it before a start does"
     host.begin()
     assert host.handles() == [1, 2, *range(4, 11)]
@@ -415,7 +415,7 @@ def test_a_page_of_records_that_cannot_be_read_is_written_again_while_memory_has
     host = Host()
     host.put(range(100), 600)
     host.disk.spoil(INDEX, 4096 + 70)
-    assert host.open(2).bad_blocks() == []
+    assert bad_blocks(host.open(2)) == []
     assert len(host.begin()) == 100
 
 

@@ -28,6 +28,7 @@ from gfs.blocks import BLOCK_BYTES, MIB, block_sums, packet_sums
 from gfs.chunkserver.disks import Disk
 from gfs.chunkserver.exchanges.read import read_open, read_small
 from gfs.chunkserver.exchanges.write import WriteExchange
+from gfs.chunkserver.files import bad_blocks
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import STUCK_SECONDS, Answering
@@ -401,7 +402,7 @@ class Server:
                 assert [disk.index for disk in packed] == [replica.disk]
                 file = open_packed(packed[0].packs, handle, packed[0].journal)
                 assert (file.version, file.length) == (replica.version, replica.length)
-                assert file.bad_blocks() == []
+                assert bad_blocks(file) == []
                 assert self.origin(handle, file.read_verified(0, file.length))
             else:
                 assert files == [store.disks.used[replica.disk].chunk_path(handle)]
@@ -423,7 +424,7 @@ class Server:
             assert self.machine.disk.inode(path) is file.file._inode  # type: ignore[attr-defined]
         try:
             assert (file.version, file.length) == (replica.version, replica.length)
-            assert file.bad_blocks() == []
+            assert bad_blocks(file) == []
             if file.length:
                 assert self.origin(handle, file.read_verified(0, file.length))
         finally:

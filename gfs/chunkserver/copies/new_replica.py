@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gfs.blocks import MIB
 from gfs.chunkserver.disks import Disk, describe, map_disk_error
-from gfs.chunkserver.files import COPY_BYTES, ChunkFile
+from gfs.chunkserver.files import (
+    COPY_BYTES,
+    ChunkFile,
+    copy_from,
+    has_all_of,
+    put_unverified,
+    read_unverified,
+)
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.packs import PackedFile
 from gfs.chunkserver.replicas import OpenChunk
@@ -29,13 +36,13 @@ async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile)
     length = source.file.length
     try:
         if source.disk is disk and not isinstance(source.file, PackedFile):
-            await disk.run(file.copy_from, source.file)
+            await disk.run(copy_from, file, source.file)
             return
         for at in range(0, length, COPY_BYTES):
             count = min(COPY_BYTES, length - at)
-            data = await source.disk.run(source.file.read_unverified, at, count)
-            await disk.run(file.put_unverified, at, data)
-        await disk.run(file.has_all_of, source.file)
+            data = await source.disk.run(read_unverified, source.file, at, count)
+            await disk.run(put_unverified, file, at, data)
+        await disk.run(has_all_of, file, source.file)
     except ReadFailed as error:
         raise CorruptReplica(f"chunk {source.file.handle:016x}: {describe(error)}") from error
 

@@ -31,6 +31,7 @@ from gfs.chunkserver.files import (
     Redo,
     State,
     read_records,
+    read_state,
     report_progress,
 )
 from gfs.diagnostics import event
@@ -217,7 +218,7 @@ class _Reader:
 
     def _is_older(self, path: str, handle: int, sequence: int) -> bool:
         try:
-            state = ChunkFile.probe(self._files, path, handle)
+            state = read_state(self._files, path, handle)
         except (CorruptReplica, ReadFailed):
             return False
         return state is not None and state.sequence < sequence
@@ -229,7 +230,7 @@ class _Reader:
         packed = self._disk.packs.get(handle)
         try:
             redos = records.by_handle.get(handle, [])
-            state = ChunkFile.probe(self._files, path, handle, redos)
+            state = read_state(self._files, path, handle, redos)
         except (CorruptReplica, ReadFailed):
             state = None
         if packed is not None and (
@@ -278,7 +279,7 @@ class _Reader:
 
     def _recover(self, path: str, handle: int, records: list[Redo]) -> State | None:
         journal = self._disk.journal
-        state = ChunkFile.probe(self._files, path, handle, records)
+        state = read_state(self._files, path, handle, records)
         if state is None:
             return None
         journal.saw(state.sequence)

@@ -538,7 +538,7 @@ class WriteExchange:
                 if all(packet_sums(one.packet.offset, one.view) == one.packet.sums for one in held):
                     self._mark_unfit(chunk)  # and no packet was damaged on the way
                 raise
-            if chunk.file.waits:
+            if chunk.file.unfinished:
                 await durability.sync_journal(disk)
                 await disk.run(chunk.file.finish)
             elif held[-1].packet.last:
@@ -577,7 +577,7 @@ class WriteExchange:
         if packet.hole:
             file.pad(packet.offset)
         file.write(packet.offset, view, packet.sums)
-        if packet.last and not file.waits:
+        if packet.last and not file.unfinished:
             file.commit()
 
     # --- replicas of one length ---------------------------------------------------------

@@ -50,14 +50,11 @@ from gfs.blocks import (
 from gfs.chunkserver.files import layout
 from gfs.chunkserver.files.journal import Journal
 from gfs.chunkserver.files.layout import HEAD_BYTES, NO_SUM, SUMS_OFFSET, Redo, State
-from gfs.chunkserver.files.progress import report_progress
+from gfs.chunkserver.files.recovery import state_of
+from gfs.chunkserver.files.sums import blocks_around, first_bad, read_blocks, sums_after, sums_of
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion, invariant
 from gfs.io import File, FileSystem
 
-#: How much verification reads at a time.
-VERIFY_BYTES = 1024 * 1024
-#: How much is copied in one system call, or in one call to a disk.
-COPY_BYTES = 4 * 1024 * 1024
 #: With "fsync", an append up to this size is written twice, to save two syncs.
 JOURNALED_BYTES_MAX = MIB // 4
 
@@ -86,8 +83,9 @@ class ChunkFile:
         #: Held by the task that writes: a mutation, or a save.
         self._lock = files.make_lock()
         self.version = state.version
-        #: Numbers of the newest state, and of the one in the newest slot.
-        self._sequence = state.sequence
+        #: Numbers of the newest state (0: it was never committed), and of the one in the newest
+        #: slot.
+        self.sequence = state.sequence
         self._slot = state.sequence
         #: The length, and the last block's sum if that is partial. Replaced as one by
         #: the thread that writes, and read as one by the others.
@@ -96,11 +94,11 @@ class ChunkFile:
         #: First block whose sum is not in the file; not in the journal either.
         self._dirty_from: int | None = None
         self._unlogged_from: int | None = None
-        #: The write that is in the journal, and perhaps not, or only in part, in the file.
-        self._unfinished: Redo | None = None
-        #: The journal must have been synced up to here before that may be written to the file.
-        self._unfinished_target = 0
-        self._is_unsound = False
+        #: The write that is in the journal, and perhaps not, or only in part, in the file; and up
+        #: to where the journal must have been synced before that may be written to the file.
+        self.unfinished: tuple[Redo, int] | None = None
+        #: Whether a sync of it has failed: see above.
+        self.is_unsound = False
         self._name_synced = state.sequence > 0
         self._retired = False
         self._closed = False
@@ -135,7 +133,7 @@ class ChunkFile:
     def file(self) -> File:
         """The file, made now if it was not. Blocks then."""
         if self._file is None:
-            self._file = self._make()
+            self._file = _make(self.files, self.path, self._journal.sync and not self._copied)
             if self._closed:
                 self._file.close()
         return self._file
@@ -144,34 +142,6 @@ class ChunkFile:
     def made(self) -> bool:
         """Whether the file exists."""
         return self._file is not None
-
-    def _make(self) -> File:
-        file = self._make_empty()
-        if self._journal.sync and not self._copied:
-            try:
-                # A full disk must not keep a state from being saved.
-                file.write(bytes(PAGE_BYTES), 0)
-            except BaseException:
-                file.close()
-                with contextlib.suppress(OSError):
-                    self.files.unlink(self.path)
-                raise
-        return file
-
-    def _make_empty(self) -> File:
-        for _ in range(3):
-            try:
-                return self.files.open(self.path, "create")
-            except FileNotFoundError:
-                self.files.make_directories(self.path.rpartition("/")[0])
-            except FileExistsError:
-                self.files.unlink(self.path)
-        return self.files.open(self.path, "create")
-
-    @property
-    def committed(self) -> bool:
-        """Whether it was ever committed, so that a restart finds it."""
-        return self._sequence > 0
 
     @classmethod
     def open(
@@ -188,7 +158,7 @@ class ChunkFile:
         try:
             head = bytearray(HEAD_BYTES)
             got = file.read_into(memoryview(head), 0)
-            state = cls._state_of(head[:got], handle, file.size(), records)
+            state = state_of(head[:got], handle, file.size(), records)
             if state is None:
                 if not records:
                     raise CorruptReplica(f"chunk {handle:016x}: the file's head is empty")
@@ -196,58 +166,18 @@ class ChunkFile:
             chunk = cls(files, path, handle, file, state, journal)
             whole = layout.whole_blocks(state.length) * SUM_BYTES
             chunk._sums = head[SUMS_OFFSET : SUMS_OFFSET + whole]
-            chunk._replay(records)
+            _replay(chunk, records, journal.sync)
+            chunk._name_synced = chunk._name_synced and chunk.sequence == state.sequence
         except BaseException:
             file.close()
             raise
         return chunk
-
-    @staticmethod
-    def _state_of(
-        head: bytes | bytearray, handle: int, file_bytes: int, records: Sequence[Redo]
-    ) -> State | None:
-        """The state in the file; None if there is none and none is required."""
-        is_new = not any(head[: layout.PROBE_BYTES])
-        if records and not records[0].base:
-            is_new = is_new or layout.was_never_saved(head)
-        return None if is_new else layout.recover_state(head, handle, file_bytes)
-
-    @classmethod
-    def probe(
-        cls, files: FileSystem, path: str, handle: int, records: Sequence[Redo] = ()
-    ) -> State | None:
-        """Only the replica's state, for the inventory at a start: that of the file, or
-        of the last of the ``records`` that follow it.
-
-        None for a file that was never committed. Raises CorruptReplica.
-        """
-        file = files.open(path, "r")
-        try:
-            head = bytearray(layout.PROBE_BYTES)
-            got = file.read_into(memoryview(head), 0)
-            state = cls._state_of(head[:got], handle, file.size(), records)
-        finally:
-            file.close()
-        for redo in records:
-            if redo.base == (0 if state is None else state.sequence):
-                state = State(redo.sequence, redo.version, redo.length, NO_SUM)
-        return state
 
     def close(self) -> None:
         # Of a failed disk a thread may be making the file meanwhile: then it closes it.
         self._closed = True
         if self._file is not None:
             self._file.close()
-
-    @property
-    def is_unsound(self) -> bool:
-        """Whether a sync of it has failed: see above."""
-        return self._is_unsound
-
-    @property
-    def sequence(self) -> int:
-        """The number of the newest state."""
-        return self._sequence
 
     @property
     def length(self) -> int:
@@ -284,16 +214,16 @@ class ChunkFile:
     def read_verified_cached(self, offset: int, length: int) -> bytes | None:
         """As :meth:`read_verified`, only from memory; None if that is impossible, or if
         a block fails its checksum. Does not block."""
-        first, data, part, tail = self._blocks_around(offset, length)
+        first, data, part, tail = blocks_around(self.handle, self._tail, offset, length)
         with memoryview(data) as target:
             if not self.read_at_cached(target, first * BLOCK_BYTES):
                 return None
-            is_good = self._first_bad(first, target, tail) is None
+            is_good = first_bad(self.handle, self._sums, tail, first, target) is None
         return bytes(memoryview(data)[part]) if is_good else None
 
     def sums(self, first: int, count: int) -> bytes:
         """The stored sums of ``count`` blocks from block ``first``."""
-        return self._sums_of(self._tail, first, count)
+        return sums_of(self.handle, self._sums, self._tail, first, count)
 
     def stored_sums(self, first: int, end: int) -> bytes | None:
         """The stored sums of the blocks from ``first`` up to byte ``end``; None if the
@@ -301,19 +231,7 @@ class ChunkFile:
         tail = self._tail
         if end % BLOCK_BYTES and end != tail[0]:
             return None
-        return self._sums_of(tail, first, block_count(end) - first)
-
-    def _sums_of(self, tail: tuple[int, bytes], first: int, count: int) -> bytes:
-        length, tail_sum = tail
-        whole = layout.whole_blocks(length)
-        end = first + count
-        sums = bytes(self._sums[first * SUM_BYTES : min(end, whole) * SUM_BYTES])
-        if end > whole:
-            sums += tail_sum
-        if len(sums) != count * SUM_BYTES:
-            # A thread is cutting the replica: its writer continues from there.
-            raise StaleVersion(f"chunk {self.handle:016x} became shorter meanwhile")
-        return sums
+        return sums_of(self.handle, self._sums, tail, first, block_count(end) - first)
 
     def read_verified(self, offset: int, length: int) -> bytes:
         """Exactly these bytes, every block they touch verified first.
@@ -321,88 +239,25 @@ class ChunkFile:
         Raises CorruptReplica, or StaleVersion if the replica is shorter; ``length`` 0
         is a bug of the caller.
         """
-        first, data, part, tail = self._blocks_around(offset, length)
-        self._read_blocks(first, memoryview(data), tail)
+        first, data, part, tail = blocks_around(self.handle, self._tail, offset, length)
+        read_blocks(self.file, self.handle, self._sums, tail, first, memoryview(data))
         return bytes(memoryview(data)[part])
 
-    def _blocks_around(
-        self, offset: int, length: int
-    ) -> tuple[int, bytearray, slice, tuple[int, bytes]]:
-        """The blocks around a range: the first one, a buffer for all, the place of the
-        range in it, and the tail that they are verified with."""
-        invariant(0 <= offset < offset + length, "a range has a length")
-        tail = self._tail
-        if offset + length > tail[0]:
-            raise StaleVersion(f"chunk {self.handle:016x} has {tail[0]} bytes here")
-        first = offset // BLOCK_BYTES
-        end = min(-(-(offset + length) // BLOCK_BYTES) * BLOCK_BYTES, tail[0])
-        start = first * BLOCK_BYTES
-        return first, bytearray(end - start), slice(offset - start, offset - start + length), tail
-
-    def _read_blocks(self, first: int, target: memoryview, tail: tuple[int, bytes]) -> None:
-        """Fill ``target`` from block ``first``, to a block's end or that of ``tail``."""
-        got = self.file.read_into(target, HEAD_BYTES + first * BLOCK_BYTES)
-        if got < len(target):
-            raise CorruptReplica(f"chunk {self.handle:016x}: the file was cut short")
-        bad = self._first_bad(first, target, tail)
-        if bad is not None:
-            raise CorruptReplica(f"chunk {self.handle:016x}: block {bad} fails its checksum")
-
-    def _first_bad(self, first: int, data: memoryview, tail: tuple[int, bytes]) -> int | None:
-        """Which of the blocks in ``data``, from block ``first``, fails its checksum."""
-        count = block_count(len(data))
-        sums = self._sums_of(tail, first, count)
-        for index in range(count):
-            at = index * BLOCK_BYTES
-            expected = sums[index * SUM_BYTES : (index + 1) * SUM_BYTES]
-            if block_sum(data[at : at + BLOCK_BYTES]) != expected:
-                return first + index
-        return None
-
-    def bad_blocks(self, first: int = 0, count: int | None = None) -> list[int]:
-        """The blocks whose bytes on the disk fail their sums.
-
-        ``count`` blocks from ``first``, or all. What the file's own head says
-        on the disk is checked too (with block 0), so that damage there is found
-        before a restart needs it.
-        """
-        if not self.made:
-            return []
-        total = block_count(self.length)
-        end = total if count is None else min(first + count, total)
-        bad: set[int] = set()
-        if first == 0 and not self._head_is_good():
-            bad.add(0)
-        buffer = memoryview(bytearray(min(VERIFY_BYTES, max(1, (end - first)) * BLOCK_BYTES)))
-        step = len(buffer) // BLOCK_BYTES
-        for at in range(first, end, step):
-            report_progress()
-            start = at * BLOCK_BYTES
-            want = min(len(buffer), self.length - start, (end - at) * BLOCK_BYTES)
-            got = self.file.read_into(buffer[:want], HEAD_BYTES + start)
-            for index in range(block_count(want)):
-                begin = index * BLOCK_BYTES
-                block = buffer[begin : min(begin + BLOCK_BYTES, want)]
-                if begin + len(block) > got or block_sum(block) != self.sums(at + index, 1):
-                    bad.add(at + index)
-        return sorted(bad)
-
-    def _head_is_good(self) -> bool:
+    def head_is_good(self) -> bool:
+        """Whether what the file's own head says on the disk is what it is to say."""
         with self._lock:
             head = bytearray(HEAD_BYTES)
             got = self.file.read_into(memoryview(head), 0)
-            return self._is_own_head(head, got)
-
-    def _is_own_head(self, head: bytearray, got: int) -> bool:
-        if not self._slot:  # nothing was saved yet
-            return not any(head[: layout.PROBE_BYTES])
-        try:
-            state = layout.recover_state(head[:got], self.handle, self.file.size())
-        except CorruptReplica:
-            return False
-        committed = len(self._sums) if self._dirty_from is None else self._dirty_from * SUM_BYTES
-        on_disk = head[SUMS_OFFSET : SUMS_OFFSET + committed]
-        return state.sequence == self._slot and on_disk == self._sums[:committed]
+            if not self._slot:  # nothing was saved yet
+                return not any(head[: layout.PROBE_BYTES])
+            try:
+                state = layout.recover_state(head[:got], self.handle, self.file.size())
+            except CorruptReplica:
+                return False
+            first = self._dirty_from
+            committed = len(self._sums) if first is None else first * SUM_BYTES
+            on_disk = head[SUMS_OFFSET : SUMS_OFFSET + committed]
+            return state.sequence == self._slot and on_disk == self._sums[:committed]
 
     # --- mutations ------------------------------------------------------------
 
@@ -450,40 +305,15 @@ class ChunkFile:
                 self._save(self._journal.sync)
             except BaseException:
                 self._tail, sums, self._dirty_from, self._unlogged_from = before
-                self._sums = bytearray(sums)
+                self._sums[:] = sums
                 raise
 
-    def copy_from(self, source: ChunkFile) -> None:
-        """Copy the bytes of ``source``, which is on the same disk, and its sums into
-        this new, empty replica, and verify every block. It must be saved afterwards.
-
-        Raises CorruptReplica if a block fails its sum.
-        """
-        for at in range(0, source.length, COPY_BYTES):
-            report_progress()
-            self.file.copy_from(source.file, HEAD_BYTES + at, min(COPY_BYTES, source.length - at))
-        self.has_all_of(source)
-
-    def read_unverified(self, offset: int, count: int) -> bytearray:
-        """Read the bytes at ``offset``, unverified, for a copy on another disk."""
-        data = bytearray(count)
-        del data[self.file.read_into(memoryview(data), HEAD_BYTES + offset) :]
-        return data
-
-    def put_unverified(self, offset: int, data: Buffer) -> None:
-        """Write a part of a copy, which is not read before :meth:`has_all_of`."""
-        self.file.write(data, HEAD_BYTES + offset)
-
-    def has_all_of(self, source: ChunkFile) -> None:
-        """Complete this copy of ``source``, whose bytes it has: take the sums and
-        verify every block. Raises CorruptReplica if one fails its sum."""
-        invariant(not self.length and not self._sequence, "a copy is made into a new replica")
+    def take_sums(self, source: ChunkFile) -> None:
+        """Take those of ``source``, whose bytes this new replica has."""
+        invariant(not self.length and not self.sequence, "a copy is made into a new replica")
         with self._lock:
             if source.length:
                 self._adopt(0, source.sums(0, block_count(source.length)), source.length)
-        bad = self.bad_blocks()
-        if bad:
-            raise CorruptReplica(f"chunk {source.handle:016x}: block {bad[0]} cannot be copied")
 
     def write(self, offset: int, data: Buffer, sums: bytes) -> None:
         """Write one verified packet; ``sums`` as in :class:`messages.Packet`.
@@ -491,61 +321,40 @@ class ChunkFile:
         At the end of the replica this is an append, in force for readers at
         once and for a crash at :meth:`commit`. Anywhere below it is an
         overwrite, in force for both when this returns; or, with ``"fsync"``, after
-        :meth:`finish`: the disk must not have a part of it before it has the record.
+        :meth:`finish`: the disk must not have a part of it before it has the record. Until
+        then it is ``unfinished``.
         """
         with self._lock:
             self._finish()
-            self._write(offset, data, sums)
-
-    def _write(self, offset: int, data: Buffer, sums: bytes) -> None:
-        end = offset + len(data)
-        if offset > self.length:
-            raise InvalidArgument(
-                f"chunk {self.handle:016x}: a write at {offset} would leave a hole "
-                f"after byte {self.length}"
+            before, end = self._tail[0], offset + len(data)
+            if offset > before:
+                raise InvalidArgument(
+                    f"chunk {self.handle:016x}: a write at {offset} would leave a hole "
+                    f"after byte {before}"
+                )
+            if end > CHUNK_BYTES:
+                raise InvalidArgument(f"chunk {self.handle:016x}: a write past the chunk's end")
+            if not len(data):
+                return
+            new_sums = sums_after(
+                self._file, self.handle, self._sums, self._tail, offset, memoryview(data), sums
             )
-        if end > CHUNK_BYTES:
-            raise InvalidArgument(f"chunk {self.handle:016x}: a write past the chunk's end")
-        if not len(data):
-            return
-        new_sums = self._sums_after(offset, memoryview(data), sums)
-        length = max(self.length, end)
-        self._reserve_sums(length)
-        small = self._journal.sync and len(data) <= JOURNALED_BYTES_MAX and not self._copied
-        if offset == self.length and (self.uncommitted or not small):
-            self.file.write(data, HEAD_BYTES + offset)
-            self._adopt(offset, new_sums, length)
-            self._note_unlogged(offset)
-            if self._journal.sync or self._copied:
-                self._start_sync(offset, end)
-            return
-        # A record follows a state, which must include everything that was written before.
-        if self.uncommitted:
-            self._promise()
-        self._log(offset, length, new_sums, bytes(data))
-        if not self._journal.sync:
-            self._save(sync=False)
-
-    def _reserve_sums(self, length: int) -> None:
-        """Allocate the sums of a state that goes to the journal first, so that a full
-        disk cannot prevent its save."""
-        while self._journal.sync and self._sums_pages < layout.sums_pages(length):
-            self.file.write(bytes(PAGE_BYTES), SUMS_OFFSET + self._sums_pages * PAGE_BYTES)
-            self._sums_pages += 1
-
-    def _start_sync(self, start: int, end: int) -> None:
-        """After an append up to ``end`` that will be synced: start the write-back from
-        time to time, so that the sync does not have to wait for a whole chunk."""
-        begun = start // START_SYNC_BYTES * START_SYNC_BYTES
-        whole = end // START_SYNC_BYTES * START_SYNC_BYTES
-        if whole > begun:
-            self.file.start_sync(HEAD_BYTES + begun, whole - begun)
-
-    @property
-    def waits(self) -> bool:
-        """Whether an overwrite is only in the journal, which must be synced before
-        :meth:`finish`."""
-        return self._unfinished is not None
+            length, sync = max(before, end), self._journal.sync
+            if sync:
+                self._sums_pages = _reserve(self, self._sums_pages, length)
+            small = sync and len(data) <= JOURNALED_BYTES_MAX and not self._copied
+            if offset == before and (self.uncommitted or not small):
+                self.file.write(data, HEAD_BYTES + offset)
+                self._adopt(offset, new_sums, length, unlogged=True)
+                if sync or self._copied:
+                    _start_sync(self.file, offset, end)
+                return
+            # A record follows a state, which must include everything that was written before.
+            if self.uncommitted:
+                self._promise()
+            self._log(offset, length, new_sums, bytes(data))
+            if not sync:
+                self._save(sync=False)
 
     def finish(self) -> None:
         """Complete the overwrite that waited for the journal's sync."""
@@ -557,56 +366,28 @@ class ChunkFile:
         in force as an append is."""
         with self._lock:
             self._finish()
-            self._pad(length)
+            before = self._tail[0]
+            invariant(before < length <= CHUNK_BYTES, "padding extends a chunk")
+            partial = before % BLOCK_BYTES
+            zeros = bytes(min(length - before, BLOCK_BYTES - partial) if partial else 0)
+            new_sums, table = b"", (self._file, self.handle, self._sums, self._tail)
+            if zeros:
+                new_sums = sums_after(*table, before, memoryview(zeros), NO_SUM)
+            whole = layout.whole_blocks(length) - block_count(before)
+            new_sums += ZERO_BLOCK_SUM * max(0, whole)
+            rest = length % BLOCK_BYTES if length > before + len(zeros) else 0
+            if rest:
+                new_sums += block_sum(bytes(rest))
+            if self._journal.sync:
+                self._sums_pages = _reserve(self, self._sums_pages, length)
+            # Bytes that a failed append may have left there do not belong to it.
+            self.file.truncate(HEAD_BYTES + before)
+            self.file.truncate(HEAD_BYTES + length)
+            self._adopt(before, new_sums, length, unlogged=True)
 
-    def _pad(self, length: int) -> None:
-        before = self.length
-        invariant(before < length <= CHUNK_BYTES, "padding extends a chunk")
-        partial = before % BLOCK_BYTES
-        zeros = bytes(min(length - before, BLOCK_BYTES - partial) if partial else 0)
-        new_sums = self._sums_after(before, memoryview(zeros), NO_SUM) if zeros else b""
-        whole = layout.whole_blocks(length) - block_count(before)
-        new_sums += ZERO_BLOCK_SUM * max(0, whole)
-        rest = length % BLOCK_BYTES if length > before + len(zeros) else 0
-        if rest:
-            new_sums += block_sum(bytes(rest))
-        self._reserve_sums(length)
-        # Bytes that a failed append may have left there do not belong to it.
-        self.file.truncate(HEAD_BYTES + before)
-        self.file.truncate(HEAD_BYTES + length)
-        self._adopt(before, new_sums, length)
-        self._note_unlogged(before)
-
-    def _sums_after(self, offset: int, data: memoryview, sums: bytes) -> bytes:
-        """Sums of all blocks that ``data`` touches, as they are after the write."""
-        first = offset // BLOCK_BYTES
-        head = offset % BLOCK_BYTES
-        end = offset + len(data)
-        last = (end - 1) // BLOCK_BYTES
-        tail = end % BLOCK_BYTES if end < self.length else 0
-        if not head and not tail:
-            return sums
-        out = bytearray(sums)
-        if head:
-            out[:SUM_BYTES] = self._merged_sum(first, offset, data)
-        if tail and (last > first or not head):
-            out[-SUM_BYTES:] = self._merged_sum(last, offset, data)
-        return bytes(out)
-
-    def _merged_sum(self, block: int, offset: int, data: memoryview) -> bytes:
-        """The sum of ``block`` after ``data`` is written over its verified old bytes."""
-        start = block * BLOCK_BYTES
-        old_end = min(start + BLOCK_BYTES, self.length)
-        new_end = min(start + BLOCK_BYTES, max(self.length, offset + len(data)))
-        merged = bytearray(new_end - start)
-        if old_end > start:
-            self._read_blocks(block, memoryview(merged)[: old_end - start], self._tail)
-        begin, end = max(start, offset), min(new_end, offset + len(data))
-        merged[begin - start : end - start] = data[begin - offset : end - offset]
-        return block_sum(merged)
-
-    def _adopt(self, offset: int, new_sums: bytes, length: int) -> None:
-        """Take the sums of the blocks from ``offset`` on into the memory's table."""
+    def _adopt(self, offset: int, new_sums: bytes, length: int, unlogged: bool = False) -> None:
+        """Take the sums of the blocks from ``offset`` on into the memory's table. ``unlogged``:
+        the journal does not have them."""
         first = offset // BLOCK_BYTES
         tail_sum = self._tail[1]
         if length % BLOCK_BYTES and (first + len(new_sums) // SUM_BYTES) * BLOCK_BYTES > length:
@@ -618,29 +399,19 @@ class ChunkFile:
         self._tail = (length, tail_sum)
         if self._dirty_from is None or first < self._dirty_from:
             self._dirty_from = first
+        if unlogged and (self._unlogged_from is None or first < self._unlogged_from):
+            self._unlogged_from = first
         invariant(
             len(self._sums) == layout.whole_blocks(length) * SUM_BYTES,
             "there is one sum per whole block",
         )
-
-    def _note_unlogged(self, offset: int) -> None:
-        first = offset // BLOCK_BYTES
-        if self._unlogged_from is None or first < self._unlogged_from:
-            self._unlogged_from = first
-
-    def finish_copy(self) -> None:
-        """Write all of the state into a new file with a temporary name, in any order,
-        and start the write-back. It must be synced before it gets its name."""
-        with self._lock:
-            self._save(sync=False)
-            self.file.start_sync(0, HEAD_BYTES + self.length)
 
     def commit(self) -> None:
         """Make everything written so far survive a crash of the process; with
         ``"fsync"``, and once the journal is synced, also a power cut."""
         with self._lock:
             self._finish()
-            if self.uncommitted or not self._sequence:
+            if self.uncommitted or not self.sequence:
                 self._promise()
 
     def save(self) -> None:
@@ -651,7 +422,7 @@ class ChunkFile:
                 self._journal.saved(self)
                 return
             self._finish()
-            if self._sequence > self._slot or self.uncommitted or not self._sequence:
+            if self.sequence > self._slot or self.uncommitted or not self.sequence:
                 self._save(sync=True)
             else:
                 self._journal.saved(self)
@@ -663,25 +434,25 @@ class ChunkFile:
             if self.uncommitted:
                 self._promise()
             file = self.file
-        self._sync(file.sync)
+        _sync(self, file.sync)
         # Also for a file from before the start: it is not known what of it was synced.
         self._name_synced = False
-        self._sync_name()
+        _sync_name(self)
 
     def _promise(self) -> None:
-        if not self._journal.sync:
+        if not self._journal.sync or self._copied:
             self._save(sync=False)
             return
         if self.uncommitted:
             # The bytes are not in the journal: they must be on the disk before their sums.
-            self._sync(self.file.sync)
-            self._sync_name()
+            _sync(self, self.file.sync)
+            _sync_name(self)
         whole = layout.whole_blocks(self.length)
         first = whole if self._unlogged_from is None else self._unlogged_from
         sums, offset = b"", self.length
         if self.uncommitted:
             offset = first * BLOCK_BYTES
-            sums = self._sums_of(self._tail, first, block_count(self.length) - first)
+            sums = self.sums(first, block_count(self.length) - first)
         self._log(offset, self.length, sums, b"")
         self._unlogged_from = None
 
@@ -694,8 +465,8 @@ class ChunkFile:
                 self.file.write(dirty, SUMS_OFFSET + self._dirty_from * SUM_BYTES)
                 self._sums_pages = max(self._sums_pages, layout.sums_pages(self.length))
         if sync:
-            self._sync(self.file.sync)
-        sequence = self._sequence
+            _sync(self, self.file.sync)
+        sequence = self.sequence
         if sequence == self._slot:
             sequence = self._journal.draw(self._slot)
         state = State(sequence, self.version, *self._tail)
@@ -704,40 +475,12 @@ class ChunkFile:
         else:
             self.file.write(layout.encode_slot(state), layout.slot_offset(sequence))
         if sync:
-            self._sync(self.file.sync)
-            self._sync_name()
-        self._sequence = self._slot = sequence
+            _sync(self, self.file.sync)
+            _sync_name(self)
+        self.sequence = self._slot = sequence
         self._dirty_from = self._unlogged_from = None
         if sync or not self._journal.sync:
             self._journal.saved(self)
-
-    def _sync_name(self) -> None:
-        """Sync a new file's name, and that of its folder, in which it may be the first:
-        a synced file without a name is lost."""
-        if self._name_synced:
-            return
-        folder = self.path.rpartition("/")[0]
-        self._sync(self.files.sync_directory, folder)
-        if folder not in self._journal.folders:
-            self._sync(self.files.sync_directory, folder.rpartition("/")[0])
-            self._journal.folders.add(folder)
-        self._name_synced = True
-
-    def _sync(self, sync: Callable[..., None], *arguments: str) -> None:
-        """Sync its file or the directory of its name, unless a sync has failed before."""
-        self._require_sound()
-        try:
-            sync(*arguments)
-        except BaseException:
-            self._is_unsound = True
-            raise
-
-    def _require_sound(self) -> None:
-        if self._is_unsound:
-            raise CorruptReplica(
-                f"chunk {self.handle:016x}: a sync of it failed, so its state on the disk is "
-                "unknown"
-            )
 
     # --- redo -----------------------------------------------------------------
 
@@ -746,40 +489,113 @@ class ChunkFile:
         if self._retired:
             raise StaleVersion(f"chunk {self.handle:016x} was deleted or replaced meanwhile")
         self.file  # noqa: B018 - made before there is a record of it
-        redo = Redo(self.handle, self._sequence, 0, self.version, offset, length, sums, data)
+        redo = Redo(self.handle, self.sequence, 0, self.version, offset, length, sums, data)
         is_overwrite = bool(data) and offset < self.length
-        self._sequence = self._journal.append(redo, self._slot, self)
-        self._unfinished = redo
-        self._unfinished_target = self._journal.written if is_overwrite else 0
+        self.sequence = self._journal.append(redo, self._slot, self)
+        self.unfinished = redo, self._journal.written if is_overwrite else 0
         if not is_overwrite or not self._journal.sync:
             self._finish()
 
     def _finish(self) -> None:
         """Carry out the write in the journal: a restart would, and later records follow it."""
-        self._require_sound()
-        redo = self._unfinished
-        if redo is not None:
+        if self.is_unsound:
+            raise _unsound(self.handle)
+        if self.unfinished is not None:
+            redo, target = self.unfinished
             if self._journal.sync:
-                self._journal.flush(self._unfinished_target)
+                self._journal.flush(target)
             if redo.data:
                 self.file.write(redo.data, HEAD_BYTES + redo.offset)
             self._adopt(redo.offset, redo.sums, redo.length)
-            self._unfinished = None
+            self.unfinished = None
 
-    def _replay(self, records: Sequence[Redo]) -> None:
-        for redo in records:
-            if redo.sequence <= self._sequence:
-                continue
-            if redo.base != self._sequence or not redo.offset <= self.length <= redo.length:
-                if self._journal.sync:
-                    raise CorruptReplica(
-                        f"chunk {self.handle:016x}: the state that the redo journal continues "
-                        "from is lost"
-                    )
-                return  # it was never synced before a power cut
-            self.version, self._sequence = redo.version, redo.sequence
-            self._name_synced = False
-            self._unfinished = redo
-            self._finish()
-        if self.length and self.file.size() < HEAD_BYTES + self.length:
-            raise CorruptReplica(f"chunk {self.handle:016x}: the file was cut short")
+
+def _replay(chunk: ChunkFile, records: Sequence[Redo], is_synced: bool) -> None:
+    for redo in records:
+        if redo.sequence <= chunk.sequence:
+            continue
+        if redo.base != chunk.sequence or not redo.offset <= chunk.length <= redo.length:
+            if is_synced:
+                raise CorruptReplica(
+                    f"chunk {chunk.handle:016x}: the state that the redo journal continues "
+                    "from is lost"
+                )
+            return  # it was never synced before a power cut
+        chunk.version, chunk.sequence = redo.version, redo.sequence
+        chunk.unfinished = redo, 0
+        chunk.finish()
+    if chunk.length and chunk.file.size() < HEAD_BYTES + chunk.length:
+        raise CorruptReplica(f"chunk {chunk.handle:016x}: the file was cut short")
+
+
+def _make(files: FileSystem, path: str, is_synced: bool) -> File:
+    file = _make_empty(files, path)
+    if is_synced:
+        try:
+            # A full disk must not keep a state from being saved.
+            file.write(bytes(PAGE_BYTES), 0)
+        except BaseException:
+            file.close()
+            with contextlib.suppress(OSError):
+                files.unlink(path)
+            raise
+    return file
+
+
+def _make_empty(files: FileSystem, path: str) -> File:
+    for _ in range(3):
+        try:
+            return files.open(path, "create")
+        except FileNotFoundError:
+            files.make_directories(path.rpartition("/")[0])
+        except FileExistsError:
+            files.unlink(path)
+    return files.open(path, "create")
+
+
+def _reserve(chunk: ChunkFile, pages: int, length: int) -> int:
+    """Allocate the sums of a state that goes to the journal first, so that a full disk cannot
+    prevent its save; so many pages are. Returns how many are now."""
+    while pages < layout.sums_pages(length):
+        chunk.file.write(bytes(PAGE_BYTES), SUMS_OFFSET + pages * PAGE_BYTES)
+        pages += 1
+    return pages
+
+
+def _start_sync(file: File, start: int, end: int) -> None:
+    """After an append up to ``end`` that will be synced: start the write-back from
+    time to time, so that the sync does not have to wait for a whole chunk."""
+    begun = start // START_SYNC_BYTES * START_SYNC_BYTES
+    whole = end // START_SYNC_BYTES * START_SYNC_BYTES
+    if whole > begun:
+        file.start_sync(HEAD_BYTES + begun, whole - begun)
+
+
+def _sync_name(chunk: ChunkFile) -> None:
+    """Sync a new file's name, and that of its folder, in which it may be the first:
+    a synced file without a name is lost."""
+    if chunk._name_synced:
+        return
+    folder, folders = chunk.path.rpartition("/")[0], chunk._journal.folders
+    _sync(chunk, chunk.files.sync_directory, folder)
+    if folder not in folders:
+        _sync(chunk, chunk.files.sync_directory, folder.rpartition("/")[0])
+        folders.add(folder)
+    chunk._name_synced = True
+
+
+def _sync(chunk: ChunkFile, sync: Callable[..., None], *arguments: str) -> None:
+    """Sync its file or the directory of its name, unless a sync has failed before."""
+    if chunk.is_unsound:
+        raise _unsound(chunk.handle)
+    try:
+        sync(*arguments)
+    except BaseException:
+        chunk.is_unsound = True
+        raise
+
+
+def _unsound(handle: int) -> CorruptReplica:
+    return CorruptReplica(
+        f"chunk {handle:016x}: a sync of it failed, so its state on the disk is unknown"
+    )

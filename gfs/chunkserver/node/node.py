@@ -11,6 +11,7 @@ import trio
 from gfs.blocks import CHUNK_BYTES, MIB, block_count
 from gfs.chunkserver.disks import map_disk_error, map_read_error
 from gfs.chunkserver.disks.identity import Identity as ServerIdentity
+from gfs.chunkserver.files import bad_blocks
 from gfs.chunkserver.node.connections import Connections
 from gfs.chunkserver.node.disk_opening import DiskOpening
 from gfs.chunkserver.node.disk_orders import DiskOrders
@@ -203,12 +204,12 @@ class Node:
         Raises CorruptReplica if a sector cannot be read, DiskFailed, and others."""
         try:
             try:
-                bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
+                bad = await chunk.disk.run(bad_blocks, chunk.file, first, count)
             except StaleVersion:  # it was cut meanwhile
                 bad = [first]
             if bad:
                 async with chunk.mutex:
-                    bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
+                    bad = await chunk.disk.run(bad_blocks, chunk.file, first, count)
             return bad
         except OSError as error:
             raise map_read_error(error, f"chunk {chunk.file.handle:016x}") from error

@@ -29,7 +29,7 @@ class PackedFile(ChunkFile):
         self._sums += data_sum if is_whole else b""
         self._packs, self._record = packs, record
 
-    def _head_is_good(self) -> bool:
+    def head_is_good(self) -> bool:
         return self._packs.has_on_disk(self._record)
 
     def sync(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from gfs.chunkserver.disks import Disk
-from gfs.chunkserver.files import ChunkFile, report_progress
+from gfs.chunkserver.files import ChunkFile, finish_copy, report_progress
 from gfs.chunkserver.packs import Made, PackedFile
 
 
@@ -60,7 +60,7 @@ def _write_new(disk: Disk, one: Made, half: str, files: dict[int, ChunkFile]) ->
         disk.files, path, one.handle, one.version, disk.journal, copied=True
     )
     file.write(0, one.data, one.sums)
-    file.finish_copy()
+    finish_copy(file)
 
 
 def _sync_new(disk: Disk, one: Made, half: str, files: dict[int, ChunkFile]) -> None:

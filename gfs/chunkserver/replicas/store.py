@@ -192,7 +192,7 @@ class ChunkStore:
     async def give_up(self, chunk: OpenChunk) -> None:
         """A new replica could not be committed: delete all of it, since no master knows of its
         file and could order that. Its mutex must be held."""
-        if chunk.file.committed or chunk.dropped:
+        if chunk.file.sequence or chunk.dropped:
             return
         handle = chunk.file.handle
         with trio.CancelScope(shield=True):

@@ -18,7 +18,7 @@ import logging
 import trio
 
 from gfs.chunkserver.disks import Disk
-from gfs.chunkserver.files import ChunkFile
+from gfs.chunkserver.files import ChunkFile, bad_blocks
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.packs import open_packed
 from gfs.chunkserver.replicas import Duplicate
@@ -104,12 +104,12 @@ def _verify_file(disk: Disk, handle: int) -> bool:
     """Blocks. Whether every block of the file matches its sum."""
     packed = open_packed(disk.packs, handle, disk.journal)
     if packed is not None:
-        return not packed.bad_blocks()
+        return not bad_blocks(packed)
     try:
         file = ChunkFile.open(disk.files, disk.chunk_path(handle), handle, disk.journal)
     except CorruptReplica:
         return False
     try:
-        return not file.bad_blocks()
+        return not bad_blocks(file)
     finally:
         file.close()
