@@ -169,7 +169,7 @@ class Master:
         if server is None or server.draining == draining:
             return
         if not server.draining:
-            server.granting_then = frozenset(self.replica_map.raising)
+            self.servers.granting_then[server.index] = frozenset(self.replica_map.raising)
         state = DRAIN_NAMES[draining] or "not drained any more"
         log.info(
             "chunkserver %s: %s",
@@ -186,12 +186,14 @@ class Master:
         return (
             not self.replica_map.in_safe_mode
             and server.state == LIVE
-            and server.registered
+            and server.registration.is_complete
             and not server.chunks
             and not self.locations.counts.get(index)
-            and not server.clones_in
+            and not server.transfers.clones_in
             and not self.reservations.at(index)
-            and server.granting_then.isdisjoint(self.replica_map.raising)
+            and self.replica_map.raising.keys().isdisjoint(
+                self.servers.granting_then.get(index, ())
+            )
             and not any(
                 self.garbage.at(index, handle) for handle in self.garbage.among(self.repair.lost)
             )
@@ -211,8 +213,8 @@ class Master:
             server.chunks,
             server.disks,
             DRAIN_NAMES[draining],
-            scrub=server.scrub,
-            certificate_until_ns=server.certificate_until_ns,
+            scrub=server.particulars.scrub,
+            certificate_until_ns=server.particulars.certificate_until_ns,
             maintenance_ms=max(0, server.maintenance_until_ns - self.uptime.now_ns()) // 1_000_000,
         )
         if draining == DRAINED and server.state != LIVE:

@@ -15,7 +15,7 @@ STATES = ("good", "stale", "missing", "corrupt", "forgetful")
 
 def server(index: int, state: str = LIVE, heard: float = 0.0) -> Server:
     found = Server(index, f"s{index}", f"s{index}:1", "rack", heard, state)
-    found.registered = state == LIVE
+    found.registration.is_complete = state == LIVE
     return found
 
 
@@ -49,7 +49,7 @@ def test_the_best_is_whole_newest_and_longest(replies: list[tuple[str, int, int]
 )
 def test_who_is_away_is_waited_for(state: str, registered: bool, draining: int, away: int) -> None:
     one = server(1, state, 100.0 - away)
-    one.registered, one.draining = registered, draining
+    one.registration.is_complete, one.draining = registered, draining
     is_here = state == LIVE and registered
     wanted = not is_here and draining != DRAINED and away < 10
     assert awaited([server(0), one], 100.0, 10.0) == wanted

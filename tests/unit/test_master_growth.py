@@ -122,11 +122,11 @@ def test_what_a_server_does_not_have_any_more_is_taken_off_it_in_slices(
     if how == "dies":
         server.state, taken = DEAD, master.membership.server_died
     else:
-        server.reported, taken = NumberSet(), master.membership.finish_registration
+        server.registration.reported, taken = NumberSet(), master.membership.finish_registration
     for kind, name in ((GarbageTable, "drop"), (LocationTable, "remove")):
         counter.count(kind, name)
     assert counter.most_in_a_slice(taken(server)) < SLICE + PAGE
-    assert server.registered or how == "dies"
+    assert server.registration.is_complete or how == "dies"
     assert master.locations.counts == {0: 0, 1: MANY - 1}
     assert master.garbage.counts[STALE] == MANY - 1
 

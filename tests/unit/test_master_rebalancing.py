@@ -20,7 +20,8 @@ CHUNK = 0.01
 
 
 def server(index: int, rack: str, used: float, chunk: float = CHUNK) -> Server:
-    made = Server(index, f"s{index}", f"h:{index}", rack, 0.0, state=LIVE, registered=True)
+    made = Server(index, f"s{index}", f"h:{index}", rack, 0.0, state=LIVE)
+    made.registration.is_complete = True
     total = int(REPLICA_BYTES_MAX / chunk)
     made.set_disks([Disk("/d", total, int(total * (1 - used)), 0)])
     made.chunks = round(used / chunk)
@@ -61,8 +62,8 @@ def report(reporter: Server, chunks: list[list[Server]], size: float) -> None:
     reporter.chunks = sum(reporter in holders for holders in chunks)
     free = reporter.total_bytes - round(reporter.chunks * size * REPLICA_BYTES_MAX)
     reporter.set_disks([Disk("/d", reporter.total_bytes, max(0, free), 0)])
-    for handle in list(reporter.shifts):
-        reporter.end_shift(handle)
+    for handle in list(reporter.transfers.shifts):
+        reporter.transfers.end(handle)
 
 
 @settings(deadline=None)
@@ -83,7 +84,7 @@ def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: f
     begun = False
     means = means_of(servers)
     while len(reported) < len(servers):  # without a move in between
-        if not any(each.shifts for each in servers):
+        if not any(each.transfers.shifts for each in servers):
             means = means_of(servers)
         plan = Plan(servers, 0.0 if begun else SHARE, means)
         begun = begun or plan.is_uneven
@@ -108,8 +109,8 @@ def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: f
             assert max(after.values()) <= max(before.values())
             if after == before or move.target.rack == move.victim.rack:
                 assert used(move.target, chunks, size) <= used(move.victim, chunks, size) + 1e-6
-            move.target.begin_shift(number, size_bytes)
-            move.victim.begin_shift(number, -size_bytes)
+            move.target.transfers.begin(number, size_bytes)
+            move.victim.transfers.begin(number, -size_bytes)
             moves += 1
             assert moves < 200, "replicas move for ever"
             reported.clear()
@@ -148,8 +149,8 @@ def test_an_empty_server_comes_to_the_mean(
                 plan.begin(move, REPLICA_BYTES_MAX)
                 assert move.target is servers[-1]
                 holders[holders.index(move.victim)] = move.target
-                move.target.begin_shift(number, REPLICA_BYTES_MAX)
-                move.victim.begin_shift(number, -REPLICA_BYTES_MAX)
+                move.target.transfers.begin(number, REPLICA_BYTES_MAX)
+                move.victim.transfers.begin(number, -REPLICA_BYTES_MAX)
         for each in servers:
             if not is_late or (turn + each.index) % 3 == 0:
                 report(each, places, 1.0)
@@ -173,8 +174,8 @@ def test_by_the_means_of_before_one_look_is_enough() -> None:
         move = plan.move(holders, REPLICA_BYTES_MAX)
         if move is not None:
             plan.begin(move, REPLICA_BYTES_MAX)
-            move.target.begin_shift(number, REPLICA_BYTES_MAX)
-            move.victim.begin_shift(number, -REPLICA_BYTES_MAX)
+            move.target.transfers.begin(number, REPLICA_BYTES_MAX)
+            move.victim.transfers.begin(number, -REPLICA_BYTES_MAX)
             came += 1
             # Another slice of the same look: planned with what is under way.
             plan = Plan(servers, 0.0, means)
@@ -209,14 +210,14 @@ def test_what_is_on_its_way_counts() -> None:
     full, empty = server(0, "a", 0.5), server(1, "a", 0.35)
     assert planned([full], [full, empty]) == (full, empty)
     for handle in range(3):
-        full.begin_shift(handle, -REPLICA_BYTES_MAX)
-        empty.begin_shift(handle, REPLICA_BYTES_MAX)
+        full.transfers.begin(handle, -REPLICA_BYTES_MAX)
+        empty.transfers.begin(handle, REPLICA_BYTES_MAX)
     assert planned([full], [full, empty]) is None
     assert not Plan([full, empty], SHARE).is_possible
     for handle in range(3):
-        full.end_shift(handle)
-        empty.end_shift(handle)
-    assert (full.leaving_bytes, empty.arriving_bytes) == (0, 0)
+        full.transfers.end(handle)
+        empty.transfers.end(handle)
+    assert (full.transfers.leaving_bytes, empty.transfers.arriving_bytes) == (0, 0)
 
 
 def test_what_has_moved_counts_once_before_reports_cover_it_and_after() -> None:
@@ -231,14 +232,14 @@ def test_what_has_moved_counts_once_before_reports_cover_it_and_after() -> None:
         return source.least_used_since(calm[0]), target.most_used_since(calm[1])
 
     for handle in range(10):
-        source.begin_shift(handle, -REPLICA_BYTES_MAX)
-        target.begin_shift(handle, REPLICA_BYTES_MAX)
+        source.transfers.begin(handle, -REPLICA_BYTES_MAX)
+        target.transfers.begin(handle, REPLICA_BYTES_MAX)
     moved = 10 * REPLICA_BYTES_MAX
     after = before[0] - moved, before[1] + moved
     assert known() == after
     for each in (source, target):
         for handle in range(10):
-            each.set_shift_ended(handle, 1.0)
+            each.transfers.set_ended(handle, 1.0)
     assert known() == after
     # The reports come, and cover a part, or all.
     used(source, after[0] + moved // 2)
@@ -253,11 +254,14 @@ def test_what_has_moved_counts_once_before_reports_cover_it_and_after() -> None:
     assert known() == (after[0] - moved, after[1] + moved)
     for each in (source, target):
         for handle in range(10):
-            each.end_shift(handle)
+            each.transfers.end(handle)
     used(source, after[0] + 2 * moved)
     used(target, after[1] - 2 * moved)
     assert known() == (after[0] + 2 * moved, after[1] - 2 * moved)
-    assert not any((each.arrived_bytes, each.left_bytes) != (0, 0) for each in (source, target))
+    assert not any(
+        (each.transfers.arrived_bytes, each.transfers.left_bytes) != (0, 0)
+        for each in (source, target)
+    )
 
 
 def test_between_racks_the_fuller_one_is_not_filled() -> None:

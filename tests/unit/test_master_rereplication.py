@@ -17,7 +17,8 @@ LIMITS = Limits(per_server=2, total=64)
 
 
 def server(index: int, rack: str = "r", state: str = LIVE, used: float = 0.5) -> Server:
-    made = Server(index, f"s{index}", f"host:{index}", rack, 0.0, state=state, registered=True)
+    made = Server(index, f"s{index}", f"host:{index}", rack, 0.0, state=state)
+    made.registration.is_complete = True
     made.set_disks([Disk("/d", 1000, int(1000 * (1 - used)), 0)])
     return made
 
@@ -164,14 +165,14 @@ def test_silent_servers_are_no_sources() -> None:
 
 def test_busy_servers_are_passed_over() -> None:
     source, other, full, free = server(0), server(1), server(2), server(3)
-    source.clones_out = 2
-    full.clones_in = 2
+    source.transfers.clones_out = 2
+    full.transfers.clones_in = 2
     clone = plan([source, other], [full, free])
     assert (clone.sources[0], clone.target) == (other, free)
-    other.clones_out = 2
+    other.transfers.clones_out = 2
     assert plan([source, other], [full, free]) is None
-    other.clones_out = 0
-    free.clones_in = 2
+    other.transfers.clones_out = 0
+    free.transfers.clones_in = 2
     assert plan([source, other], [full, free]) is None
 
 
@@ -228,7 +229,7 @@ def test_the_cheap_look_at_a_chunk_says_what_a_plan_says(
     made = []
     for index, (state, clones_in, clones_out) in enumerate(servers):
         made.append(server(index, state=state))
-        made[-1].clones_in, made[-1].clones_out = clones_in, clones_out
+        made[-1].transfers.clones_in, made[-1].transfers.clones_out = clones_in, clones_out
     placeable = [each for each in made if each.state == LIVE]
     slots = free_slots(made, placeable, LIMITS)
     fits = []
@@ -264,11 +265,11 @@ def test_an_order_of_many_takes_one_slot() -> None:
     for clone in order:
         queue.update(clone.handle, 1, 3)
         queue.started(clone)
-    assert (target.clones_in, source.clones_out, queue.orders) == (1, 1, 1)
+    assert (target.transfers.clones_in, source.transfers.clones_out, queue.orders) == (1, 1, 1)
     assert (len(queue.active), queue.queued) == (5, 0)
     for clone in order:
         queue.ended(clone, 0.0, failed=clone.handle == 3)
-    assert (target.clones_in, source.clones_out, queue.orders) == (0, 0, 0)
+    assert (target.transfers.clones_in, source.transfers.clones_out, queue.orders) == (0, 0, 0)
     assert sorted(drain(queue)) == [0, 1, 2, 4]
 
 

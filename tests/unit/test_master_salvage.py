@@ -24,7 +24,8 @@ THREE = frozenset({1, 2, 3})
 
 
 def server(index: int) -> Server:
-    made = Server(index, f"s{index}", f"host:{index}", "r", 0.0, state=LIVE, registered=True)
+    made = Server(index, f"s{index}", f"host:{index}", "r", 0.0, state=LIVE)
+    made.registration.is_complete = True
     made.set_disks([Disk("/d", 1000, 500, 0)])
     return made
 
@@ -48,9 +49,9 @@ def test_what_is_damaged_stays_where_it_is_if_there_is_another_server() -> None:
 def test_busy_servers_are_spared(busy: str) -> None:
     damaged = [server(1), server(2)]
     for each in damaged:
-        setattr(each, busy, 2)
+        setattr(each.transfers, busy, 2)
     assert plan(damaged, damaged) is None
-    setattr(damaged[1], busy, 1)
+    setattr(damaged[1].transfers, busy, 1)
     clone = plan(damaged, damaged)
     assert damaged[1] in (clone.target, clone.sources[0])
 

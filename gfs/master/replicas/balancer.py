@@ -82,7 +82,7 @@ class Balancer:
         servers = [
             server for server in self._servers.placeable(self._map.now) if server.total_bytes
         ]
-        if not any(server.shifts for server in servers):
+        if not any(server.transfers.shifts for server in servers):
             self._means = rebalancing.means_of(servers)
 
     def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
@@ -100,7 +100,7 @@ class Balancer:
         stuck: set[tuple[int, ...]] = set()
         refused: set[int] = set()
         placeable = self._servers.placeable(now)
-        packed_max = min([server.packed_bytes_max for server in placeable], default=0)
+        packed_max = min([server.particulars.packed_bytes_max for server in placeable], default=0)
         with self._store.read() as txn:
             for at, handle in enumerate(handles):
                 if held_up >= HELD_UP_MAX:
@@ -152,8 +152,8 @@ class Balancer:
                 self._note_moved(handle)
                 self._goals.moves[handle] = victim.index
                 self._repair.started(order[-1])
-                target.begin_shift(handle, size)
-                victim.begin_shift(handle, -size)
+                target.transfers.begin(handle, size)
+                victim.transfers.begin(handle, -size)
         return orders, rest
 
     def _note_moved(self, handle: int) -> None:
@@ -165,8 +165,8 @@ class Balancer:
         per_server = self._planner.limits.per_server
         return (
             self.move_orders < self.moves_total
-            and move.victim.clones_out < per_server
-            and move.target.clones_in < per_server
+            and move.victim.transfers.clones_out < per_server
+            and move.target.transfers.clones_in < per_server
         )
 
     def _movable(self, txn: Txn, handle: int) -> Chunk | None:
@@ -183,7 +183,7 @@ class Balancer:
             return None
         holders = self._locations.get(handle)
         servers = [self._servers.get(index) for index in holders]
-        if any(s.state != LIVE or not s.registered or s.draining for s in servers):
+        if any(s.state != LIVE or not s.registration.is_complete or s.draining for s in servers):
             return None  # the locations will change soon
         row, now = chunk_row(txn, handle), self._map.now
         if row is None or len(holders) < row.replication:
@@ -198,15 +198,15 @@ class Balancer:
         """After a heartbeat: drop the moves to and from the server that ended before
         its last report of its disks."""
         now = self._map.now
-        for handle, shift in list(server.shifts.items()):
+        for handle, shift in list(server.transfers.shifts.items()):
             if shift.ended_at is not None and now < shift.ended_at + SPACE_AGE_SECONDS:
                 continue  # there may be many of these
             if self._is_shifting(server, handle, now):
-                server.set_shift_ended(handle, None)
+                server.transfers.set_ended(handle, None)
             elif shift.ended_at is None:
-                server.set_shift_ended(handle, now)
+                server.transfers.set_ended(handle, now)
             else:
-                server.end_shift(handle)
+                server.transfers.end(handle)
 
     def _is_shifting(self, server: Server, handle: int, now: float) -> bool:
         return (

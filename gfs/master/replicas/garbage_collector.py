@@ -115,7 +115,7 @@ class GarbageCollector:
 
     def deletion_orders(self, server: Server) -> list[ReplicaName]:
         """The replicas that ``server`` must delete, checked against the present state once more."""
-        if self._map.in_safe_mode or not server.registered:
+        if self._map.in_safe_mode or not server.registration.is_complete:
             return []
         with self._store.read() as txn:
 

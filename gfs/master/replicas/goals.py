@@ -52,8 +52,9 @@ class Goals:
 
     def add_location(self, server: Server, handle: int, version: int, goal: int) -> None:
         if self._locations.add(handle, server.index, version):
-            if server.reported is not None:
-                server.reported.add(handle)
+            reported = server.registration.reported
+            if reported is not None:
+                reported.add(handle)
             self.evaluate(handle, version, goal)
 
     def set_locations(
@@ -81,7 +82,7 @@ class Goals:
                 self._garbage.hold(index, handle, old_version, STALE, now)
         for index in servers:
             self._garbage.drop(index, handle)
-            reported = self._servers.get(index).reported
+            reported = self._servers.get(index).registration.reported
             if reported is not None:
                 reported.add(handle)
         self.evaluate(handle, version, row.replication)

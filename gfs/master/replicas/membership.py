@@ -81,7 +81,7 @@ class Membership:
     def finish_registration(self, server: Server) -> Iterator[None]:
         """Complete a registration: replicas that the server was assumed to have and did
         not report do not exist. In slices."""
-        index, reported, rpc = server.index, server.reported, server.rpc
+        index, reported, rpc = server.index, server.registration.reported, server.rpc
         if reported is None:
             return
         for handles in self._locations.slices(SLICE, index):

@@ -235,7 +235,9 @@ class RepairPlanner:
         of_chunk = self._garbage.replicas.get(handle, {})
         kinds = (CORRUPT, STALE)
         found = [self._servers.get(i) for i, known in of_chunk.items() if known.kind in kinds]
-        return [server for server in found if server.state == LIVE and server.registered]
+        return [
+            server for server in found if server.state == LIVE and server.registration.is_complete
+        ]
 
     def _salvage_ended(self, clone: Clone, error: Exception | None) -> None:
         if error is None:

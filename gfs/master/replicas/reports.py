@@ -64,7 +64,7 @@ class Reports:
         now = self._map.now
         index, suspects = server.index, self._map.suspects
         holders = self._locations.get
-        reported = server.reported
+        reported = server.registration.reported
         with self._store.read() as txn:
             get, chunks = txn.get, txn.db.chunks
             for handle, version, length in reported_replicas(body):
@@ -219,8 +219,8 @@ class Reports:
         """Take a report of missing replicas: their disk has failed, or files were deleted."""
         index, count = server.index, 0
         for handle, version, _ in reported_replicas(body):
-            if server.reported is not None:
-                server.reported.discard(handle)
+            if server.registration.reported is not None:
+                server.registration.reported.discard(handle)
             self._reservations.lost(handle, index)
             if handle in self._map.raising:
                 # A grant may be raising it there right now: see set_locations.

@@ -72,8 +72,8 @@ class FollowedReports:
         mutation."""
         with self._store.read() as txn:
             for handle, version, length in reported_replicas(body):
-                if server.reported is not None:
-                    server.reported.add(handle)
+                if server.registration.reported is not None:
+                    server.registration.reported.add(handle)
                 row = txn.get(pack_u64(handle), None, txn.db.chunks)
                 if row is None:
                     continue

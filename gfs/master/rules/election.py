@@ -46,7 +46,8 @@ def awaited(servers: Iterable[Server], now: float, patience_seconds: float) -> b
     return any(
         now - server.last_heard < patience_seconds
         for server in servers
-        if (server.state != LIVE or not server.registered) and server.draining != DRAINED
+        if (server.state != LIVE or not server.registration.is_complete)
+        and server.draining != DRAINED
     )
 
 

@@ -47,14 +47,16 @@ class Slots(NamedTuple):
 
 def free_slots(servers: Iterable[Server], placeable: Iterable[Server], limits: Limits) -> Slots:
     return Slots(
-        frozenset(s.index for s in servers if can_give(s) and s.clones_out < limits.per_server),
-        frozenset(s.index for s in placeable if s.clones_in < limits.per_server),
+        frozenset(
+            s.index for s in servers if can_give(s) and s.transfers.clones_out < limits.per_server
+        ),
+        frozenset(s.index for s in placeable if s.transfers.clones_in < limits.per_server),
     )
 
 
 def can_give(server: Server) -> bool:
     """Whether the server may be a source now."""
-    return server.state == LIVE and server.registered
+    return server.state == LIVE and server.registration.is_complete
 
 
 def plan_clone(
@@ -75,13 +77,15 @@ def plan_clone(
     """
     sources = [server for server in holders if can_give(server)]
     rng.shuffle(sources)
-    sources.sort(key=lambda server: server.clones_out)
-    if not sources or sources[0].clones_out >= limits.per_server:
+    sources.sort(key=lambda server: server.transfers.clones_out)
+    if not sources or sources[0].transfers.clones_out >= limits.per_server:
         return None
     targets = [
         server
         for server in placeable
-        if server.clones_in < limits.per_server and server not in holders and not refused(server)
+        if server.transfers.clones_in < limits.per_server
+        and server not in holders
+        and not refused(server)
     ]
     if not targets:
         return None

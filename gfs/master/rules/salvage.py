@@ -37,10 +37,10 @@ def plan_salvage(
     replicas remain for another attempt. If there is none, the good replica replaces a
     damaged one.
     """
-    sources = sorted(sources, key=lambda server: server.clones_out)
-    if not sources or sources[0].clones_out >= limits.per_server:
+    sources = sorted(sources, key=lambda server: server.transfers.clones_out)
+    if not sources or sources[0].transfers.clones_out >= limits.per_server:
         return None
-    targets = [server for server in placeable if server.clones_in < limits.per_server]
+    targets = [server for server in placeable if server.transfers.clones_in < limits.per_server]
     targets = [server for server in targets if server not in sources] or targets
     if not targets:
         return None

@@ -125,7 +125,7 @@ class ChunkserverSession:
             rpc,
             master.now,
         )
-        server.packed_bytes_max = message.packed_bytes_max
+        server.particulars.packed_bytes_max = message.packed_bytes_max
         self.server = server
         reply = RegisterReply(
             id=message.id,
@@ -180,8 +180,8 @@ class ChunkserverSession:
         master = self._master
         master.membership.set_disks(server, message.disks)
         server.chunks = message.chunks
-        server.scrub = message.scrub
-        server.certificate_until_ns = message.certificate_until_ns
+        server.particulars.scrub = message.scrub
+        server.particulars.certificate_until_ns = message.certificate_until_ns
         master.balancer.end_shifts(server)
         self._reports.take_bad(server, message.bad)
         self._reports.take_report(server, body)

@@ -91,7 +91,7 @@ async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
     """Raise unless all chunks can be at their goal without ``server``."""
     if master.replica_map.in_safe_mode:
         raise Busy("the master is in safe mode and does not know all replicas yet: try again")
-    if server.state != LIVE or not server.registered:
+    if server.state != LIVE or not server.registration.is_complete:
         raise DrainRefused(
             f"chunkserver {server.id} is {server.state}: start it first. If it is gone for good "
             "there is nothing to drain: its chunks are copied from other replicas"
@@ -99,7 +99,10 @@ async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
     staying = [
         each
         for each in master.servers.all()
-        if each.state == LIVE and each.registered and not each.draining and each is not server
+        if each.state == LIVE
+        and each.registration.is_complete
+        and not each.draining
+        and each is not server
     ]
     needs = Needs(each.index for each in staying)
     for part in _all_chunks(master):

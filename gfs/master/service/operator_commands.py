@@ -178,7 +178,7 @@ def _check_forgettable(master: Master, server: Server) -> None:
         master.locations.counts.get(server.index)
         or master.reservations.at(server.index)
         or master.leases.are_at(server.index)
-        or server.clones_in
-        or server.clones_out
+        or server.transfers.clones_in
+        or server.transfers.clones_out
     ):
         raise Busy(f"chunkserver {server.id} is still being removed: try again in a minute")

@@ -352,12 +352,13 @@ def published(master: Master, upload: Upload) -> None:
             # The server died during the commit, or came back without the replica.
             if server.state == DEAD or (reservation is not None and index in reservation.absent):
                 continue
-            untold = server.reported is not None and handle not in server.reported
+            reported = server.registration.reported
+            untold = reported is not None and handle not in reported
             if untold or (reservation is not None and index in reservation.doubted):
                 master.replica_map.suspect(server, handle)
             known.append(index)
         for index in master.locations.add_all(handle, known, new.version):
-            reported = master.servers.get(index).reported
+            reported = master.servers.get(index).registration.reported
             if reported is not None:
                 reported.add(handle)
         if (

@@ -283,8 +283,8 @@ class RepairQueue:
         self.active[clone.handle] = clone
         if not clone.joined:
             self.orders += 1
-            clone.target.clones_in += 1
-            clone.sources[0].clones_out += 1
+            clone.target.transfers.clones_in += 1
+            clone.sources[0].transfers.clones_out += 1
 
     def note_gone(self, handle: int, server: int) -> None:
         """A replica is gone: perhaps the copy that is under way, whose reply was sent before."""
@@ -297,8 +297,8 @@ class RepairQueue:
         self.gone.discard(clone.handle)
         if not clone.joined:
             self.orders -= 1
-            clone.target.clones_in -= 1
-            clone.sources[0].clones_out -= 1
+            clone.target.transfers.clones_in -= 1
+            clone.sources[0].transfers.clones_out -= 1
         if failed:
             failures = self._failures.setdefault(clone.handle, [])
             failures.append(clone.target.index)

@@ -87,7 +87,8 @@ class ReplicaMap:
             return found
         for index in self.locations.get(handle):
             server, key = self.servers.get(index), (index, handle)
-            known = server.registered or (server.reported is not None and handle in server.reported)
+            at = server.registration
+            known = at.is_complete or (at.reported is not None and handle in at.reported)
             if server.state == LIVE and known and key not in self.suspects:
                 found.append(server)
         return found

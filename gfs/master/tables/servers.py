@@ -73,28 +73,14 @@ class Calm(NamedTuple):
     moved_out_bytes: int
 
 
-@dataclass(eq=False, slots=True)
-class Server:
-    index: int
-    id: str
-    address: str
-    rack: str
-    last_heard: float
-    state: str = SILENT
-    incarnation: int = 0
-    disks: list[Disk] = field(default_factory=list)
-    #: The number of replicas that it reports, garbage included.
-    chunks: int = 0
-    rpc: Rpc | None = None
-    #: Whether its registration on this connection is complete.
-    registered: bool = False
-    #: Handles reported since its registration began; None outside one.
-    reported: NumberSet | None = None
-    #: What it packs: see :func:`gfs.blocks.packed_bytes`.
-    packed_bytes_max: int = 0
-    used: float = 0.0
-    total_bytes: int = 0
-    #: By handle: replicas moved for balance that ``used`` may not cover yet.
+@dataclass(slots=True)
+class Transfers:
+    """The replicas that are copied to one server, and from it, and those of them that are moved
+    for balance."""
+
+    clones_in: int = 0
+    clones_out: int = 0
+    #: By handle: the moves that the reports of its disks may not cover yet.
     shifts: dict[int, Shift] = field(default_factory=dict)
     #: The sums of those, and of those of them that have ended.
     arriving_bytes: int = 0
@@ -104,28 +90,85 @@ class Server:
     #: The sums of all that ever began.
     moved_in_bytes: int = 0
     moved_out_bytes: int = 0
-    recent: float = 0.0
-    failed_at: float = float("-inf")
+
+    def begin(self, handle: int, count: int) -> None:
+        """Note that so many bytes of a replica are being moved here, or away (negative)."""
+        self.end(handle)
+        self.shifts[handle] = Shift(count)
+        self.arriving_bytes += max(0, count)
+        self.leaving_bytes += max(0, -count)
+        self.moved_in_bytes += max(0, count)
+        self.moved_out_bytes += max(0, -count)
+
+    def set_ended(self, handle: int, at: float | None) -> None:
+        """Note when the move ended, which the reports of its disks may not cover yet; None:
+        it is under way."""
+        shift = self.shifts[handle]
+        sign = (at is not None) - (shift.ended_at is not None)
+        self.arrived_bytes += sign * max(0, shift.bytes)
+        self.left_bytes += sign * max(0, -shift.bytes)
+        shift.ended_at = at
+
+    def end(self, handle: int) -> None:
+        """Note that the reports of its disks cover the move."""
+        if handle in self.shifts:
+            self.set_ended(handle, None)
+            shift = self.shifts.pop(handle)
+            self.arriving_bytes -= max(0, shift.bytes)
+            self.leaving_bytes -= max(0, -shift.bytes)
+
+
+@dataclass(slots=True)
+class Registration:
+    incarnation: int = 0
+    #: Whether it is complete on this connection.
+    is_complete: bool = False
+    #: Handles reported since it began; None outside one.
+    reported: NumberSet | None = None
+
+
+@dataclass(slots=True)
+class Particulars:
+    """What a server says of itself."""
+
+    #: What it packs: see :func:`gfs.blocks.packed_bytes`.
+    packed_bytes_max: int = 0
     scrub: Scrub = field(default_factory=Scrub)
     certificate_until_ns: int = 0
-    clones_in: int = 0
-    clones_out: int = 0
-    #: The chunks that were being granted when the drain began.
+
+
+@dataclass(eq=False, slots=True)
+class Server:
+    index: int
+    id: str
+    address: str
+    rack: str
+    last_heard: float
+    state: str = SILENT
+    disks: list[Disk] = field(default_factory=list)
+    #: The number of replicas that it reports, garbage included.
+    chunks: int = 0
+    rpc: Rpc | None = None
+    registration: Registration = field(default_factory=Registration)
+    particulars: Particulars = field(default_factory=Particulars)
+    used: float = 0.0
+    total_bytes: int = 0
+    transfers: Transfers = field(default_factory=Transfers)
+    recent: float = 0.0
+    failed_at: float = float("-inf")
     draining: int = NOT_DRAINING
-    granting_then: frozenset[int] = frozenset()
     #: It is under maintenance until then, in the uptime of masters: see
     #: :mod:`gfs.master.service.operator_commands`.
     maintenance_until_ns: int = 0
     #: Where its disks are mounted, by path, as it is recorded.
     mounts: dict[str, str] = field(default_factory=dict)
     #: The address as replies carry it, and its size there.
-    wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
-    wire_bytes: int = ADDRESS_BYTES
+    wire: tuple[ServerAddress, int] = ServerAddress("", "", ""), ADDRESS_BYTES
 
     def set_wire(self) -> None:
         """After a change of the address or the rack."""
-        self.wire = ServerAddress(self.id, self.address, self.rack)
-        self.wire_bytes = ADDRESS_BYTES + len(self.id) + len(self.address) + len(self.rack)
+        size = ADDRESS_BYTES + len(self.id) + len(self.address) + len(self.rack)
+        self.wire = ServerAddress(self.id, self.address, self.rack), size
 
     def set_disks(self, disks: list[Disk]) -> None:
         """Set the reported disks. Free space on a disk that takes no new replicas
@@ -136,32 +179,6 @@ class Server:
         self.used = 1.0 - free / total if total > 0 else 1.0
         self.total_bytes = total
 
-    def begin_shift(self, handle: int, count: int) -> None:
-        """Note that so many bytes of a replica are being moved here, or away (negative)."""
-        self.end_shift(handle)
-        self.shifts[handle] = Shift(count)
-        self.arriving_bytes += max(0, count)
-        self.leaving_bytes += max(0, -count)
-        self.moved_in_bytes += max(0, count)
-        self.moved_out_bytes += max(0, -count)
-
-    def set_shift_ended(self, handle: int, at: float | None) -> None:
-        """Note when the move ended, which the reports of its disks may not cover yet; None:
-        it is under way."""
-        shift = self.shifts[handle]
-        sign = (at is not None) - (shift.ended_at is not None)
-        self.arrived_bytes += sign * max(0, shift.bytes)
-        self.left_bytes += sign * max(0, -shift.bytes)
-        shift.ended_at = at
-
-    def end_shift(self, handle: int) -> None:
-        """Note that the reports of its disks cover the move."""
-        if handle in self.shifts:
-            self.set_shift_ended(handle, None)
-            shift = self.shifts.pop(handle)
-            self.arriving_bytes -= max(0, shift.bytes)
-            self.leaving_bytes -= max(0, -shift.bytes)
-
     @property
     def used_bytes(self) -> int:
         return int(self.used * self.total_bytes)
@@ -169,28 +186,28 @@ class Server:
     @property
     def least_used_bytes(self) -> int:
         """The least use of its disks after all moves under way."""
-        return self.used_bytes - self.leaving_bytes
+        return self.used_bytes - self.transfers.leaving_bytes
 
     @property
     def most_used_bytes(self) -> int:
-        return self.used_bytes + self.arriving_bytes
+        return self.used_bytes + self.transfers.arriving_bytes
 
     def least_used_since(self, calm: Calm) -> int:
         """:attr:`least_used_bytes`, with what was known in a calm moment: the reports may cover
         any part of the moves that have ended since."""
-        known = calm.used_bytes - (self.moved_out_bytes - calm.moved_out_bytes)
+        known = calm.used_bytes - (self.transfers.moved_out_bytes - calm.moved_out_bytes)
         least = self.least_used_bytes
-        return max(least, min(known, least + self.left_bytes))
+        return max(least, min(known, least + self.transfers.left_bytes))
 
     def most_used_since(self, calm: Calm) -> int:
-        known = calm.used_bytes + self.moved_in_bytes - calm.moved_in_bytes
+        known = calm.used_bytes + self.transfers.moved_in_bytes - calm.moved_in_bytes
         most = self.most_used_bytes
-        return min(most, max(known, most - self.arrived_bytes))
+        return min(most, max(known, most - self.transfers.arrived_bytes))
 
     @property
     def calm(self) -> Calm:
         """To be taken while nothing moves."""
-        return Calm(self.used_bytes, self.moved_in_bytes, self.moved_out_bytes)
+        return Calm(self.used_bytes, self.transfers.moved_in_bytes, self.transfers.moved_out_bytes)
 
     @property
     def free_bytes(self) -> int:
@@ -223,8 +240,10 @@ class ServerTable:
         #: Servers under maintenance that have not registered with this master yet: each
         #: chunk may have an unknown replica on each of them.
         self.spared = 0
-        #: Indexes of the draining and drained servers.
+        #: Indexes of the draining and drained servers; and the chunks that were being granted
+        #: when the drain of each began.
         self.draining: set[int] = set()
+        self.granting_then: dict[int, frozenset[int]] = {}
         self._open_to_new: list[Server] = []
         self._placeable: list[Server] = []
         self._placeable_until = float("-inf")
@@ -294,7 +313,7 @@ class ServerTable:
         if server is None:
             server = self._add(server_id, address, rack, now)
             changed = True
-        elif incarnation < server.incarnation:
+        elif incarnation < server.registration.incarnation:
             raise StaleVersion(
                 f"chunkserver {server_id} was restarted: this connection belongs to its former "
                 "process"
@@ -303,12 +322,11 @@ class ServerTable:
             changed = (server.address, server.rack, server.mounts) != (address, rack, mounts)
         if server.rpc is not None and server.rpc is not rpc:
             server.rpc.close()
-        server.incarnation, server.address, server.rack = incarnation, address, rack
+        server.address, server.rack = address, rack
         server.set_wire()
         server.mounts = mounts
         server.rpc = rpc
-        server.registered = False
-        server.reported = NumberSet()
+        server.registration = Registration(incarnation, reported=NumberSet())
         server.set_disks(disks)
         self.heard(server, now)
         return server, changed
@@ -321,8 +339,8 @@ class ServerTable:
 
     def registration_complete(self, server: Server) -> None:
         """Note that it has reported all its replicas."""
-        server.reported = None
-        server.registered = True
+        server.registration.reported = None
+        server.registration.is_complete = True
         self.awaited.discard(server.index)
         self.revived.add(server.index)
         self._placeable_until = float("-inf")
@@ -332,8 +350,8 @@ class ServerTable:
         if server.rpc is not rpc:
             return False
         server.rpc = None
-        server.registered = False
-        server.reported = None
+        server.registration.is_complete = False
+        server.registration.reported = None
         if server.state == LIVE:
             self._set_state(server, SILENT)
         return True
@@ -364,7 +382,7 @@ class ServerTable:
                 self._set_state(server, SILENT)
             elif server.state == SILENT and age >= self._dead_seconds:
                 self.awaited.discard(server.index)
-                self.spared += not server.incarnation
+                self.spared += not server.registration.incarnation
         return died
 
     def decay(self, seconds: float) -> None:
@@ -393,6 +411,7 @@ class ServerTable:
         self.by_index[server.index] = None
         self.not_live.discard(server.index)
         self.draining.discard(server.index)
+        self.granting_then.pop(server.index, None)
 
     def set_draining(self, server: Server, draining: int) -> None:
         server.draining = draining
@@ -420,7 +439,9 @@ class ServerTable:
             for server in self.by_id.values()
             if server.state == LIVE and server.has_space and not server.draining
         ]
-        self._placeable = [server for server in self._open_to_new if server.registered]
+        self._placeable = [
+            server for server in self._open_to_new if server.registration.is_complete
+        ]
         self._placeable_until = now + PLACEABLE_SECONDS
 
     def placement_changed(self) -> None:
@@ -474,7 +495,8 @@ class AddressBook:
             at = known.get(server.index)
             if at is None:
                 at = known[server.index] = len(known)
-                self.servers.append(server.wire)
-                self.room -= server.wire_bytes
+                address, size = server.wire
+                self.servers.append(address)
+                self.room -= size
             found.append(at)
         return found

@@ -60,4 +60,4 @@ class Balancing:
         return has_moved or self._is_moving()
 
     def _is_moving(self) -> bool:
-        return any(server.shifts for server in self._master.servers.all())
+        return any(server.transfers.shifts for server in self._master.servers.all())
