@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import trio
@@ -11,7 +12,6 @@ import trio
 from gfs.cli.exits import Failed
 from gfs.cli.output import JsonArray, Output, to_json
 from gfs.cli.progress import Progress
-from gfs.cli.session import closing
 from gfs.errors import (
     DiskFailed,
     DiskFull,
@@ -65,7 +65,7 @@ class Batch:
     def __post_init__(self) -> None:
         self._document = JsonArray(self.output, '{"files": ', self._summary)
 
-    async def run(self, jobs: AsyncIterator[Job]) -> None:
+    async def run(self, jobs: AsyncGenerator[Job, None]) -> None:
         try:
             await self._run_all(jobs)
         except Exception:
@@ -81,12 +81,12 @@ class Batch:
         if self.failures:
             raise Failed
 
-    async def _run_all(self, jobs: AsyncIterator[Job]) -> None:
+    async def _run_all(self, jobs: AsyncGenerator[Job, None]) -> None:
         send, receive = trio.open_memory_channel[Job](0)
         async with trio.open_nursery() as nursery:
             for _ in range(self.parallel):
                 nursery.start_soon(self._work, receive)
-            async with send, closing(jobs):
+            async with send, aclosing(jobs):
                 async for job in jobs:
                     await send.send(job)
 

@@ -3,7 +3,8 @@ by their names."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from gfs.cli.options import (
     remote_path,
 )
 from gfs.cli.output import JsonArray, Output, human_bytes, human_time, to_json
-from gfs.cli.session import closing, run_with_client
+from gfs.cli.session import run_with_client
 from gfs.cli.trash import empty_trash, list_trash
 from gfs.client import Client
 from gfs.errors import GfsError, InvalidArgument, NotADirectory, NotFound
@@ -67,19 +68,19 @@ def ls(
             for position, name in enumerate(names):
                 if len(names) > 1:
                     await output.line(("\n" if position else "") + f"{output.name(name)}:")
-                async with closing(_entries(client, name, recursive)) as entries:
+                async with aclosing(_entries(client, name, recursive)) as entries:
                     async for entry in entries:
                         await output.line(_line(output, entry, name, long, recursive))
 
     run_with_client(cluster, work)
 
 
-async def _entries(client: Client, path: str, recursive: bool) -> AsyncIterator[Entry]:
+async def _entries(client: Client, path: str, recursive: bool) -> AsyncGenerator[Entry, None]:
     entry = await client.stat(path)
     if entry.kind != "directory":
         yield entry
         return
-    async with closing(client.walk(path) if recursive else client.scan(path)) as entries:
+    async with aclosing(client.walk(path) if recursive else client.scan(path)) as entries:
         async for inner in entries:
             yield inner
 
@@ -87,7 +88,7 @@ async def _entries(client: Client, path: str, recursive: bool) -> AsyncIterator[
 async def _list_as_json(client: Client, output: Output, names: list[str], recursive: bool) -> None:
     array = JsonArray(output)
     for name in names:
-        async with closing(_entries(client, name, recursive)) as entries:
+        async with aclosing(_entries(client, name, recursive)) as entries:
             async for entry in entries:
                 await array.add(entry)
     await array.end()

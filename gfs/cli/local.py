@@ -8,7 +8,7 @@ import fcntl
 import itertools
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 import trio
@@ -45,7 +45,7 @@ class _Directory:
     pending: list[Item] = field(default_factory=list)
 
 
-async def walk(root: str) -> AsyncIterator[Item]:
+async def walk(root: str) -> AsyncGenerator[Item, None]:
     """``root`` (a directory) and everything below it, parents first.
 
     Symbolic links are followed. An entry that cannot be copied (a dangling or
@@ -137,7 +137,7 @@ async def tree_bytes(root: str) -> int:
 # --- streams ----------------------------------------------------------------------
 
 
-async def read_stream(descriptor: int) -> AsyncIterator[bytes]:
+async def read_stream(descriptor: int) -> AsyncGenerator[bytes, None]:
     """The bytes of stdin or a pipe, until its end.
 
     Waits in the loop where the kernel lets it, so that Ctrl-C works at once;

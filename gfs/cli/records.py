@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import click
 import trio
@@ -13,7 +14,7 @@ import trio
 from gfs.cli.exits import complain
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
 from gfs.cli.output import JsonArray, Output, write_bytes
-from gfs.cli.session import closing, run_with_client
+from gfs.cli.session import run_with_client
 from gfs.client import Client
 from gfs.errors import InvalidArgument
 from gfs.protocol.records import RECORD_BYTES_MAX
@@ -44,7 +45,7 @@ def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -
         source = _whole_files(files) if files else _lines()
         async with Output() as output:
             array = JsonArray(output)
-            async with closing(_append_all(client, name, source)) as appended:
+            async with aclosing(_append_all(client, name, source)) as appended:
                 async for offset, length in appended:
                     if as_json:
                         await array.add({"offset": offset, "length": length})
@@ -55,13 +56,13 @@ def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -
 
 
 async def _append_all(
-    client: Client, name: str, source: AsyncIterator[bytes]
-) -> AsyncIterator[tuple[int, int]]:
+    client: Client, name: str, source: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[tuple[int, int], None]:
     """The (offset, length) of each record, in order. Lines that are available together
     are sent together."""
     batch: list[bytes] = []
     size = 0
-    async with closing(source) as pieces:
+    async with aclosing(source) as pieces:
         async for record in pieces:
             if record is not _PAUSE:
                 batch.append(record)
@@ -78,7 +79,7 @@ async def _append_all(
 _PAUSE = b"pause"
 
 
-async def _lines() -> AsyncIterator[bytes]:
+async def _lines() -> AsyncGenerator[bytes, None]:
     """The lines of stdin without their ends, and a pause after each piece of it."""
     rest = bytearray()
     while piece := await trio.to_thread.run_sync(_read_some, abandon_on_cancel=True):
@@ -98,7 +99,7 @@ def _read_some() -> bytes:
     return os.read(sys.stdin.fileno(), PIECE_BYTES)
 
 
-async def _whole_files(files: tuple[str, ...]) -> AsyncIterator[bytes]:
+async def _whole_files(files: tuple[str, ...]) -> AsyncGenerator[bytes, None]:
     for file in files:
         yield await trio.to_thread.run_sync(_read_file, file)
 
@@ -147,7 +148,7 @@ def records(
     async def work(client: Client) -> None:
         source = client.records(name, start=start, duplicates=duplicates)
         found = False
-        async with Output() as output, closing(source) as every:
+        async with Output() as output, aclosing(source) as every:
             array = JsonArray(output)
             pending = bytearray()
             async for record in every:

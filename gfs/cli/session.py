@@ -117,17 +117,6 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     return trio.run(_interruptible, work)
 
 
-@contextlib.asynccontextmanager
-async def closing(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """Close ``iterator`` right after the body, if it is a generator."""
-    try:
-        yield iterator
-    finally:
-        close = getattr(iterator, "aclose", None)
-        if close is not None:
-            await close()
-
-
 async def _interruptible(work: Callable[[], Awaitable[T]]) -> T:
     scope = trio.CancelScope()
     caught: list[int] = []

@@ -12,7 +12,8 @@ import base64
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 import click
@@ -32,7 +33,7 @@ from gfs.cli.options import (
 )
 from gfs.cli.output import Output, to_json, write_bytes
 from gfs.cli.progress import Progress
-from gfs.cli.session import client_settings, closing, run_with_client
+from gfs.cli.session import client_settings, run_with_client
 from gfs.client import Client, LocalPart, check_free
 from gfs.errors import (
     GfsError,
@@ -183,7 +184,7 @@ class _Put:
         self.force = force
         self.replication = replication
 
-    async def jobs(self, client: Client, batch: Batch) -> AsyncIterator[Job]:
+    async def jobs(self, client: Client, batch: Batch) -> AsyncGenerator[Job, None]:
         into = await _is_remote_directory(client, self.target, self.wants_directory)
         if progress.is_wanted():
             batch.progress.total = await self._total()
@@ -210,7 +211,7 @@ class _Put:
 
     async def _jobs_of(
         self, client: Client, batch: Batch, source: str, into: bool
-    ) -> AsyncIterator[Job]:
+    ) -> AsyncGenerator[Job, None]:
         if source == "-":
             if into:
                 raise IsADirectory(f"{self.target}: stdin has no name: give the file one")
@@ -233,7 +234,7 @@ class _Put:
 
     async def _jobs_of_tree(
         self, client: Client, batch: Batch, source: str, into: bool
-    ) -> AsyncIterator[Job]:
+    ) -> AsyncGenerator[Job, None]:
         name = _local_name(source)
         root = join(self.target, name) if into and name else self.target
         small, large = _SmallFiles(), list[tuple[str, str]]()
@@ -250,7 +251,7 @@ class _Put:
             singly = [partial(self._put_file, client, batch, *file) for file in others]
             return [*singly, partial(self._put_small, client, batch, files)]
 
-        async with closing(local.walk(source)) as items:
+        async with aclosing(local.walk(source)) as items:
             async for item in items:
                 target = join(root, item.relative) if item.relative else root
                 some: list[tuple[str, str]] = []
@@ -412,7 +413,7 @@ class _Get:
         self.partial = partial
         self.hole_bytes = 0
 
-    async def jobs(self, client: Client, batch: Batch) -> AsyncIterator[Job]:
+    async def jobs(self, client: Client, batch: Batch) -> AsyncGenerator[Job, None]:
         into = local.is_directory(self.target, wanted=self.wants_directory)
         if progress.is_wanted():
             batch.progress.total = await self._total(client)
@@ -433,7 +434,7 @@ class _Get:
 
     async def _jobs_of(
         self, client: Client, batch: Batch, source: str, target: str
-    ) -> AsyncIterator[Job]:
+    ) -> AsyncGenerator[Job, None]:
         entry = await client.stat(source)
         if entry.kind != "directory":
             yield partial(self._get_file, client, batch, source, target)
@@ -442,7 +443,7 @@ class _Get:
             raise IsADirectory(f"{source}: is a directory: use -r")
         await self._make_directory(batch, target)
         small = _SmallFiles()
-        async with closing(client.walk(source)) as entries:
+        async with aclosing(client.walk(source)) as entries:
             async for inner in entries:
                 here = os.path.join(target, _relative(inner.path, source))
                 if inner.kind == "directory":
@@ -517,7 +518,7 @@ class _Get:
         )
         length = 0
         try:
-            async with closing(client.stream(source)) as views:
+            async with aclosing(client.stream(source)) as views:
                 async for view in views:
                     # A copy: a write that is abandoned may go on after the view.
                     await trio.to_thread.run_sync(
@@ -605,7 +606,7 @@ def _write_files(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> Non
 
 
 async def _write_raw(client: Client, name: str) -> None:
-    async with closing(client.stream(name)) as views:
+    async with aclosing(client.stream(name)) as views:
         async for view in views:
             await write_bytes(view)
 
@@ -614,7 +615,7 @@ async def _write_as_json(client: Client, output: Output, name: str, lead: str) -
     entry = await client.stat(name)
     head = to_json({"path": name, "length": entry.length, "encoding": "base64"}, indent=0)
     rest = b""
-    async with closing(client.stream(name)) as views:
+    async with aclosing(client.stream(name)) as views:
         await output.write(lead + head.removesuffix("}") + ',"data":"')
         async for view in views:
             data = rest + view

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import click
 
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
 from gfs.cli.output import JsonArray, Output, human_bytes, human_time, to_json
-from gfs.cli.session import closing, run_with_client
+from gfs.cli.session import run_with_client
 from gfs.client import Client
 from gfs.errors import InvalidArgument, NotFound
 from gfs.failures import plural
@@ -56,7 +58,7 @@ async def list_trash(client: Client, output: Output, names: list[str], as_json: 
     """Print one line for each deletion at and below each of ``names``."""
     array = JsonArray(output)
     for name in names:
-        async with closing(client.trash(name)) as entries:
+        async with aclosing(client.trash(name)) as entries:
             async for entry in entries:
                 if as_json:
                     await array.add(entry)
