@@ -288,8 +288,7 @@ class FolderRoutes:
 
     async def entries(self, call: Call) -> EntryPage:
         query = call.query(EntryQuery)
-        space = self._spaces.get(call.params["namespace"])
-        call.allow(space.target, reading=True)
+        space = self._spaces.readable(call, call.params["namespace"])
         if call.principal is None and not query.is_short:
             raise Unauthorized("log in: match, and orders but by name, read the whole folder")
         with within(LOOK_SECONDS):
@@ -363,7 +362,7 @@ class FolderRoutes:
 
     async def trash(self, call: Call) -> DeletedPage:
         query = call.query(DeletedQuery)
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         folder = query.folder.strip("/")
         if folder:
             check_path(folder)
@@ -446,8 +445,7 @@ class FolderRoutes:
             )
 
     async def copy(self, call: Call, body: CopyBody) -> MovedInfo:
-        space = self._spaces.get(call.params["namespace"])
-        call.allow(space.target, reading=True)
+        space = self._spaces.readable(call, call.params["namespace"])
         target = self._spaces.get(body.namespace or space.name)
         check_path(body.source)
         if body.source.partition("/")[0] in KEPT:

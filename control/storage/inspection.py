@@ -17,7 +17,6 @@ from control.storage.names import DEFAULT, check_own_path
 from control.storage.rows import Space
 from control.storage.shapes import FileName, SpaceParameter
 from control.storage.spaces import Spaces
-from control.storage.trees import Trees
 from gfs.client import Entry
 from gfs.errors import NotADirectory, NotFound
 
@@ -95,11 +94,10 @@ class AdminPathBody(msgspec.Struct):
 
 
 class InspectionRoutes:
-    def __init__(self, control: Control, cluster: Cluster, spaces: Spaces, trees: Trees) -> None:
+    def __init__(self, control: Control, cluster: Cluster, spaces: Spaces) -> None:
         self._control = control
         self._cluster = cluster
         self._spaces = spaces
-        self._trees = trees
         #: The users for whom a file is being checked.
         self._checking: set[str] = set()
 
@@ -160,14 +158,14 @@ class InspectionRoutes:
 
     async def locate(self, call: Call) -> LocateInfo:
         path = call.query(PathQuery).path
-        return await self._locate(call, self._trees.own(call, call.params["namespace"]), path)
+        return await self._locate(call, self._spaces.own(call, call.params["namespace"]), path)
 
     async def locate_any(self, call: Call) -> LocateInfo:
         query = call.query(AdminPathQuery)
         return await self._locate(call, self._spaces.get(query.namespace), query.path)
 
     async def check(self, call: Call, body: PathBody) -> CheckInfo:
-        return await self._check(call, self._trees.own(call, call.params["namespace"]), body.path)
+        return await self._check(call, self._spaces.own(call, call.params["namespace"]), body.path)
 
     async def check_any(self, call: Call, body: AdminPathBody) -> CheckInfo:
         return await self._check(call, self._spaces.get(body.namespace), body.path)

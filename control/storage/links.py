@@ -38,7 +38,6 @@ from control.storage.rows import Share, Space, shares
 from control.storage.shapes import FileName
 from control.storage.spaces import Spaces
 from control.storage.transfer import Transfers, download
-from control.storage.trees import Trees
 from gfs.errors import NotADirectory, NotFound
 
 #: Of one user.
@@ -87,13 +86,11 @@ class ShareRoutes:
         control: Control,
         cluster: Cluster,
         spaces: Spaces,
-        trees: Trees,
         transfers: Transfers,
     ) -> None:
         self._control = control
         self._cluster = cluster
         self._spaces = spaces
-        self._trees = trees
         self._transfers = transfers
 
     def routes(self) -> Sequence[Route]:
@@ -147,7 +144,7 @@ class ShareRoutes:
         ]
 
     async def all(self, call: Call) -> ShareList:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         now = time.time()
         with self._control.records.read() as txn:
             found = [row for row in shares.by(txn, "space", space.id) if row.expires_at > now]
@@ -155,7 +152,7 @@ class ShareRoutes:
         return ShareList([_info(row) for row in found])
 
     async def make(self, call: Call, body: NewShare) -> NewShareInfo:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         check_own_path(body.path)
         with within(LOOK_SECONDS):
             try:
@@ -193,7 +190,7 @@ class ShareRoutes:
         return NewShareInfo(row.id, row.path, row.created_at, row.expires_at, row.is_inline, url)
 
     async def revoke(self, call: Call) -> Purged:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
 
         def delete(txn: Txn) -> str:
             row = shares.get(txn, call.params["id"])

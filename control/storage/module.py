@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 import trio
 
 from control.api import (
-    ADMIN,
-    JSON,
     LOGGED_IN,
     PUBLIC,
     ApiError,
@@ -33,11 +29,10 @@ from control.api import (
     UserDeletion,
     json_response,
     scoped,
-    stream_response,
     within,
 )
 from control.api.internals import SEED_SCOPES, Recent
-from control.storage import listing, snapshots
+from control.storage import snapshots
 from control.storage.accounting import Recounts
 from control.storage.cluster import Cluster
 from control.storage.deletion import delete_file
@@ -45,24 +40,21 @@ from control.storage.folders import FolderRoutes
 from control.storage.inspection import InspectionRoutes
 from control.storage.keys import VERSIONS
 from control.storage.links import ShareRoutes
+from control.storage.lists import ListRoutes
 from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
-from control.storage.permission import CREATE, DELETE, OWNER, READ, READ_NAME, READ_PATH
+from control.storage.permission import CREATE, DELETE, READ_NAME, READ_PATH
 from control.storage.resuming import UploadRoutes
-from control.storage.rows import STORAGE, Space, disown, usage
+from control.storage.rows import STORAGE, disown, usage
 from control.storage.shapes import (
-    AdminFileInfo,
-    AdminListQuery,
     Done,
     DownloadQuery,
     FileInfo,
     FileQuery,
-    ListQuery,
     NewSpace,
     ProgressQuery,
     PutQuery,
     SpaceChange,
     SpaceInfo,
-    SpaceListQuery,
     StatusInfo,
     TransferQuery,
     UploadQuery,
@@ -83,8 +75,6 @@ from control.storage.transfer import (
 )
 from control.storage.trees import Trees
 from control.storage.unfinished import StorageSettings, Sweeper
-from gfs.blocks import KIB
-from gfs.client import Entry
 from gfs.config import Settings
 from gfs.errors import GfsError
 
@@ -104,14 +94,6 @@ RECOUNT_SECONDS = 1.0
 FLOOR_SECONDS = 60.0
 #: A chunkserver with a heartbeat within this time counts as live.
 HEARTBEAT_MS = 30_000
-#: A listing is sent in pieces of this size.
-LIST_PIECE_BYTES = 32 * KIB
-#: What there is of a slow one is sent after this time, so that its connection can be ended.
-LIST_PIECE_SECONDS = 1.0
-#: A page of files of at most so many is in memory, and names the next one.
-LINKED_MAX = 1000
-#: Older versions are those of S3 alone.
-NOT_LISTED = frozenset({f"{VERSIONS}/"})
 
 #: A storage namespace in a path. It excludes names that are routes themselves, so that a
 #: wrong method on one of those is answered with 405.
@@ -161,12 +143,13 @@ class Storage(Module):
         trees = Trees(*parts)
         folders = FolderRoutes(*parts, trees)
         self._more = (
+            ListRoutes(self.cluster, self.spaces),
             folders,
             SnapshotRoutes(*parts, trees, folders, self.transfers),
-            ShareRoutes(*parts, trees, self.transfers),
-            InspectionRoutes(*parts, trees),
+            ShareRoutes(*parts, self.transfers),
+            InspectionRoutes(*parts),
             UploadRoutes(*parts, self.transfers),
-            TicketRoutes(*parts, trees),
+            TicketRoutes(*parts),
         )
 
     # --- tasks --------------------------------------------------------------------
@@ -235,21 +218,6 @@ class Storage(Module):
 
     def _file_routes(self) -> list[Route]:
         return [
-            Route(
-                "GET",
-                "/storage/files",
-                self.list_files,
-                READ,
-                "List files",
-                query=ListQuery,
-                answer=list[FileInfo],
-                errors=[400, 401, 403, 404],
-                description=(
-                    "All of them, sorted by path. Everybody may list public and visible storage "
-                    "namespaces. A failure half-way breaks the connection: an array that is "
-                    "closed is whole."
-                ),
-            ),
             Route(
                 "POST",
                 "/storage/upload",
@@ -361,16 +329,6 @@ class Storage(Module):
         path = "/storage/namespaces/{name}"
         return [
             Route(
-                "GET",
-                "/storage/namespaces",
-                self.list_spaces,
-                scoped("storage", "namespaces", "read", is_open=True),
-                "List storage namespaces",
-                query=SpaceListQuery,
-                answer=list[SpaceInfo],
-                description="The public ones and your own, sorted by name.",
-            ),
-            Route(
                 "POST",
                 "/storage/namespaces",
                 self.create_space,
@@ -426,38 +384,9 @@ class Storage(Module):
                     "`error`. The stream ends after `done`."
                 ),
             ),
-            Route(
-                "GET",
-                "/admin/files",
-                self.admin_files,
-                ADMIN,
-                "All files of all storage namespaces",
-                query=AdminListQuery,
-                answer=list[AdminFileInfo],
-                errors=[404],
-                description=(
-                    f"By namespace and path. With a `limit` of at most {LINKED_MAX}, if there are "
-                    'more, the header `Link: <…>; rel="next"` has the next page.'
-                ),
-            ),
-            Route(
-                "GET",
-                "/admin/namespaces",
-                self.admin_spaces,
-                ADMIN,
-                "All storage namespaces",
-                answer=list[SpaceInfo],
-            ),
         ]
 
     # --- files --------------------------------------------------------------------
-
-    async def list_files(self, call: Call) -> Response:
-        query = call.query(ListQuery)
-        space = self._readable(call, query.namespace or DEFAULT)
-        turn = self.cluster.turn(call.principal)
-        places = [(space, query.after)]
-        return await _array(self._rows(places, query.prefix, query.limit, _file_info, turn))
 
     async def upload(self, call: Call) -> Done:
         query = call.query(UploadQuery)
@@ -507,7 +436,7 @@ class Storage(Module):
         _check_shown(path)
         transfer = self.transfers.begin(call, transfer_id, "download")
         try:
-            space = self._readable(call, name or DEFAULT)
+            space = self.spaces.readable(call, name or DEFAULT)
             return await download.send(call, self.cluster.fs, space, path, transfer, inline=inline)
         except BaseException as error:
             transfer.finish_early(error)
@@ -530,45 +459,7 @@ class Storage(Module):
             response.headers["X-Kept-Until"] = str(until)
         return response
 
-    def _readable(self, call: Call, name: str) -> Space:
-        space = self.spaces.get(name)
-        call.allow(space.target, reading=True)
-        return space
-
-    async def _rows(
-        self,
-        places: Iterable[tuple[Space, str]],
-        prefix: str,
-        left: int | None,
-        info: Callable[[Space, str, Entry], InfoT],
-        turn: AbstractAsyncContextManager[object] | None = None,
-    ) -> AsyncGenerator[InfoT, None]:
-        """The files of storage namespaces, of each those after a path: ``left`` of them."""
-        fs = self.cluster.fs
-        for space, after in places:
-            found = listing.files(
-                fs,
-                space.directory,
-                prefix=prefix,
-                after=after,
-                without=NOT_LISTED,
-                page=min(left or listing.PAGE, listing.PAGE),
-                turn=turn,
-            )
-            async with aclosing(found) as files:
-                async for path, entry in files:
-                    yield info(space, path, entry)
-                    if left is not None:
-                        left -= 1
-                        if not left:
-                            return
-
     # --- storage namespaces -------------------------------------------------------
-
-    async def list_spaces(self, call: Call) -> Response:
-        query = call.query(SpaceListQuery)
-        found = self.spaces.listed_for(call.principal, call.need, query.after)
-        return await _array(_first(found, query.limit))
 
     async def create_space(self, call: Call, body: NewSpace) -> SpaceInfo:
         return await self.spaces.create(call, body)
@@ -608,34 +499,6 @@ class Storage(Module):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Response(listening.events(), 200, headers, content_type="text/event-stream")
 
-    async def admin_files(self, call: Call) -> Response:
-        query = call.query(AdminListQuery)
-        if query.namespace:
-            places = [(self.spaces.get(query.namespace), query.after)]
-        else:
-            name, _, path = query.after.partition("/")
-            places = [
-                (space, path if space.name == name else "")
-                for space in await self.spaces.all()
-                if space.name >= name
-            ]
-        if query.limit is None or query.limit > LINKED_MAX:
-            return await _array(self._rows(places, query.prefix, query.limit, _admin_file_info))
-        # One more shows whether it is the last page.
-        found = self._rows(places, query.prefix, query.limit + 1, _admin_file_info)
-        rows = [row async for row in found]
-        response = json_response(rows[: query.limit])
-        if len(rows) > query.limit:
-            last = rows[query.limit - 1]
-            after = last.path if query.namespace else f"{last.namespace}/{last.path}"
-            more = msgspec.structs.asdict(msgspec.structs.replace(query, after=after))
-            link = urlencode({key: value for key, value in more.items() if value})
-            response.headers["Link"] = f'<{call.request.path}?{link}>; rel="next"'
-        return response
-
-    async def admin_spaces(self, call: Call) -> Response:
-        return await _array(self.spaces.every())
-
 
 def _named(call: Call) -> tuple[str, str]:
     """The storage namespace and the file's path, for routes that have both in their path."""
@@ -650,60 +513,3 @@ def _check_shown(path: str) -> None:
     check_path(path)
     if path.startswith(f"{VERSIONS}/"):
         raise NoSuchThing(f"{path} does not exist")
-
-
-def _file_info(space: Space, path: str, entry: Entry) -> FileInfo:
-    return FileInfo(*_fields(space, path, entry))
-
-
-def _admin_file_info(space: Space, path: str, entry: Entry) -> AdminFileInfo:
-    return AdminFileInfo(*_fields(space, path, entry), entry.attributes.get(OWNER) or None)
-
-
-def _fields(space: Space, path: str, entry: Entry) -> tuple[str, str, str, int, int, int]:
-    return (
-        last_segment(path),
-        path,
-        space.name,
-        entry.length,
-        entry.created_ns // 10**9,
-        entry.modified_ns // 10**9,
-    )
-
-
-async def _first(rows: AsyncGenerator[RowT, None], limit: int | None) -> AsyncGenerator[RowT, None]:
-    """The first ``limit`` rows; all if it is None."""
-    left = limit
-    async with aclosing(rows):
-        async for row in rows:
-            yield row
-            if left is not None:
-                left -= 1
-                if not left:
-                    return
-
-
-async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
-    """``rows`` as a JSON array: in one piece if it is short, else as they are read.
-
-    A failure before the second piece is answered as an error. After that it breaks the connection,
-    so that nobody takes a part for the whole.
-    """
-    return await stream_response(_json_pieces(rows), JSON, ahead=2)
-
-
-async def _json_pieces(rows: AsyncGenerator[RowT, None]) -> AsyncGenerator[bytes, None]:
-    piece = bytearray(b"[")
-    separator = b""
-    late = trio.current_time() + LIST_PIECE_SECONDS
-    async with aclosing(rows):
-        async for row in rows:
-            piece += separator
-            piece += msgspec.json.encode(row)
-            separator = b","
-            if len(piece) >= LIST_PIECE_BYTES or trio.current_time() >= late:
-                yield bytes(piece)
-                piece.clear()
-                late = trio.current_time() + LIST_PIECE_SECONDS
-    piece += b"]"
-    yield bytes(piece)

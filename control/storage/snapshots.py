@@ -182,7 +182,7 @@ class SnapshotRoutes:
         ]
 
     async def all(self, call: Call) -> SnapshotList:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         with within(LOOK_SECONDS):
             return SnapshotList([_info(each) for each in reversed(await self._of(space))])
 
@@ -197,7 +197,7 @@ class SnapshotRoutes:
         return found
 
     async def make(self, call: Call, body: NewSnapshot) -> SnapshotInfo:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         folder = body.folder.strip("/")
         _check(body.name, folder)
         source = f"{space.directory}/{folder}" if folder else space.directory
@@ -226,7 +226,7 @@ class SnapshotRoutes:
         return SnapshotInfo(f"{now:016x}", body.name, folder, now // 10**9, count, found.size)
 
     async def delete(self, call: Call) -> Purged:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         fs, ledger = self._cluster.fs, self._control.ledger
         with within(CHANGE_SECONDS):
             entry = await self._find(space, call.params["id"])
@@ -245,7 +245,7 @@ class SnapshotRoutes:
 
     async def entries(self, call: Call) -> EntryPage:
         query = call.query(EntryQuery)
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         with within(LOOK_SECONDS):
             entry = await self._find(space, call.params["id"])
             return await self._folders.page(call, entry.path, query)
@@ -254,7 +254,7 @@ class SnapshotRoutes:
         path = check_path(call.params["path"])
         transfer = self._transfers.begin(call, call.query(TransferQuery).id, "download")
         try:
-            space = self._trees.own(call, call.params["namespace"])
+            space = self._spaces.own(call, call.params["namespace"])
             with within(LOOK_SECONDS):
                 entry = await self._find(space, call.params["id"])
             fs = self._cluster.fs
@@ -266,7 +266,7 @@ class SnapshotRoutes:
             raise
 
     async def restore(self, call: Call, body: RestoreBody) -> MovedInfo:
-        space = self._trees.own(call, call.params["namespace"])
+        space = self._spaces.own(call, call.params["namespace"])
         if body.path:
             check_path(body.path)
         with within(CHANGE_SECONDS):

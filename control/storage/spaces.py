@@ -47,6 +47,7 @@ from control.api import (
     Records,
     RecordsFailed,
     Taken,
+    Target,
     Txn,
 )
 from control.api.internals import (
@@ -101,6 +102,21 @@ class Spaces:
             space = spaces.get(txn, name)
         if space is None or space.deleting:
             raise NoSuchThing(f"there is no storage namespace {name!r:.80}")
+        return space
+
+    def readable(self, call: Call, name: str) -> Space:
+        """The storage namespace, if the caller may read in it."""
+        space = self.get(name)
+        call.allow(space.target, reading=True)
+        return space
+
+    def own(self, call: Call, name: str) -> Space:
+        """The storage namespace, if all of it is the caller's: ``default`` is administrators'.
+        Raises NoSuchThing, Unauthorized, Forbidden."""
+        space = self.get(name)
+        call.allow(space.target)
+        if space.is_default:
+            call.allow(Target(None, space.name, noun="what all users have in default"))
         return space
 
     def still_exists(self, space: Space) -> bool:

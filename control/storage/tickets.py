@@ -22,7 +22,6 @@ from control.storage.names import check_own_path
 from control.storage.shapes import FileName
 from control.storage.snapshots import ID
 from control.storage.spaces import Spaces
-from control.storage.trees import Trees
 from gfs.errors import NotADirectory, NotFound
 
 SECONDS_MIN = 60
@@ -45,11 +44,10 @@ class TicketInfo(msgspec.Struct):
 
 
 class TicketRoutes:
-    def __init__(self, control: Control, cluster: Cluster, spaces: Spaces, trees: Trees) -> None:
+    def __init__(self, control: Control, cluster: Cluster, spaces: Spaces) -> None:
         self._control = control
         self._cluster = cluster
         self._spaces = spaces
-        self._trees = trees
 
     def routes(self) -> Sequence[Route]:
         return [
@@ -74,12 +72,11 @@ class TicketRoutes:
         check_own_path(body.path)
         name = call.params["namespace"]
         if body.snapshot:
-            space = self._trees.own(call, name)
+            space = self._spaces.own(call, name)
             names = [space.name, body.snapshot, body.path]
             full = f"{space.snapshots}/{body.snapshot}/{body.path}"
         else:
-            space = self._spaces.get(name)
-            call.allow(space.target, reading=True)
+            space = self._spaces.readable(call, name)
             names = [space.name, body.path]
             full = f"{space.directory}/{body.path}"
         with within(LOOK_SECONDS):

@@ -31,7 +31,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from control.api import BadRequest, Call, Conflict, Control, NoSuchThing, Target, Txn, Unavailable
+from control.api import BadRequest, Call, Conflict, Control, NoSuchThing, Txn, Unavailable
 from control.api.internals import Change, Trash, decide_target, usage
 from control.storage.accounting import (
     PRUNE_SECONDS,
@@ -134,15 +134,6 @@ class Trees:
     def _fs(self) -> Client:
         return self._cluster.fs
 
-    def own(self, call: Call, name: str) -> Space:
-        """The storage namespace, if all of it is the caller's: ``default`` is administrators'.
-        Raises NoSuchThing, Unauthorized, Forbidden."""
-        space = self._spaces.get(name)
-        call.allow(space.target)
-        if space.is_default:
-            call.allow(Target(None, space.name, noun="what all users have in default"))
-        return space
-
     # --- moving -------------------------------------------------------------------
 
     async def move(
@@ -232,11 +223,11 @@ class Trees:
         """Check that it may go from there. Returns its files, as they are now, and the changes of
         those that will count as more or fewer."""
         if entry.kind != "file":
-            self.own(call, space.name)
+            self._spaces.own(call, space.name)
         may_remove(call, space, entry)
         found = Found(entry.path, f"{space.directory}/{target}", came=True)
         changes: list[Change] = []
-        async with aclosing(self._files(entry)) as files:
+        async with aclosing(_files(self._fs, entry)) as files:
             async for each in files:
                 _check_path(each, entry.path, target)
                 found.add(each, owner_of(each))
@@ -340,9 +331,9 @@ class Trees:
                 with as_answers(last_segment(source.path)):
                     await self._fs.snapshot(source.path, staged, parents=True)
                 if is_moving:
-                    await self._check_same(source, staged)
+                    await _check_same(self._fs, source, staged)
                 if source.path.rpartition("/")[0] == ROOT:
-                    await self._drop_kept(staged)
+                    await _drop_kept(self._fs, staged)
                 found = await self._adopt(staged, user_id, full, space)
                 if attributes is not None:
                     numbers = {"files": f"{len(found.changes)}", "size": f"{found.size}"}
@@ -400,24 +391,11 @@ class Trees:
         else:
             await self._fs.rename(staged, full, parents=True)
 
-    async def _check_same(self, source: Entry, staged: str) -> None:
-        """Raises Conflict if the copy is of another file, which came to the path of the source."""
-        copy = await self._fs.stat(staged)
-        if (copy.kind, copy.digest, copy.length) != (source.kind, source.digest, source.length):
-            name = last_segment(source.path)
-            raise Conflict(f"{name} was replaced or deleted meanwhile: try again")
-
-    async def _drop_kept(self, staged: str) -> None:
-        """What belongs to uploads and versions over S3 is no part of a copy of all files."""
-        for name in KEPT:
-            with suppress(NotFound, NotADirectory):
-                await self._fs.delete(f"{staged}/{name}", recursive=True, now=True)
-
     async def _adopt(self, staged: str, user_id: str, full: str, space: Space) -> Found:
         """Make the files of a copy the user's."""
         target = full.removeprefix(f"{space.directory}/")
         found, foreign = Found(staged, full, came=True), list[tuple[str, list[str]]]()
-        async with aclosing(self._files(await self._fs.stat(staged))) as files:
+        async with aclosing(_files(self._fs, await self._fs.stat(staged))) as files:
             async for entry in files:
                 if target != full:
                     _check_path(entry, staged, target)
@@ -442,7 +420,7 @@ class Trees:
         """Move a folder with its files to the trash, as far as the trash of each of their owners
         has room; else delete it for good."""
         check_own_path(folder)
-        space = self.own(call, name)
+        space = self._spaces.own(call, name)
         entry = await self._entry(space, folder)
         if entry.kind == "file":
             raise NoSuchThing(f"{folder} is no folder")
@@ -452,7 +430,7 @@ class Trees:
 
     async def _delete_folder(self, space: Space, entry: Entry, folder: str) -> tuple[Moved, Kept]:
         found = Found(entry.path, came=False)
-        async with aclosing(self._files(entry)) as files:
+        async with aclosing(_files(self._fs, entry)) as files:
             async for each in files:
                 found.add(each, owner_of(each))
         fs, ledger = self._fs, self._control.ledger
@@ -498,7 +476,7 @@ class Trees:
         """
         target = target or path
         check_own_path(path), check_own_path(target)
-        space = self.own(call, name)
+        space = self._spaces.own(call, name)
         if space.versioning:
             back = await self._undelete_version(space, path, inode, target)
             if back is not None:
@@ -540,10 +518,10 @@ class Trees:
             await claim.publish(least, deleted.length, limits)
             with as_answers(target), trio.CancelScope(shield=True):
                 try:
-                    await self._make_folders(space, target)
+                    await _make_folders(self._fs, space, target)
                     entry = await self._fs.undelete(deleted.path, target=full, inode=deleted.inode)
                     found = Found(entry.path, came=True)
-                    async with aclosing(self._files(entry)) as back:
+                    async with aclosing(_files(self._fs, entry)) as back:
                         async for each in back:
                             found.add(each, owner_of(each))
                 except REFUSALS as refusal:
@@ -580,7 +558,7 @@ class Trees:
     async def purge(self, call: Call, name: str, path: str, inode: int) -> None:
         """Delete for good what was deleted at ``path``."""
         check_own_path(path)
-        space = self.own(call, name)
+        space = self._spaces.own(call, name)
         deleted = await self.deleted(space, path, inode)
         async with self._turn(call, deleted.kind):
             try:
@@ -601,29 +579,46 @@ class Trees:
         except (NotFound, NotADirectory):
             raise NoSuchThing(f"{path} does not exist") from None
 
-    async def _files(self, entry: Entry) -> AsyncGenerator[Entry, None]:
-        """The files at and below a path. Raises BadRequest for too many."""
-        if entry.kind == "file":
-            yield entry
-            return
-        count = 0
-        async with aclosing(self._fs.files(entry.path)) as found:
-            async for each in found:
-                yield each
-                count += 1
-                if count > FILES_MAX:
-                    raise BadRequest(TOO_MANY)
-
-    async def _make_folders(self, space: Space, path: str) -> None:
-        """Make the folders of a path, but never the storage namespace's own: it may be gone."""
-        made = space.directory
-        for name in path.split("/")[:-1]:
-            made += f"/{name}"
-            await self._fs.mkdir(made, exist_ok=True)
-
     async def _prune(self, space: Space, path: str) -> None:
         with trio.move_on_after(PRUNE_SECONDS):
             await prune(self._fs, space.directory, path.rpartition("/")[0])
+
+
+async def _files(fs: Client, entry: Entry) -> AsyncGenerator[Entry, None]:
+    """The files at and below a path. Raises BadRequest for too many."""
+    if entry.kind == "file":
+        yield entry
+        return
+    count = 0
+    async with aclosing(fs.files(entry.path)) as found:
+        async for each in found:
+            yield each
+            count += 1
+            if count > FILES_MAX:
+                raise BadRequest(TOO_MANY)
+
+
+async def _make_folders(fs: Client, space: Space, path: str) -> None:
+    """Make the folders of a path, but never the storage namespace's own: it may be gone."""
+    made = space.directory
+    for name in path.split("/")[:-1]:
+        made += f"/{name}"
+        await fs.mkdir(made, exist_ok=True)
+
+
+async def _check_same(fs: Client, source: Entry, staged: str) -> None:
+    """Raises Conflict if the copy is of another file, which came to the path of the source."""
+    copy = await fs.stat(staged)
+    if (copy.kind, copy.digest, copy.length) != (source.kind, source.digest, source.length):
+        name = last_segment(source.path)
+        raise Conflict(f"{name} was replaced or deleted meanwhile: try again")
+
+
+async def _drop_kept(fs: Client, staged: str) -> None:
+    """What belongs to uploads and versions over S3 is no part of a copy of all files."""
+    for name in KEPT:
+        with suppress(NotFound, NotADirectory):
+            await fs.delete(f"{staged}/{name}", recursive=True, now=True)
 
 
 def _least(path: str, kind: str) -> int:

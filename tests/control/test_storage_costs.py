@@ -20,7 +20,7 @@ from control.records import PAGE_ROWS, Records, Table
 from control.storage import listing
 from control.storage.cluster import STRANGERS_AT_ONCE, STRANGERS_WAITING_MAX, Cluster
 from control.storage.keys import KEYS, all_keys
-from control.storage.module import _array
+from control.storage.lists import json_array
 from control.storage.rows import STORAGE, Space, spaces
 from control.storage.shapes import FileInfo
 from control.storage.spaces import Spaces
@@ -159,7 +159,7 @@ def rows(count: int, then: type[Exception] | None = None) -> AsyncGenerator[File
 
 
 async def test_a_failure_half_way_is_no_short_array() -> None:
-    response = await _array(rows(5000, MasterUnavailable))
+    response = await json_array(rows(5000, MasterUnavailable))
     sent = b""
     with pytest.raises(MasterUnavailable):  # noqa: PT012 - what came before it counts
         async with response.response as pieces:
@@ -168,7 +168,7 @@ async def test_a_failure_half_way_is_no_short_array() -> None:
     assert len(sent) > 100_000
     assert not sent.endswith(b"]")
     with pytest.raises(MasterUnavailable):
-        await _array(rows(5, MasterUnavailable))  # before anything was sent: an error
+        await json_array(rows(5, MasterUnavailable))  # before anything was sent: an error
 
 
 async def test_the_answer_of_a_slow_list_begins(autojump_clock: trio.testing.MockClock) -> None:
@@ -181,7 +181,7 @@ async def test_the_answer_of_a_slow_list_begins(autojump_clock: trio.testing.Moc
                 yield row
 
     began = trio.current_time()
-    response = await _array(slow())
+    response = await json_array(slow())
     assert trio.current_time() - began < 3.0
     assert response.content_length is None
     async with response.response as pieces:

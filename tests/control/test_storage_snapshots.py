@@ -212,7 +212,7 @@ async def test_an_expired_link(tmp_path: Path) -> None:
     await records.write(lambda txn: [shares.put(txn, each) for each in (row, old, others)])
     found: Any = SimpleNamespace(records=records)
     one: Any = SimpleNamespace(get=lambda name: Space(name, "s", "ada", 0, False, 0))
-    routes = ShareRoutes(found, found, one, found, found)
+    routes = ShareRoutes(found, found, one, found)
     assert routes._find("1", "key")[0] == row
     for id_, key in (("2", "key"), ("3", "key"), ("1", "KEY"), ("1", ""), ("4", "key")):
         with pytest.raises(NoSuchThing, match="no such link"):
@@ -288,7 +288,7 @@ def damage(cloud: Cloud, content: bytes) -> None:
 
 def test_checks_take_turns() -> None:
     none: Any = None
-    routes = InspectionRoutes(none, none, none, none)
+    routes = InspectionRoutes(none, none, none)
     with contextlib.ExitStack() as stack:
         for number in range(CHECKS_MAX):
             stack.enter_context(routes._turn(f"{number}"))

@@ -524,8 +524,8 @@ async def test_a_large_trash_is_read_once_by_path_and_is_else_refused(
 ) -> None:
     none: Any = None
     many: Any = Many(50)
-    trees: Any = SimpleNamespace(own=lambda call, name: SimpleNamespace(directory="d", name=name))
-    routes = FolderRoutes(none, many, none, trees)
+    spaces: Any = SimpleNamespace(own=lambda call, name: SimpleNamespace(directory="d", name=name))
+    routes = FolderRoutes(none, many, spaces, none)
     monkeypatch.setattr(control.storage.folders, "WHOLE_MAX", 49)
     by_path = await list_trash(routes, sort="path", order="asc", limit=7)
     assert by_path == [each.length for each in many.files]
@@ -740,7 +740,7 @@ def test_an_unknown_namespace(owner: Who) -> None:
 
 async def test_a_look_gives_up_after_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
     none: Any = None
-    spaces: Any = SimpleNamespace(get=lambda name: SimpleNamespace(target="", directory="d"))
+    spaces: Any = SimpleNamespace(readable=lambda call, name: SimpleNamespace(directory="d"))
     routes = FolderRoutes(none, none, spaces, none)
 
     async def page(*_: object) -> EntryPage:
