@@ -1,4 +1,4 @@
-"""The file with the records: opening, upgrading, reading and writing it.
+"""The file with the records: opening, reading and writing it; its tables are of :mod:`.schemas`.
 
 Where several machines share them, they are in PostgreSQL, and the file is this process' copy
 (:mod:`control.records.shared`).
@@ -27,23 +27,18 @@ import msgspec
 import outcome
 import trio
 
-from control.records.errors import (
-    RecordsBusy,
-    RecordsFailed,
-    RecordsUpgraded,
-    RowUnreadable,
-    Taken,
-)
+from control.records.errors import RecordsBusy, RecordsFailed, RowUnreadable, Taken
 from control.records.locks import SharedLock
+from control.records.schemas import Tables
 from control.records.table import Schema, Table
-from control.records.txn import Changes, Handles, Named, TableHandles, Txn
+from control.records.txn import Changes, Txn
 from control.records.writer import Job, Writer
 from gfs.errors import DiskFull, GfsError, StartupError
 from gfs.io import sync_directory, try_flock
 from gfs.lmdb_environment import is_full, open_environment
 
 if TYPE_CHECKING:
-    from control.records.postgres import Commit, Database, News
+    from control.records.postgres import News
     from control.records.shared import Shared
 
 T = TypeVar("T")
@@ -59,20 +54,6 @@ READERS_MAX = 1024
 #: Databases beyond the declared ones: tables that an upgrade looks into.
 UPGRADE_DATABASES = 64
 
-_SCHEMAS = b"schemas"
-
-
-class _Stored(msgspec.Struct, array_like=True):
-    """The stored state of a schema: its version, each table's index names."""
-
-    version: int
-    indexes: dict[str, list[str]]
-
-    @classmethod
-    def of(cls, schema: Schema) -> _Stored:
-        by_name = sorted(schema.tables, key=lambda table: table.name)
-        return cls(schema.version, {table.name: sorted(table.indexes) for table in by_name})
-
 
 class Records:
     """The records in one directory, open in this process. See :meth:`open`."""
@@ -81,10 +62,8 @@ class Records:
         self._directory = directory
         self._environment = environment
         self._map_bytes = map_bytes
-        self._handles = TableHandles()
-        self._schemas: lmdb._Database | None = None
-        self._expected: dict[bytes, bytes] = {}
-        self._places: dict[str, Table[Any]] = {}
+        self._tables = Tables(directory, environment)
+        self._handles = self._tables.handles
         self._writer = Writer(self._commit)
         self._shared: Shared | None = None
         self._copy_lock = -1
@@ -112,7 +91,7 @@ class Records:
         environment = _open_environment(directory, schemas, map_bytes, sync)
         records = cls(directory, environment, map_bytes)
         try:
-            records._prepare(schemas)
+            records._tables.prepare(schemas)
             if sync:
                 # The names of new files; LMDB syncs only what is in them.
                 sync_directory(directory)
@@ -158,10 +137,10 @@ class Records:
             try:
                 connect = functools.partial(postgres.Database.connect, url, store, writer)
                 with environment.begin(write=True) as raw:
-                    records._open_tables(raw, schemas)
+                    records._tables.open(raw, schemas)
                 line = shared.at_start(functools.partial(connect, is_patient=True))
                 with contextlib.closing(line):
-                    last = shared.once(lambda: records._fill(line, schemas))
+                    last = shared.once(lambda: records._tables.fill(line, schemas))
                 records._shared = shared.Shared(connect, store, writer, _Copy(records))
                 records._shared.last = last
                 records._shared.start()
@@ -263,58 +242,28 @@ class Records:
     def check_tables(self) -> None:
         """Raise RecordsUpgraded if another release has upgraded them since this was opened."""
         with self.read() as txn:
-            self._check_schemas(txn.raw)
+            self._tables.check(txn.raw)
 
     def dump(self) -> Iterator[tuple[str, bytes, bytes]]:
         """The schemas and all rows of the tables that it was opened with, as of one moment: place,
         key, and the row as it is stored."""
         with self.read() as txn:
-            for name in self._expected:
-                data = txn.get(name, None, self._schemas)
-                if data is not None:
-                    yield _SCHEMAS.decode(), name, data
-            for place, rows, _ in self._handles.values():
-                with txn.raw.cursor(rows) as cursor:
-                    yield from ((place, key, data) for key, data in cursor)
+            yield from self._tables.dump(txn)
 
     def left_out(self) -> list[str]:
         """The names of the schemas that :meth:`dump` leaves out: of modules that are not installed
         any more."""
-        with self.read() as txn, txn.raw.cursor(self._schemas) as cursor:
-            found = [key.decode() for key, _ in cursor]
-        return [name for name in found if name.encode() not in self._expected]
+        with self.read() as txn:
+            return self._tables.left_out(txn)
 
     def load(self, rows: Iterable[tuple[str, bytes, bytes]]) -> int:
         """Add rows that :meth:`dump` gave, in one transaction. Returns how many.
 
         Raises StartupError if there are rows already, or if they are of another release.
         """
-
-        def decide(txn: Txn) -> int:
-            if any(table.count(txn) for table in self._places.values()):
-                raise StartupError("the records are not empty: import into new ones")
-            count = 0
-            for place, key, data in rows:
-                table = self._places.get(place)
-                if place == _SCHEMAS.decode():
-                    if self._expected.get(key, data) != data:
-                        raise StartupError(
-                            f"the tables of {key.decode()!r} are of another release: export "
-                            "them with the release that imports them"
-                        )
-                elif table is None:
-                    raise StartupError(
-                        f"there are rows of {place!r}, which no module has that is installed "
-                        "here: install that module, then import again"
-                    )
-                else:
-                    table.copy_row(txn, key, data)
-                    count += 1
-            return count
-
         if self._shared is not None:
             self._shared.be_patient()
-        return self.write_at_start(decide)
+        return self.write_at_start(lambda txn: self._tables.load(txn, rows))
 
     def write_at_start(self, decide: Callable[[Txn], T]) -> T:
         """As :meth:`write`, in this thread and before any other write: blocks."""
@@ -356,7 +305,7 @@ class Records:
         self, raw: lmdb.Transaction[bytes], jobs: list[Job], changes: Changes | None = None
     ) -> None:
         """Give each job its outcome; with ``changes``, add to them what the jobs have changed."""
-        self._check_schemas(raw)
+        self._tables.check(raw)
         for job in jobs:
             own: Changes | None = None if changes is None else {}
             job.outcome = outcome.capture(self._decide, raw, job.decide, own)
@@ -391,144 +340,6 @@ class Records:
             return RecordsBusy("the records are closed: the server is stopping")
         return translated(error, self._directory, self._map_bytes)
 
-    def _check_schemas(self, raw: lmdb.Transaction[bytes]) -> None:
-        """Raise if another release has upgraded the store while this process was running."""
-        for name, expected in self._expected.items():
-            if raw.get(name, None, self._schemas) != expected:
-                raise RecordsUpgraded(
-                    f"another release has changed the tables of {name.decode()!r}: "
-                    "restart this process with that release"
-                )
-
-    def _prepare(self, schemas: Sequence[Schema]) -> None:
-        """Create and upgrade, all in one transaction."""
-        with self._environment.begin(write=True) as raw:
-            self._open_tables(raw, schemas)
-            for schema in schemas:
-                self._bring_up(raw, schema)
-
-    def _open_tables(self, raw: lmdb.Transaction[bytes], schemas: Sequence[Schema]) -> None:
-        self._schemas = self._environment.open_db(_SCHEMAS, txn=raw)
-        for schema in schemas:
-            for table in schema.tables:
-                if table in self._handles:
-                    raise ValueError(f"table {table.name!r} is in two schemas")
-                handles = _open_table(self._environment, raw, schema, table)
-                self._handles[table] = handles
-                self._places[handles.place] = table
-
-    def _bring_up(
-        self, raw: lmdb.Transaction[bytes], schema: Schema, changes: Changes | None = None
-    ) -> None:
-        name, wanted = schema.name.encode(), _encoded(schema)
-        data = raw.get(name, None, self._schemas)
-        if data is not None and data != wanted:
-            version = msgspec.msgpack.decode(data, type=_Stored).version
-            handles = _UpgradeHandles(self._environment, raw, schema)
-            handles.update(self._handles)
-            txn = Txn(raw, handles, is_write=True, changes=changes)
-            self._run_upgrades(txn, schema, version)
-            for table in schema.tables:
-                table.reindex(txn)
-        if data != wanted:
-            raw.put(name, wanted, db=self._schemas)
-            if changes is not None:
-                changes[_SCHEMAS.decode(), name] = wanted
-        self._expected[name] = wanted
-
-    def _run_upgrades(self, txn: Txn, schema: Schema, version: int) -> None:
-        if version > schema.version:
-            raise StartupError(
-                f"{self._directory}: the tables of {schema.name!r} have version {version}, "
-                f"this release knows {schema.version}: run a newer one"
-            )
-        for step in range(version, schema.version):
-            if step not in schema.upgrades:
-                raise StartupError(
-                    f"{self._directory}: the tables of {schema.name!r} have version {version}, "
-                    f"which this release cannot upgrade: first run one that knows {step + 1}"
-                )
-            schema.upgrades[step](txn)
-
-    # --- the copy of what is in PostgreSQL ----------------------------------------------------
-
-    def _fill(self, line: Database, schemas: Sequence[Schema]) -> Commit:
-        """Make the copy, and upgrade what is in PostgreSQL. Returns the last commit in it."""
-        line.prepare()
-        news = line.news()
-        with self._environment.begin(write=True) as raw:
-            self._fill_rows(raw, news, schemas)
-            stored = {
-                schema.name: raw.get(schema.name.encode(), None, self._schemas)
-                for schema in schemas
-            }
-            if all(stored[each.name] == _encoded(each) for each in schemas):
-                for schema in schemas:
-                    self._expected[schema.name.encode()] = _encoded(schema)
-                return news.commit
-        line.begin()
-        news = line.news()
-        with self._environment.begin(write=True) as raw:
-            self._fill_rows(raw, news, schemas)
-            changes: Changes = {}
-            for schema in schemas:
-                self._bring_up(raw, schema, changes)
-            if not changes:
-                line.roll_back()
-                return news.commit
-            last = news.commit.next()
-            line.commit(last, changes)
-        return last
-
-    def _fill_rows(
-        self, raw: lmdb.Transaction[bytes], news: News, schemas: Sequence[Schema]
-    ) -> None:
-        """Replace all rows by these, those of tables that only an upgrade looks into as well."""
-        self._clear(raw)
-        names = {schema.name for schema in schemas}
-        others: dict[str, lmdb._Database] = {}
-        for place, key, value, _ in news.rows:
-            table = self._places.get(place)
-            if place == _SCHEMAS.decode():
-                database = self._schemas
-            elif table is not None:
-                database = self._handles[table].rows
-            elif place.partition(".")[0] in names:
-                if place not in others:
-                    others[place] = self._environment.open_db(place.encode(), txn=raw)
-                    raw.drop(others[place], delete=False)
-                database = others[place]
-            else:
-                continue
-            if value is not None:
-                raw.put(key, value, db=database)
-        txn = Txn(raw, self._handles, is_write=True)
-        for schema in schemas:
-            data = raw.get(schema.name.encode(), None, self._schemas)
-            if data is not None:
-                indexes = msgspec.msgpack.decode(data, type=_Stored).indexes
-                for table in schema.tables:
-                    table.copy_index(txn, indexes.get(table.name, ()))
-
-    def _clear(self, raw: lmdb.Transaction[bytes]) -> None:
-        assert self._schemas is not None
-        raw.drop(self._schemas, delete=False)
-        for _, rows, entries in self._handles.values():
-            raw.drop(rows, delete=False)
-            raw.drop(entries, delete=False)
-
-    def _take(self, raw: lmdb.Transaction[bytes], news: News) -> None:
-        """Store what other processes have committed."""
-        if news.is_whole:
-            self._clear(raw)
-        txn = Txn(raw, self._handles, is_write=True)
-        for place, key, value, _ in news.rows:
-            table = self._places.get(place)
-            if table is not None:
-                table.copy_row(txn, key, value)
-            elif place == _SCHEMAS.decode() and value is not None:
-                raw.put(key, value, db=self._schemas)
-
 
 class _Copy:
     """What :class:`control.records.shared.Shared` may do with the file."""
@@ -542,7 +353,7 @@ class _Copy:
             yield raw
 
     def take(self, raw: lmdb.Transaction[bytes], news: News) -> None:
-        self._records._take(raw, news)
+        self._records._tables.take(raw, news)
 
     def run(self, raw: lmdb.Transaction[bytes], jobs: list[Job]) -> Changes:
         changes: Changes = {}
@@ -551,37 +362,6 @@ class _Copy:
 
     def fail(self, jobs: list[Job], error: Exception) -> None:
         self._records._fail(jobs, error)
-
-
-class _UpgradeHandles(TableHandles):
-    """Lets an upgrade see tables of its schema that are no longer declared."""
-
-    def __init__(
-        self, environment: lmdb.Environment, raw: lmdb.Transaction[bytes], schema: Schema
-    ) -> None:
-        super().__init__()
-        self._environment = environment
-        self._raw = raw
-        self._schema = schema
-
-    def __missing__(self, table: Named) -> Handles:
-        handles = _open_table(self._environment, self._raw, self._schema, table)
-        self[table] = handles
-        return handles
-
-
-def _open_table(
-    environment: lmdb.Environment,
-    raw: lmdb.Transaction[bytes],
-    schema: Schema,
-    table: Named,
-) -> Handles:
-    name = f"{schema.name}.{table.name}"
-    return Handles(
-        name,
-        environment.open_db(name.encode(), txn=raw),
-        environment.open_db(f"{name}.index".encode(), txn=raw, dupsort=True),
-    )
 
 
 def _open_environment(
@@ -618,10 +398,6 @@ def _cannot_open(directory: Path, error: Exception) -> StartupError:
     is_of_disk = isinstance(error, (lmdb.Error, OSError)) and is_full(error, directory)
     advice = ": free some space there" if is_of_disk else ""
     return StartupError(f"{directory}: the records cannot be opened: {error}{advice}")
-
-
-def _encoded(schema: Schema) -> bytes:
-    return msgspec.msgpack.encode(_Stored.of(schema))
 
 
 def _own_directory(directory: Path, own: Path) -> int:

@@ -26,7 +26,7 @@ from control.identity import users as people
 from control.identity.passwords import Passwords
 from control.identity.rows import IDENTITY, users
 from control.records import Records, Schema, Txn
-from control.records.store import _encoded
+from control.records.schemas import encoded
 from gfs.errors import StartupError
 
 CHEAP = CheapAuth.hasher
@@ -354,8 +354,8 @@ async def test_an_old_process_is_not_ready_and_refuses_changes_for_now(
     monkeypatch.setattr(control.recent, "RECENT_SECONDS", 0.0)
     ok(await server.call("GET", "/readyz"))
     records = server.app.control.records
-    upgraded = _encoded(Schema("identity", 2, IDENTITY.tables))
-    await records.write(lambda txn: txn.raw.put(b"identity", upgraded, db=records._schemas))
+    upgraded = encoded(Schema("identity", 2, IDENTITY.tables))
+    await records.write(lambda txn: txn.raw.put(b"identity", upgraded, db=records._tables._stored))
     body = {"username": "ada", "password": PASSWORD}
     answer = await server.call("POST", "/admin/users", server.admin, **body)
     refused(answer, 503, "try again later")

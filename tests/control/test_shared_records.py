@@ -36,8 +36,9 @@ from control.records import Records, RecordsBusy, Txn
 from control.records import postgres as postgres_module
 from control.records import shared as shared_module
 from control.records.errors import RecordsAway
+from control.records.schemas import encoded
 from control.records.shared import Shared
-from control.records.store import _encoded, _own_directory
+from control.records.store import _own_directory
 from control.s3 import S3, Keys, NewAccessKey
 from control.storage import Storage
 from gfs.errors import SettingsError, StartupError
@@ -353,7 +354,7 @@ async def test_tables_of_version_1_are_upgraded_and_its_processes_refused(
     server: PostgreSQL, opening: Open
 ) -> None:
     rows = [
-        ("schemas", b"crowd", _encoded(SCHEMA)),
+        ("schemas", b"crowd", encoded(SCHEMA)),
         ("crowd.people", b"ada", msgspec.msgpack.encode(Person("ada", "ada@"))),
     ]
     with psycopg.connect(server.url, autocommit=True) as db:
