@@ -40,13 +40,10 @@ from control.compute.requests import (
     ContainerInfo,
     ContainerList,
     Containers,
-    KeyInfo,
-    KeyList,
     LogsQuery,
     MountsChanged,
     MountsInfo,
     NewContainer,
-    NewKey,
     NewRule,
     RuleInfo,
     RuleList,
@@ -102,12 +99,12 @@ class Compute(Module):
     backend: Backend
     changes: Changes
     containers: Containers
-    keys: SshKeys
     terminals: Terminals
     logs: Logs
 
     def __init__(self, control: Control) -> None:
         super().__init__(control)
+        self._keys = SshKeys(control, lambda: self.changes.poke())
         control.workloads.append(self.workloads_of)
 
     async def workloads_of(self, user_id: str) -> list[Workload]:
@@ -136,7 +133,6 @@ class Compute(Module):
             self.containers = Containers(
                 records, self.changes, self.backend, image, self.control.limits
             )
-            self.keys = SshKeys(records, self.changes)
             self.terminals = Terminals(self.containers, self.backend)
             self.logs = Logs(self.containers, self.backend)
             async with trio.open_nursery() as nursery:
@@ -166,7 +162,7 @@ class Compute(Module):
             *self._container_routes(),
             *self._part_routes(),
             *self._socket_routes(),
-            *self._key_routes(),
+            *self._keys.routes(),
         ]
 
     def _container_routes(self) -> list[Route]:
@@ -394,41 +390,6 @@ class Compute(Module):
             ),
         ]
 
-    def _key_routes(self) -> list[Route]:
-        def need(action: str) -> Need:
-            parameter = "id" if action == "delete" else ""
-            return scoped("compute", "keys", action, parameter=parameter)
-
-        return [
-            Route(
-                "GET",
-                "/compute/ssh-keys",
-                self.list_keys,
-                need("read"),
-                "List SSH keys",
-                answer=KeyList,
-            ),
-            Route(
-                "POST",
-                "/compute/ssh-keys",
-                self.add_key,
-                need("create"),
-                "Add an SSH key",
-                body=NewKey,
-                answer=KeyInfo,
-                description="At most ten per user.",
-            ),
-            Route(
-                "DELETE",
-                "/compute/ssh-keys/{id}",
-                self.delete_key,
-                need("delete"),
-                "Delete an SSH key",
-                answer=Status,
-                description="It allows no login any more; users who are logged in stay.",
-            ),
-        ]
-
     # --- containers ---------------------------------------------------------------------
 
     async def list(self, call: Call) -> ContainerList:
@@ -494,15 +455,3 @@ class Compute(Module):
 
     async def follow_logs(self, call: Call, socket: Socket) -> None:
         await self.logs.follow(call, socket)
-
-    # --- keys ---------------------------------------------------------------------------
-
-    async def list_keys(self, call: Call) -> KeyList:
-        return KeyList(self.keys.list(call.user.user_id))
-
-    async def add_key(self, call: Call, body: NewKey) -> KeyInfo:
-        return await self.keys.add(call, body)
-
-    async def delete_key(self, call: Call) -> Status:
-        await self.keys.delete(call)
-        return Status()

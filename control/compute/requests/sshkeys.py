@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
-from control.api import BadRequest, Call, NoSuchThing, Records, Txn
+from control.api import BadRequest, Call, Control, Need, NoSuchThing, Route, Txn, scoped
 from control.compute import names
-from control.compute.reconcile import Changes, machine
-from control.compute.requests.shapes import KeyInfo, NewKey
+from control.compute.reconcile import machine
+from control.compute.requests.shapes import KeyInfo, KeyList, NewKey, Status
 from control.compute.rows import KEYS_MAX, Key, add_event, containers, count_up, keys, numbered
 
 #: The longest number of a key that is looked up.
@@ -15,13 +16,50 @@ ID_DIGITS_MAX = 15
 
 
 class SshKeys:
-    def __init__(self, records: Records, changes: Changes) -> None:
-        self._records = records
-        self._changes = changes
+    """Their routes. ``poke`` is called after an event was written."""
 
-    def list(self, user_id: str) -> list[KeyInfo]:
-        with self._records.read() as txn:
-            return [KeyInfo.of(key) for key in keys.by(txn, "owner", user_id)]
+    def __init__(self, control: Control, poke: Callable[[], None]) -> None:
+        self._control = control
+        self._poke = poke
+
+    def routes(self) -> Sequence[Route]:
+        def need(action: str) -> Need:
+            parameter = "id" if action == "delete" else ""
+            return scoped("compute", "keys", action, parameter=parameter)
+
+        return [
+            Route(
+                "GET",
+                "/compute/ssh-keys",
+                self.list,
+                need("read"),
+                "List SSH keys",
+                answer=KeyList,
+            ),
+            Route(
+                "POST",
+                "/compute/ssh-keys",
+                self.add,
+                need("create"),
+                "Add an SSH key",
+                body=NewKey,
+                answer=KeyInfo,
+                description="At most ten per user.",
+            ),
+            Route(
+                "DELETE",
+                "/compute/ssh-keys/{id}",
+                self.delete,
+                need("delete"),
+                "Delete an SSH key",
+                answer=Status,
+                description="It allows no login any more; users who are logged in stay.",
+            ),
+        ]
+
+    async def list(self, call: Call) -> KeyList:
+        with self._control.records.read() as txn:
+            return KeyList([KeyInfo.of(key) for key in keys.by(txn, "owner", call.user.user_id)])
 
     async def add(self, call: Call, body: NewKey) -> KeyInfo:
         user_id = call.user.user_id
@@ -37,7 +75,7 @@ class SshKeys:
 
         return KeyInfo.of(await call.write(insert))
 
-    async def delete(self, call: Call) -> None:
+    async def delete(self, call: Call) -> Status:
         """Containers that have the key stop accepting it as soon as the driver has called
         the backend, running ones within seconds. Open logins stay."""
         text = call.params["id"]
@@ -61,4 +99,5 @@ class SshKeys:
                     add_event(txn, after, "wish")
 
         await call.write(delete)
-        self._changes.poke()
+        self._poke()
+        return Status()
