@@ -54,7 +54,6 @@ class Http1:
     Attributes:
         head: The present request's head.
         client: Address and port of the client, as far as they are known.
-        server: Address and port that the client connected to.
         body_cut: Whether the client ended its side before its body was complete.
         abandon: Called when the client leaves during a request; None between requests.
     """
@@ -63,8 +62,6 @@ class Http1:
         self.peer = peer
         self.service = peer.service
         self.limits = peer.limits
-        self.is_tls = peer.is_tls
-        self.server = peer.server
         self.client = self._peer_address = peer.peer
         self.head = UNREAD
         self.body_cut = False
@@ -198,7 +195,7 @@ class Http1:
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a request whose framing is lost, so that the client can read it."""
         self.note(refusal.status, 0, trio.current_time())
-        explained = self.service.explain(self.server, refusal)
+        explained = self.service.explain(self.peer.server, refusal)
         await self.peer.send([error_answer(refusal.status, explained)])
         await self.peer.linger()
 
@@ -371,7 +368,7 @@ class Http1:
     async def send_refusal(self, refusal: Refusal) -> None:
         """Send a whole answer that refuses the request."""
         with_body = self.head.method != "HEAD"
-        explained = self.service.explain(self.server, refusal)
+        explained = self.service.explain(self.peer.server, refusal)
         await self.peer.send([error_answer(refusal.status, explained, with_body=with_body)])
 
     def hang_up(self, reset: bool) -> None:
@@ -396,10 +393,10 @@ class Http1:
 
     async def _serve_websocket(self) -> None:
         head_bytes = functools.partial(self._head_bytes, close=True)
-        self._websocket = WebSocket(self.peer, self.head, self.client, self._buffered, head_bytes)
+        self._websocket = WebSocket(self.peer, self.head, self.client, head_bytes)
         began = trio.current_time()
         try:
-            await self._websocket.run()
+            await self._websocket.run(self._buffered)
         finally:
             self.note(self._websocket.status, self._websocket.sent_bytes, began)
             self._websocket = None

@@ -44,6 +44,7 @@ PINGS_UNANSWERED_MAX = 3
 #: have megabytes before it, in the buffers of both systems, and a client that reads those
 #: slowly would look dead. At three pings of 5 s this allows a client of 4 KiB/s.
 PING_BYTES = 64 * 1024
+ACCEPTED = 101
 HANDSHAKE = {
     b"connection",
     b"upgrade",
@@ -65,7 +66,6 @@ class WebSocket:
     Args:
         connection: The connection on which *head* came; nothing else uses it afterwards.
         client: Address and port, as far as they are known.
-        early: Bytes that the client has sent after the head.
         answer_head: Encodes an answer's head from its status and headers.
 
     Attributes:
@@ -78,15 +78,12 @@ class WebSocket:
         connection: Connection,
         head: RequestHead,
         client: Address | None,
-        early: bytes,
         answer_head: Callable[[int, Headers], bytes],
     ) -> None:
         self._connection = connection
         self._head = head
         self._client = client
-        self._early = early
         self._answer_head = answer_head
-        self._limits = connection.limits
         self._frames = WSConnection(ConnectionType.SERVER)
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
@@ -95,19 +92,21 @@ class WebSocket:
         self._message = bytearray()
         self._refusal: Any = None
         self._refusal_framing: AnswerFraming | None = None
-        self._ping_seconds = self._limits.websocket_ping_seconds
+        self._ping_seconds = connection.limits.websocket_ping_seconds
         self._bytes_since_ping = 0
         self.status = 0
         self.sent_bytes = 0
-        self._accepted = False
-        self._answered = False
         self._closing = False
         self._ended = False
         self._broken = False
 
-    async def run(self) -> None:
-        """Serve the WebSocket to its end."""
-        if self._shake_hands():
+    @property
+    def _accepted(self) -> bool:
+        return self.status == ACCEPTED
+
+    async def run(self, early: bytes) -> None:
+        """Serve the WebSocket to its end. ``early`` is what the client has sent after the head."""
+        if not early and self._shake_hands():
             # The first message, also if the client leaves before the application has begun.
             self._to_app.send_nowait({"type": "websocket.connect"})
             async with trio.open_nursery() as self._nursery:
@@ -144,7 +143,7 @@ class WebSocket:
 
     def _shake_hands(self) -> bool:
         """Whether the handshake can be accepted."""
-        if self._early or self._head.http_version != "1.1" or self._head.body_bytes != 0:
+        if self._head.http_version != "1.1" or self._head.body_bytes != 0:
             return False
         headers = [header for header in self._head.headers if header[0] in HANDSHAKE]
         try:
@@ -166,8 +165,7 @@ class WebSocket:
                 extra_headers=list(message.get("headers", ())),
             )
         )
-        self._accepted = self._answered = True
-        self.status = 101
+        self.status = ACCEPTED
         await self._send_bytes([answer])
         assert self._nursery is not None
         self._nursery.start_soon(self._send_pings)
@@ -190,7 +188,6 @@ class WebSocket:
             framing = self._refusal_framing = AnswerFraming.decide(self._head, status, headers)
             head = self._answer_head(status, headers)
             self.status = status
-        self._answered = True
         await self._send_bytes([head, *framing.frame(body, last=last)])
         self._closing = last
 
@@ -221,7 +218,7 @@ class WebSocket:
                 await self._connection.service.app(scope, self._app_receive, self._app_send)
             except Exception:
                 log.exception("the WebSocket %s failed", raw_path.decode("ascii"))
-            if not self._ended and not self._answered:
+            if not self._ended and not self.status:
                 await self._refuse(FAILED)
             elif not self._ended and self._accepted and not self._closing:
                 await self._send(CloseConnection(CloseReason.INTERNAL_ERROR))
@@ -257,7 +254,7 @@ class WebSocket:
                 bytes(message.get("body", b"")), last=not message.get("more_body", False)
             )
             return
-        elif not self._answered:
+        elif not self.status:
             if kind == "websocket.accept":
                 await self._accept(message)
                 return
@@ -283,7 +280,7 @@ class WebSocket:
                 return
             if not self._accepted:
                 self._ended = True  # the application may still be about to accept
-                if not self._answered:
+                if not self.status:
                     await self._refuse(BAD_HANDSHAKE)
                 return
             self._frames.receive_data(data)
@@ -291,10 +288,11 @@ class WebSocket:
             await trio.lowlevel.checkpoint()
 
     async def _handle_frames(self) -> None:
+        bytes_max = self._connection.limits.websocket_message_bytes_max
         for event in self._frames.events():
             if isinstance(event, Message):
                 data = _bytes_of(event.data)
-                if len(self._message) + len(data) > self._limits.websocket_message_bytes_max:
+                if len(self._message) + len(data) > bytes_max:
                     await self._break_off(CloseReason.MESSAGE_TOO_BIG)
                     return
                 self._message += data
