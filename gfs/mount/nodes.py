@@ -7,7 +7,9 @@ here gets another inode.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gfs.client import Entry
 from gfs.errors import FileChanged
@@ -18,6 +20,10 @@ ROOT = 1
 FIRST_OWN_NUMBER = 1 << 62
 #: A listing during which more names are changed goes on with a new one.
 TOUCHED_MAX = 10_000
+
+
+def name_of(entry: Entry) -> str:
+    return entry.path.rpartition("/")[2]
 
 
 class Node:
@@ -52,6 +58,11 @@ class Node:
     @property
     def is_directory(self) -> bool:
         return self.entry.kind == "directory"
+
+    def written(self) -> None:
+        self.mtime_ns = now = time.time_ns()
+        self.posix = replace(self.posix.without_privileges(), ctime_ns=now)
+        self.changed = True
 
     def touched(self, name: str) -> None:
         """What has this name in the directory was changed here, or has it no more."""

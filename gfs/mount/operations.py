@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import os
-import secrets
 import stat
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -25,37 +25,31 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError
 
 from gfs.blocks import MIB
-from gfs.client import Client, Entry, ExistingFile, cluster_space
+from gfs.client import Client, Entry, cluster_space
 from gfs.errors import (
     AlreadyExists,
     FileChanged,
     GfsError,
-    IsADirectory,
     NotADirectory,
     NotFound,
 )
-from gfs.mount.contents import Contents, Open, store_attributes
+from gfs.mount.contents import Contents, store_attributes
 from gfs.mount.errnos import errno_of
-from gfs.mount.nodes import ROOT, TOUCHED_MAX, Node, Nodes
-from gfs.mount.posix import LINK, LINK_BYTES_MAX, PERMISSIONS, POSIX, Posix, kind_bits, posix_of
+from gfs.mount.nodes import TOUCHED_MAX, Node, name_of
+from gfs.mount.posix import LINK, LINK_BYTES_MAX, PERMISSIONS, POSIX, Posix
+from gfs.mount.tree import CACHE_SECONDS, UNLINKED, Tree
+from gfs.mount.unlinking import UNDO_SECONDS, Unlinking
 
 log = logging.getLogger(__name__)
 
-CACHE_SECONDS = 1.0
 NAME_BYTES_MAX = 255
-PATH_BYTES_MAX = 4096
 #: A file may have holes, but the master has a row for each chunk of it.
 FILE_BYTES_MAX = 4 * 1024 * 1024 * MIB
 #: No request of the kernel takes longer, and one that moves bytes no longer than the second;
 #: most end by the client's ``retry_seconds``.
 CALL_SECONDS = 60.0
 BYTES_SECONDS = 300.0
-#: What was deleted or replaced while it is open has such a name in the mounted directory, which
-#: nobody sees here, until it is closed.
-UNLINKED = ".gfs-unlinked-"
 STATUS_SECONDS = 5.0
-#: What a request that failed has done in part is undone within this.
-UNDO_SECONDS = 10.0
 #: Entries of an open directory that can be gone back to without listing it again.
 ENTRIES_KEPT = 2000
 
@@ -94,8 +88,9 @@ def text_of(name: bytes) -> str:
         raise FUSEError(errno.EILSEQ) from None
 
 
-def name_of(entry: Entry) -> str:
-    return entry.path.rpartition("/")[2]
+def posix_of_new(parent: Node, mode: int, context: pyfuse3.RequestContext) -> Posix:
+    group = parent.posix.gid if parent.posix.mode & stat.S_ISGID else context.gid
+    return Posix(mode & PERMISSIONS & ~context.umask, context.uid, group, time.time_ns())
 
 
 class Listing:
@@ -149,91 +144,14 @@ class Operations(pyfuse3.Operations):
     def __init__(self, client: Client, path: str, root: Entry, nursery: trio.Nursery) -> None:
         super().__init__()
         self._client = client
-        # What other clients made belongs to who mounts it.
-        self._uid, self._gid = os.getuid(), os.getgid()
-        self.nodes = Nodes(Node(ROOT, root, posix_of(root, self._uid, self._gid)), path)
-        self.nodes.root.lookups = 1
-        self.open_files = Open(client, self.nodes, nursery)
+        self._tree = Tree(client, path, root, nursery)
+        self.nodes, self.open_files = self._tree.nodes, self._tree.open_files
+        self._unlinking = Unlinking(client, self._tree)
         self._handles: dict[int, tuple[Node, Contents]] = {}
         self._listings: dict[int, Listing] = {}
-        self._next_handle = 1
+        #: Of handles.
+        self._numbers = itertools.count(2)
         self._totals: tuple[float, pyfuse3.StatvfsData] | None = None
-
-    # --- what the kernel gets ------------------------------------------------------------
-
-    def _shown(self, node: Node) -> EntryAttributes:
-        shown = EntryAttributes()
-        contents = self.open_files.get(node)
-        length = node.entry.length if contents is None else contents.length
-        kind = kind_bits(node.entry)
-        if kind == stat.S_IFLNK:
-            length = len(node.entry.attributes[LINK].encode())
-        shown.st_ino = node.number
-        shown.entry_timeout = CACHE_SECONDS
-        shown.attr_timeout = 0 if node.entry.appended else CACHE_SECONDS
-        shown.st_mode = kind | (0o777 if kind == stat.S_IFLNK else node.posix.mode)
-        shown.st_nlink = 0 if node.unlinked else 2 if node.is_directory else 1
-        shown.st_uid, shown.st_gid = node.posix.uid, node.posix.gid
-        shown.st_size = length
-        shown.st_blocks = -(-length // 512)
-        shown.st_blksize = MIB
-        shown.st_mtime_ns = node.mtime_ns
-        shown.st_atime_ns = node.posix.atime_ns or node.mtime_ns
-        shown.st_ctime_ns = max(node.posix.ctime_ns, node.entry.modified_ns)
-        node.shown = (length, node.mtime_ns)
-        return shown
-
-    def _posix(self, entry: Entry) -> Posix:
-        return posix_of(entry, self._uid, self._gid)
-
-    def _take(self, node: Node, entry: Entry, asked_at: float = float("-inf")) -> None:
-        """What the master says of it now, or at ``asked_at``, unless something here is newer."""
-        node.asked_at = max(node.asked_at, asked_at)
-        contents = self.open_files.get(node)
-        if node.changed or (contents is not None and contents.is_busy):
-            return
-        before, node.entry = node.entry, entry
-        node.posix, node.mtime_ns = self._posix(entry), entry.modified_ns
-        if contents is not None and changed(before, entry):
-            contents.refresh(None, entry)
-
-    async def _find(self, parent: Node, name: str) -> Node:
-        """What is there now. Raises NotFound and others."""
-        path = self._child(parent, name)
-        if parent is self.nodes.root and name.startswith(UNLINKED):
-            raise NotFound(f"{path}: it was deleted")
-        node = parent.children.get(name)
-        contents = None if node is None else self.open_files.get(node)
-        if node is not None and contents is not None and contents.is_busy:
-            return node
-        stores = 0 if node is None else node.stores
-        asked_at = trio.current_time()
-        entry = await self._client.stat(path)
-        if contents is not None and node is not None and entry.inode != node.entry.inode:
-            async with contents.lock:  # it may be stored again just now
-                stores = node.stores
-                entry = await self._client.stat(path)
-        if node is not None and node.stores != stores and node.is_open:
-            return node
-        node = self.nodes.found(parent, name, entry, self._posix(entry))
-        self._take(node, entry, asked_at)
-        return node
-
-    def _child(self, parent: Node, name: str) -> str:
-        path = self.nodes.path(parent, name)
-        if len(path.encode()) > PATH_BYTES_MAX:
-            raise FUSEError(errno.ENAMETOOLONG)
-        return path
-
-    def _made(self, parent: Node, name: str, entry: Entry) -> Node:
-        node = self.nodes.found(parent, name, entry, self._posix(entry))
-        self._take(node, entry)
-        parent.touched(name)
-        return node
-
-    def _new(self, parent: Node, mode: int, context: pyfuse3.RequestContext) -> Posix:
-        group = parent.posix.gid if parent.posix.mode & stat.S_ISGID else context.gid
-        return Posix(mode & PERMISSIONS & ~context.umask, context.uid, group, time.time_ns())
 
     # --- names and attributes ---------------------------------------------------------------
 
@@ -241,9 +159,9 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        node = await self._find(self.nodes[parent_inode], text_of(name))
+        node = await self._tree.find(self.nodes[parent_inode], text_of(name))
         node.lookups += 1
-        return self._shown(node)
+        return self._tree.shown(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self.nodes.forget(inode_list)
@@ -256,7 +174,7 @@ class Operations(pyfuse3.Operations):
         # The kernel asks for a directory's after each change in it, which changes none.
         age = asked_at - node.asked_at if node.is_directory else CACHE_SECONDS
         if age < CACHE_SECONDS:
-            shown = self._shown(node)
+            shown = self._tree.shown(node)
             shown.attr_timeout = CACHE_SECONDS - age
             return shown
         if not node.unlinked and not (contents and contents.is_busy):
@@ -266,14 +184,14 @@ class Operations(pyfuse3.Operations):
                 if node.stores != stores:
                     pass  # what is known here is newer
                 elif entry.inode == node.entry.inode:
-                    self._take(node, entry, asked_at)
+                    self._tree.take(node, entry, asked_at)
                 elif contents is None:
                     raise FileChanged(f"inode {inode} was replaced")
             except (NotFound, NotADirectory, FileChanged):
                 # Who has it open goes on with it; others look it up again.
                 if contents is None:
                     raise FUSEError(errno.ESTALE) from None
-        return self._shown(node)
+        return self._tree.shown(node)
 
     @answered(BYTES_SECONDS)
     async def setattr(
@@ -309,23 +227,17 @@ class Operations(pyfuse3.Operations):
                 await store_attributes(self.open_files, node)
             finally:
                 if not node.is_open:
-                    self._give_up(node)
+                    self._tree.give_up(node)
         elif not contents.is_busy:
             await contents.store()
-        return self._shown(node)
-
-    def _give_up(self, node: Node) -> None:
-        """What of its attributes could not be stored: what the master says counts again."""
-        if node.changed:
-            node.changed = False
-            node.posix, node.mtime_ns = self._posix(node.entry), node.entry.modified_ns
+        return self._tree.shown(node)
 
     async def _truncate(self, node: Node, size: int) -> None:
         if size > FILE_BYTES_MAX:
             raise FUSEError(errno.EFBIG)
         contents = self.open_files.get(node)
         if contents is None:
-            contents = await self._contents(node)
+            contents = await self._tree.open(node)
             contents.handles += 1
             try:
                 await self._truncate(node, size)
@@ -336,12 +248,7 @@ class Operations(pyfuse3.Operations):
         before = contents.length
         await contents.truncate(size)
         if contents.length != before or size == 0:
-            self._written(node)
-
-    def _written(self, node: Node) -> None:
-        node.mtime_ns = now = time.time_ns()
-        node.posix = replace(node.posix.without_privileges(), ctime_ns=now)
-        node.changed = True
+            node.written()
 
     @answered()
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -368,7 +275,7 @@ class Operations(pyfuse3.Operations):
     @answered()
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         node = self.nodes[inode]
-        handle = self._handle()
+        handle = next(self._numbers)
         self._listings[handle] = made = Listing(self._client, self.nodes.path(node), node)
         node.listings[handle] = made.touched
         return handle
@@ -384,7 +291,7 @@ class Operations(pyfuse3.Operations):
             if number < 2:
                 node = parent if number == 0 else parent.parent or parent
                 if not pyfuse3.readdir_reply(
-                    token, b".." if number else b".", self._shown(node), number + 1
+                    token, b".." if number else b".", self._tree.shown(node), number + 1
                 ):
                     return
                 number += 1
@@ -401,13 +308,13 @@ class Operations(pyfuse3.Operations):
                 node = there  # what is known here is newer than the listing
             elif name in listing.touched:
                 try:
-                    node = await self._find(parent, name)
+                    node = await self._tree.find(parent, name)
                 except (NotFound, NotADirectory, FileChanged):
                     continue  # it was deleted or renamed here after it was listed
             else:
-                node = self.nodes.found(parent, name, entry, self._posix(entry))
-                self._take(node, entry)
-            if not pyfuse3.readdir_reply(token, name.encode(), self._shown(node), number):
+                node = self.nodes.found(parent, name, entry, self._tree.posix(entry))
+                self._tree.take(node, entry)
+            if not pyfuse3.readdir_reply(token, name.encode(), self._tree.shown(node), number):
                 self.nodes.drop_unused(node)
                 return
             node.lookups += 1
@@ -427,42 +334,24 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         parent, as_text = self.nodes[parent_inode], text_of(name)
-        posix = self._new(parent, mode, ctx)
+        posix = posix_of_new(parent, mode, ctx)
         posix = replace(posix, mode=posix.mode | (parent.posix.mode & stat.S_ISGID))
         entry = await self._client.mkdir(
-            self._child(parent, as_text), attributes={POSIX: posix.text()}
+            self._tree.child(parent, as_text), attributes={POSIX: posix.text()}
         )
-        node = self._made(parent, as_text, entry)
+        node = self._tree.made(parent, as_text, entry)
         node.lookups += 1
-        return self._shown(node)
+        return self._tree.shown(node)
 
     @answered()
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         parent, as_text = self.nodes[parent_inode], text_of(name)
-        if await self._delete_known(parent, as_text, is_directory=True):
+        if await self._unlinking.delete_known(parent, as_text, is_directory=True):
             return
-        node = await self._find(parent, as_text)
+        node = await self._tree.find(parent, as_text)
         if not node.is_directory:
             raise FUSEError(errno.ENOTDIR)
-        await self._delete(parent, as_text, node)
-
-    async def _delete(self, parent: Node, name: str, node: Node) -> None:
-        await self._client.delete(self._child(parent, name), expect=node.entry.inode)
-        node.unlinked = True
-        self.nodes.detach(node)
-        parent.touched(name)
-
-    async def _delete_known(self, parent: Node, name: str, is_directory: bool) -> bool:
-        """Delete what the kernel has just looked up, if it is of that kind, not open here, and
-        still what the master has there."""
-        node = parent.children.get(name)
-        if node is None or node.is_directory != is_directory or node.is_open:
-            return False
-        try:
-            await self._delete(parent, name, node)
-        except FileChanged:
-            return False
-        return True
+        await self._unlinking.delete(parent, as_text, node)
 
     # --- names of files ---------------------------------------------------------------------
 
@@ -475,16 +364,16 @@ class Operations(pyfuse3.Operations):
         attributes: dict[str, str],
     ) -> Node:
         parent, as_text = self.nodes[parent_inode], text_of(name)
-        posix = self._new(parent, mode, ctx)
+        posix = posix_of_new(parent, mode, ctx)
         entry = await self._client.put(
             b"",
-            self._child(parent, as_text),
+            self._tree.child(parent, as_text),
             parents=False,
             attributes={POSIX: posix.text(), **attributes},
             expect=0,
             modified_ns=posix.ctime_ns,
         )
-        return self._made(parent, as_text, entry)
+        return self._tree.made(parent, as_text, entry)
 
     @answered()
     async def create(
@@ -496,13 +385,13 @@ class Operations(pyfuse3.Operations):
             if flags & os.O_EXCL:
                 raise
             # Another client has made it since the kernel looked.
-            node = await self._find(self.nodes[parent_inode], text_of(name))
-            contents = self.open_files.get(node) or await self._contents(node)
+            node = await self._tree.find(self.nodes[parent_inode], text_of(name))
+            contents = self.open_files.get(node) or await self._tree.open(node)
         else:
             contents = self.open_files.add(node, None)
         info = await self._info(node, contents, flags, False)
         node.lookups += 1
-        return info, self._shown(node)
+        return info, self._tree.shown(node)
 
     @answered()
     async def mknod(
@@ -512,7 +401,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         node = await self._create(parent_inode, name, mode, ctx, {})
         node.lookups += 1
-        return self._shown(node)
+        return self._tree.shown(node)
 
     @answered()
     async def symlink(
@@ -526,7 +415,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EILSEQ) from None
         node = await self._create(parent_inode, name, 0o777, ctx, link)
         node.lookups += 1
-        return self._shown(node)
+        return self._tree.shown(node)
 
     @answered()
     async def link(
@@ -537,50 +426,16 @@ class Operations(pyfuse3.Operations):
     @answered()
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         parent, as_text = self.nodes[parent_inode], text_of(name)
-        if await self._delete_known(parent, as_text, is_directory=False):
+        if await self._unlinking.delete_known(parent, as_text, is_directory=False):
             return
-        node = await self._find(parent, as_text)
+        node = await self._tree.find(parent, as_text)
         if node.is_directory:
             raise FUSEError(errno.EISDIR)
         contents = self.open_files.get(node)
         if contents is None:
-            await self._delete(parent, as_text, node)
+            await self._unlinking.delete(parent, as_text, node)
             return
-        async with self._held(node):
-            hidden = UNLINKED + secrets.token_hex(8)
-            await self._client.rename(
-                self._child(parent, as_text), self._child(self.nodes.root, hidden)
-            )
-            self._hide(node, hidden)
-        parent.touched(as_text)
-        await self._delete_hidden(node)
-
-    @asynccontextmanager
-    async def _held(self, *nodes: Node | None) -> AsyncGenerator[None, None]:
-        """Their names and bytes stay what they are, and are not stored meanwhile."""
-        async with AsyncExitStack() as held:
-            for node in sorted(filter(None, set(nodes)), key=lambda node: node.number):
-                contents = self.open_files.get(node)
-                if contents is not None:
-                    await held.enter_async_context(contents.lock)
-            await held.enter_async_context(self.open_files.renaming)
-            yield
-
-    def _hide(self, node: Node, hidden: str) -> None:
-        self.nodes.move(node, self.nodes.root, hidden)
-        node.unlinked = True
-
-    def _is_hidden(self, node: Node) -> bool:
-        return node.unlinked and node.parent is self.nodes.root
-
-    async def _delete_hidden(self, node: Node) -> None:
-        """What was deleted or replaced here, once nobody has it open. It may have been closed while
-        it got its hidden name."""
-        if self._is_hidden(node) and not node.is_open:
-            path = self.nodes.path(node)
-            self.nodes.detach(node)
-            self.nodes.drop_unused(node)
-            await self._client.delete(path, now=True)
+        await self._unlinking.unlink_open(parent, as_text, node)
 
     @answered()
     async def rename(
@@ -596,80 +451,15 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EINVAL)
         old_parent, old = self.nodes[parent_inode_old], text_of(name_old)
         parent, new = self.nodes[parent_inode_new], text_of(name_new)
-        node = await self._find(old_parent, old)
-        there = parent.children.get(new)
-        if there is node:
-            there = None
-        source, target = self._child(old_parent, old), self._child(parent, new)
-        async with self._held(node, there):
-            kept = None
-            if there is not None and there.is_open and not flags:
-                kept = await self._kept(there, target)
-            try:
-                await self._rename(node, source, target, not flags)
-            except BaseException:
-                if kept is not None:
-                    await self._undone(kept.path)
-                raise
-            if there is not None:
-                there.unlinked = True
-                if kept is not None:
-                    self._hide_kept(there, kept)
-            self.nodes.move(node, parent, new)
-        old_parent.touched(old)
-        parent.touched(new)
-        if there is not None:
-            await self._delete_hidden(there)
-
-    async def _kept(self, node: Node, path: str) -> Entry | None:
-        """A copy, which shares its chunks, of a file that is replaced while it is open here: the
-        master keeps a replaced file for some seconds only, and nobody can write into it. The name
-        has the old file or the new one at any time."""
-        try:
-            entry = await self._client.stat(path)
-        except NotFound:
-            return None
-        if entry.inode != node.entry.inode:
-            return None  # what is open here was replaced by another client before
-        hidden = self._child(self.nodes.root, UNLINKED + secrets.token_hex(8))
-        try:
-            await self._client.snapshot(path, hidden)
-            return await self._client.stat(hidden)
-        except BaseException:
-            await self._undone(hidden)
-            raise
-
-    async def _undone(self, hidden: str) -> None:
-        with trio.move_on_after(UNDO_SECONDS, shield=True), suppress(GfsError):
-            await self._client.delete(hidden, now=True)
-
-    def _hide_kept(self, node: Node, kept: Entry) -> None:
-        self._hide(node, name_of(kept))
-        self.nodes.stored_as(node, kept)
-        contents = self.open_files.get(node)
-        if contents is not None:
-            contents.forget_stored()
-
-    async def _rename(self, node: Node, source: str, target: str, replacing: bool) -> None:
-        try:
-            await self._client.rename(source, target, replace=replacing)
-        except IsADirectory:
-            if not node.is_directory or not replacing:
-                raise
-            # The file system has no directory replace another: two steps.
-            await self._client.delete(target)
-            await self._client.rename(source, target)
+        node = await self._tree.find(old_parent, old)
+        await self._unlinking.rename(node, old_parent, old, parent, new, replacing=not flags)
 
     # --- bytes ------------------------------------------------------------------------------
-
-    def _handle(self) -> int:
-        self._next_handle += 1
-        return self._next_handle
 
     async def _info(
         self, node: Node, contents: Contents, flags: int, keep: bool
     ) -> pyfuse3.FileInfo:
-        handle = self._handle()
+        handle = next(self._numbers)
         contents.handles += 1
         self._handles[handle] = (node, contents)
         if flags & os.O_TRUNC and contents.length:
@@ -681,18 +471,8 @@ class Operations(pyfuse3.Operations):
                 with trio.move_on_after(UNDO_SECONDS, shield=True):
                     await self._close(node, contents)
                 raise
-            self._written(node)
+            node.written()
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
-
-    async def _contents(self, node: Node) -> Contents:
-        """Open the file as it is now. Raises FileChanged if another has its name."""
-        path = self.nodes.path(node)
-        file = await self._client.open(path, "r+")
-        assert isinstance(file, ExistingFile)
-        if file.entry.inode != node.entry.inode:
-            raise FileChanged(f"{path} was replaced")
-        self._take(node, file.entry)
-        return self.open_files.get(node) or self.open_files.add(node, file)
 
     @answered()
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -700,7 +480,7 @@ class Operations(pyfuse3.Operations):
         contents = self.open_files.get(node)
         if contents is None or not (contents.is_busy or node.unlinked):
             try:
-                contents = await self._contents(node)
+                contents = await self._tree.open(node)
             except (NotFound, NotADirectory, FileChanged):
                 raise FUSEError(errno.ESTALE) from None  # the kernel looks again
         digest = (node.entry.inode, node.entry.digest) if node.entry.digest else None
@@ -722,7 +502,7 @@ class Operations(pyfuse3.Operations):
         node, contents = self._handles[fh]
         if off + len(buf) > FILE_BYTES_MAX:
             raise FUSEError(errno.EFBIG)
-        self._written(node)
+        node.written()
         await contents.write(off, buf)
         return len(buf)
 
@@ -745,13 +525,13 @@ class Operations(pyfuse3.Operations):
         contents.handles -= 1
         if contents.handles:
             return
-        if not self._is_hidden(node):
+        if not self._unlinking.is_hidden(node):
             await contents.close()
         if contents.handles or self.open_files.get(node) is not contents:
             return  # it was opened again meanwhile, and perhaps closed
-        self._give_up(node)
+        self._tree.give_up(node)
         await self.open_files.remove(node)
-        await self._delete_hidden(node)
+        await self._unlinking.delete_hidden(node)
         self.nodes.drop_unused(node)
 
     async def close(self) -> None:
@@ -762,9 +542,3 @@ class Operations(pyfuse3.Operations):
             with suppress(GfsError, FUSEError):
                 await self._close(node, contents)
         self._handles.clear()
-
-
-def changed(before: Entry, now: Entry) -> bool:
-    """Whether its bytes may be others. What is written in place has no digest, and may have
-    changed in any case."""
-    return not now.digest or (before.inode, before.digest) != (now.inode, now.digest)
