@@ -93,7 +93,7 @@ class Open:
         while True:
             await trio.sleep(DIRTY_SECONDS / 5)
             for each in self.all():
-                each.rest()
+                each.stored.rest()
                 if each.dirty_since + DIRTY_SECONDS < trio.current_time() and each.stream is None:
                     await each.try_to_store()
 
@@ -149,6 +149,53 @@ class Stream:
         await self.file.abort()
 
 
+class Stored:
+    """The file in the cluster, opened when it is needed."""
+
+    def __init__(self, shared: Open, node: Node, file: ExistingFile | None) -> None:
+        self._shared = shared
+        self._node = node
+        self._file = file
+        self._forward: Forward | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None
+
+    async def open(self) -> ExistingFile:
+        """Raises FileChanged if another has its name."""
+        if self._file is None:
+            path = self._shared.nodes.path(self._node)
+            file = await self._shared.client.open(path, "r+")
+            assert isinstance(file, ExistingFile)
+            if file.entry.inode != self._node.entry.inode:
+                raise FileChanged(f"{path} was replaced")
+            self._file = file
+        return self._file
+
+    async def read(self, offset: int, count: int) -> Buffer:
+        """It must be open. A view is valid until the next checkpoint."""
+        assert self._file is not None
+        if self._forward is None:
+            self._forward = Forward(self._file)
+        return await self._forward.read(offset, count)
+
+    def forget(self) -> None:
+        """The file has another inode, or other bytes."""
+        self._file = None
+        self.stop_reading()
+
+    def stop_reading(self) -> None:
+        if self._forward is not None:
+            self._forward.stop()
+            self._forward = None
+
+    def rest(self) -> None:
+        """Called now and then."""
+        if self._forward is not None:
+            self._forward.rest()
+
+
 class Contents:
     def __init__(self, shared: Open, node: Node, file: ExistingFile | None) -> None:
         self._shared = shared
@@ -159,8 +206,7 @@ class Contents:
         self.lock = trio.Lock()
         self._whole: bytearray | None = bytearray() if file is None else None
         self.stream: Stream | None = None
-        self._file = file
-        self._forward: Forward | None = None
+        self.stored = Stored(shared, node, file)
         self._extents = Extents()
         self.length = 0 if file is None else file.length
         #: When the oldest byte was written that is not stored; infinite: all are.
@@ -203,52 +249,18 @@ class Contents:
             if inside is not None:
                 return inside
             await self.store()
-        if self._file is None:
+        if not self.stored.is_open:
             async with self.lock:
-                await self._opened()
-        data = await self._read_stored(offset, end - offset)
+                await self.stored.open()
+        data = await self.stored.read(offset, end - offset)
         return data if len(data) == end - offset else bytes(data).ljust(end - offset, b"\0")
 
-    async def _read_stored(self, offset: int, count: int) -> Buffer:
-        file = self._file
-        if file is None:
-            return await self.read(offset, count)
-        if self._forward is None:
-            self._forward = Forward(file)
-        return await self._forward.read(offset, count)
-
-    async def _opened(self) -> ExistingFile:
-        if self._file is None:
-            path = self._shared.nodes.path(self._node)
-            file = await self._client.open(path, "r+")
-            assert isinstance(file, ExistingFile)
-            if file.entry.inode != self._node.entry.inode:
-                raise FileChanged(f"{path} was replaced")
-            self._file = file
-        return self._file
-
-    def forget_stored(self) -> None:
-        """The file has another inode, or other bytes."""
-        self._file = None
-        self._forget_read()
-
-    def _forget_read(self) -> None:
-        if self._forward is not None:
-            self._forward.stop()
-            self._forward = None
-
-    def rest(self) -> None:
-        """Called now and then."""
-        if self._forward is not None:
-            self._forward.rest()
-
-    def refresh(self, file: ExistingFile | None, entry: Entry) -> None:
+    def refresh(self, entry: Entry) -> None:
         """Another client may have changed the stored file."""
         if self.is_dirty or self.lock.locked():
             return
         self._whole = None
-        self.forget_stored()
-        self._file = file
+        self.stored.forget()
         self.length = entry.length
 
     # --- writing -------------------------------------------------------------------------
@@ -339,19 +351,19 @@ class Contents:
             await stream.abort()
         while self._extents:
             self._extents.drop_first()
-        self.forget_stored()
+        self.stored.forget()
 
     async def _resize_stored(self, size: int) -> None:
         self._whole = None
-        file = await self._opened()
+        file = await self.stored.open()
         if size > self.length:
             async with storing(self._client):
                 await file.pwrite(size - 1, b"\0")
             self._shared.nodes.stored(self._node)
-            self._forget_read()
+            self.stored.stop_reading()
         elif size <= WHOLE_BYTES_MAX:
             self._whole = bytearray(await file.pread(0, size))
-            self.forget_stored()
+            self.stored.forget()
         else:
             # The file system cannot cut a chunk: what stays is copied.
             stream = self._new_stream()
@@ -412,19 +424,19 @@ class Contents:
     async def _write_extents(self) -> None:
         if not self._extents:
             return
-        file = await self._opened()
+        file = await self.stored.open()
         try:
             while (first := self._extents.first()) is not None:
                 async with storing(self._client):
                     await file.pwrite(*first)
-                self._forget_read()
+                self.stored.stop_reading()
                 self._extents.drop_first()
         except NotFound as error:
             self._lost = FileChanged(f"inode {self._node.number} was deleted or replaced")
             raise self._lost from error
         finally:
             # The kernel reads ahead, too, and so may have begun to read here meanwhile.
-            self._forget_read()
+            self.stored.stop_reading()
             self._shared.nodes.stored(self._node)
         self._node.cached = None
         self.dirty_since = float("inf")
@@ -495,7 +507,7 @@ class Contents:
         node.changed = False
         # The kernel has the same bytes: it wrote them.
         node.cached = (entry.inode, entry.digest) if entry.digest else None
-        self.forget_stored()
+        self.stored.forget()
         self.dirty_since = float("inf")
 
     # --- the end -------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class Tree:
         before, node.entry = node.entry, entry
         node.posix, node.mtime_ns = self.posix(entry), entry.modified_ns
         if contents is not None and changed(before, entry):
-            contents.refresh(None, entry)
+            contents.refresh(entry)
 
     async def find(self, parent: Node, name: str) -> Node:
         """What is there now. Raises NotFound and others."""

@@ -133,7 +133,7 @@ class Unlinking:
         self._nodes.stored_as(node, kept)
         contents = self._tree.open_files.get(node)
         if contents is not None:
-            contents.forget_stored()
+            contents.stored.forget()
 
     async def _rename(self, node: Node, source: str, target: str, replacing: bool) -> None:
         try:
