@@ -75,6 +75,11 @@ class Volume:
             else:
                 self.used_bytes += node.stored_bytes
 
+    def lose_unsynced(self, chance: random.Random | None) -> None:
+        """See :meth:`gfs.testing.files.SimDisk.power_cut`."""
+        self.top.lose_unsynced(chance)
+        self.used_bytes = self.top.stored_bytes
+
     def take(self, count: int) -> None:
         if count > 0 and self.used_bytes + count > self.capacity_bytes:
             raise disk_error(errno.ENOSPC)
@@ -348,3 +353,22 @@ class Directory:
             node = self.entries.get(name)
             if node is not self.synced.get(name):
                 self._lost[name] = node
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(each.stored_bytes for each in self.entries.values())
+
+    def lose_unsynced(self, chance: random.Random | None) -> None:
+        if chance is not None and chance.random() < 0.5:
+            # The names had been written back already.
+            self.synced = dict(self.entries)
+        for name, node in self.synced.items():
+            if isinstance(node, Inode) and self.entries.get(name) is not node:
+                node.harmed = True  # an old file has its name back
+        self.entries = dict(self.synced)
+        for node in self.entries.values():
+            if isinstance(node, Directory):
+                node.deleted = False
+            else:
+                node.names = 1
+            node.lose_unsynced(chance)

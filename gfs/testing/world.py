@@ -75,7 +75,7 @@ class Machine:
     @property
     def may_hang(self) -> bool:
         """Whether a call to its disk may hang for a while."""
-        return self.disk.may_hang
+        return self.disk.mounts.may_hang
 
     def start_process(self) -> Process:
         self._incarnations += 1

@@ -226,7 +226,7 @@ async def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alo
         metadata = read_metadata(cluster.directory)
         content["current"] = content["damaged"] = disk.read(path)
         content["torn"] = content["current"][:HEAD_BYTES] + bytes(5)
-        disk.unlink(path)
+        disk.delete(path)
         free = iter(cluster.disks[1:])
         for state, directory in [
             *((each, cluster.disks[0]) for each in given_up.split()),
@@ -285,7 +285,7 @@ async def test_every_figure_of_status_is_held_against_what_is_so() -> None:
         (path,) = cluster.chunk_files("chunkserver0")[:1]
         cluster.machine("chunkserver0").disk.truncate(path, 0)
         assert len(await told()) == 1
-        cluster.machine("chunkserver0").disk.unlink(path)
+        cluster.machine("chunkserver0").disk.delete(path)
         assert len(await told()) == 3
 
 
