@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -74,6 +75,55 @@ class Node:
     def running(self) -> bool:
         return not self.ended.is_set()
 
+    def begin(self) -> Process:
+        """The next incarnation, which runs as soon as somebody runs it."""
+        if self.running:
+            raise ValueError(f"{self.name} runs already")
+        self.held = False
+        self.process = self.machine.start_process()
+        self.scope, self.ended = trio.CancelScope(), trio.Event()
+        return self.process
+
+    async def live(self, process: Process, cluster: SimCluster, nursery: trio.Nursery) -> None:
+        """Run ``process`` to its end. One that cannot go on is begun again after a pause, which
+        is waited for in the ``nursery``, if the cluster is supervised."""
+        ended, ready = self.ended, self.ready
+        try:
+            with self.scope:
+                async with trio.open_nursery() as inner:
+                    await inner.start(self.main, process.world)
+                    ready.set()
+            if not self.scope.cancelled_caught:
+                raise RuntimeError(f"{self.name} ended by itself")
+        except BaseException as error:
+            # Errors of a killed process while its tasks unwind are ignored; our own
+            # cancellation is not.
+            rest = without_ordinary(error) if not process.alive else error
+            if cluster.supervised and process.alive and only_ends(error):
+                cluster.trace.add(f"{process.life.name} ended: {innermost(error)}")
+                process.kill()
+                nursery.start_soon(self._start_again, process, cluster)
+            elif rest is not None:
+                raise rest from None
+        finally:
+            ended.set()
+
+    async def _start_again(self, process: Process, cluster: SimCluster) -> None:
+        await trio.sleep(RESTART_SECONDS)
+        if self.process is process and not self.held:
+            cluster.begin(self.name)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.alive:
+            self.process.kill()
+        self.scope.cancel()
+
+    async def gone(self) -> None:
+        with trio.move_on_after(STOP_SECONDS) as scope:
+            await self.ended.wait()
+        if scope.cancelled_caught:
+            raise TimeoutError(f"the tasks of {self.name} do not end: something is shielded")
+
 
 class SimCluster:
     """A running cluster, as an async context manager.
@@ -114,13 +164,17 @@ class SimCluster:
         self.supervised = supervised
         self.seed = seed
         self.universe = Universe(seed)
+        self.trace: Trace = self.universe.trace
+        self.network: SimNetwork = self.universe.network
         self.universe.guards_loop = True
         self.key = self.universe.generator("key").randbytes(32)
         #: The master, and what else may be one.
         self.masters = [MASTER]
         self.chunkservers = [f"chunkserver{n}" for n in range(chunkservers)]
-        self._racks = list(racks) if racks else [f"rack{n}" for n in range(chunkservers)]
-        self._disks = [f"/disk{n}" for n in range(disks)]
+        places = racks or [f"rack{n}" for n in range(chunkservers)]
+        self.racks = dict(zip(self.chunkservers, places, strict=True))
+        #: The directories of each chunkserver.
+        self.disks = [f"/disk{n}" for n in range(disks)]
         self._master_settings = master or MasterSettings(map_bytes=1 << 30)
         self._chunkserver_settings = chunkserver or ChunkserverSettings()
         self.client_settings = client or ClientSettings()
@@ -167,69 +221,48 @@ class SimCluster:
             swallowed = await self._manager.__aexit__(
                 type(inner) if inner else None, inner, inner.__traceback__ if inner else None
             )
-            wrongs = [*self._catcher.bugs, *self.universe.wrongs]
-            if error is None and wrongs:
-                raise ExceptionGroup("logged as bugs", [plain(e) for e in wrongs])
+            if error is None and self.bugs:
+                raise ExceptionGroup("logged as bugs", [plain(e) for e in self.bugs])
         except BaseException as failure:
-            self._explain(failure, tail)
+            _explain(failure, self.seed, tail)
             raise
         finally:
             logging.getLogger("gfs").removeHandler(self._catcher)
             shutil.rmtree(self._directory, ignore_errors=True)
         if error is not None and inner is None:
-            self._explain(error, tail)
+            _explain(error, self.seed, tail)
         return bool(inner is not None and swallowed)
 
-    def _explain(self, error: BaseException, tail: str) -> None:
-        if not isinstance(error, trio.Cancelled):
-            error.add_note(f"the last of seed {self.seed}:\n{tail}")
-
     def _make_nodes(self) -> None:
-        self._add(MASTER, self._run_master)
-        for index, name in enumerate(self.chunkservers):
-            self._add(name, self._chunkserver_main(name, self._racks[index]))
-            for disk in self._disks:
+        async def run_the_master(world: World, task_status: trio.TaskStatus[Any]) -> None:
+            settings = _replace(self._master_settings, address=MASTER_ADDRESS)
+            await run_master(world, settings, self._directory, self.key, task_status=task_status)
+
+        async def run_one(name: str, world: World, task_status: trio.TaskStatus[Any]) -> None:
+            settings = _replace(
+                self._chunkserver_settings,
+                address=self.address(name),
+                master=",".join(self.master_addresses),
+                rack=self.racks[name],
+            )
+            await run_chunkserver(world, settings, self.disks, self.key, task_status=task_status)
+
+        self._add(MASTER, run_the_master)
+        for name in self.chunkservers:
+            self._add(name, partial(run_one, name))
+            for disk in self.disks:
                 self.machine(name).disk.mount(disk, CAPACITY_BYTES)
 
     def _add(self, name: str, main: Callable[..., Awaitable[None]]) -> Node:
         node = self._nodes[name] = Node(name, self.universe.machine(name), main)
         return node
 
-    async def _run_master(self, world: World, task_status: trio.TaskStatus[Any]) -> None:
-        settings = _replace(self._master_settings, address=MASTER_ADDRESS)
-        await run_master(world, settings, self._directory, self.key, task_status=task_status)
-
-    def _chunkserver_main(self, name: str, rack: str) -> Callable[..., Awaitable[None]]:
-        async def main(world: World, task_status: trio.TaskStatus[Any]) -> None:
-            settings = _replace(
-                self._chunkserver_settings,
-                address=self.address(name),
-                master=",".join(self.master_addresses),
-                rack=rack,
-            )
-            await run_chunkserver(world, settings, self._disks, self.key, task_status=task_status)
-
-        return main
-
     # --- what there is -----------------------------------------------------------
-
-    @property
-    def trace(self) -> Trace:
-        return self.universe.trace
-
-    @property
-    def network(self) -> SimNetwork:
-        return self.universe.network
 
     @property
     def bugs(self) -> list[BaseException]:
         """The bugs that processes logged so far without ending."""
         return [*self._catcher.bugs, *self.universe.wrongs]
-
-    @property
-    def disks(self) -> list[str]:
-        """The directories of each chunkserver."""
-        return list(self._disks)
 
     @property
     def master_addresses(self) -> list[str]:
@@ -239,10 +272,6 @@ class SimCluster:
     def present_master(self) -> str:
         """The master, or whichever of several is that, as far as is known."""
         return self.masters[0]
-
-    def is_past(self, time_ns: int) -> bool:
-        """Whether it is, by the wall clock of a master."""
-        return any(self.machine(name).time.time_ns() >= time_ns for name in self.masters)
 
     @property
     def directory(self) -> str:
@@ -271,9 +300,6 @@ class SimCluster:
         """The address of a chunkserver."""
         return f"{name}:{CHUNKSERVER_PORT}"
 
-    def rack(self, name: str) -> str:
-        return self._racks[self.chunkservers.index(name)]
-
     def chunk_files(self, name: str) -> list[str]:
         """The paths of the chunk files on a chunkserver's disks, sorted."""
         disk = self._nodes[name].machine.disk
@@ -297,15 +323,11 @@ class SimCluster:
     def begin(self, name: str) -> None:
         """Start a process; does not wait."""
         node = self._nodes[name]
-        if node.running:
-            raise ValueError(f"{name} runs already")
-        node.held = False
-        node.process = node.machine.start_process()
-        node.scope, node.ended = trio.CancelScope(), trio.Event()
+        process = node.begin()
         if node.ready.is_set():  # else a task may wait for a process that ended before it served
             node.ready = trio.Event()
-        self.trace.add(f"start {node.process.life.name}")
-        self._nursery.start_soon(self._live, node, node.process, name=name)
+        self.trace.add(f"start {process.life.name}")
+        self._nursery.start_soon(node.live, process, self, self._nursery, name=name)
 
     async def ready(self, name: str) -> None:
         """Wait until a process that was begun serves."""
@@ -315,43 +337,13 @@ class SimCluster:
         if scope.cancelled_caught:
             raise TimeoutError(f"{name} does not serve after {START_SECONDS:g} s")
 
-    async def _live(self, node: Node, process: Process) -> None:
-        ended, ready = node.ended, node.ready
-        try:
-            with node.scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(node.main, process.world)
-                    ready.set()
-            if not node.scope.cancelled_caught:
-                raise RuntimeError(f"{node.name} ended by itself")
-        except BaseException as error:
-            # Errors of a killed process while its tasks unwind are ignored; our own
-            # cancellation is not.
-            rest = without_ordinary(error) if not process.alive else error
-            if self.supervised and process.alive and only_ends(error):
-                self.trace.add(f"{process.life.name} ended: {innermost(error)}")
-                process.kill()
-                self._nursery.start_soon(self._start_again, node, process)
-            elif rest is not None:
-                raise rest from None
-        finally:
-            ended.set()
-
-    async def _start_again(self, node: Node, process: Process) -> None:
-        await trio.sleep(RESTART_SECONDS)
-        if node.process is process and not node.held:
-            self.begin(node.name)
-
     def hold(self, name: str) -> None:
         """Keep the process from being started again until :meth:`begin` is called."""
         self._nodes[name].held = True
 
     def kill(self, name: str) -> None:
         """``kill -9``, at this instant; does not wait for its tasks to unwind."""
-        node = self._nodes[name]
-        if node.process is not None and node.process.alive:
-            node.process.kill()
-        node.scope.cancel()
+        self._nodes[name].kill()
 
     def kill_in_call(self, name: str, calls: int) -> None:
         """``kill -9`` in place of the ``calls``-th disk call from now on that changes
@@ -368,7 +360,7 @@ class SimCluster:
         if node.process is not None and node.process.alive:
             node.process.life.light(0)
             return
-        await self._gone(name)
+        await self._nodes[name].gone()
         if not node.running:
             self.begin(name)
 
@@ -376,19 +368,19 @@ class SimCluster:
         """``kill -9``. Its connections end, its disk stays as it is. When this
         returns it can be started again."""
         self.kill(name)
-        await self._gone(name)
+        await self._nodes[name].gone()
 
     async def crash_all(self) -> None:
         """``kill -9`` of the master and all chunkservers at one instant."""
         for name in self.names:
             self.kill(name)
         for name in self.names:
-            await self._gone(name)
+            await self._nodes[name].gone()
 
     async def stop(self, name: str) -> None:
         """End a process as SIGTERM does: its clean-up runs."""
         self._nodes[name].scope.cancel()
-        await self._gone(name)
+        await self._nodes[name].gone()
         process = self._nodes[name].process
         if process is not None:
             process.kill()
@@ -397,12 +389,6 @@ class SimCluster:
         """Crash it if it runs, start it, and wait until it serves."""
         await self.crash(name)
         await self.start(name)
-
-    async def _gone(self, name: str) -> None:
-        with trio.move_on_after(STOP_SECONDS) as scope:
-            await self._nodes[name].ended.wait()
-        if scope.cancelled_caught:
-            raise TimeoutError(f"the tasks of {name} do not end: something is shielded")
 
     # --- clients -----------------------------------------------------------------
 
@@ -422,10 +408,7 @@ class SimCluster:
         if node is None:
             node = Node(name, self.universe.machine(name), _nothing)
             self._nodes[name] = node
-        elif node.running:
-            raise ValueError(f"{name} runs already")
-        process = node.process = node.machine.start_process()
-        node.scope, node.ended = trio.CancelScope(), trio.Event()
+        process = node.begin()
         connected = False
         try:
             with node.scope:
@@ -473,6 +456,11 @@ class SimCluster:
             if waited > timeout:
                 raise TimeoutError(f"not within {timeout:g} s: {what or predicate}")
             await trio.sleep(every)
+
+
+def _explain(error: BaseException, seed: int, tail: str) -> None:
+    if not isinstance(error, trio.Cancelled):
+        error.add_note(f"the last of seed {seed}:\n{tail}")
 
 
 async def _nothing() -> None:

@@ -44,6 +44,7 @@ from gfs.master.metadata.rows import (
 )
 from gfs.master.metadata.shared_chunks import is_frozen
 from gfs.master.metadata.store import Databases, State, Txn
+from gfs.testing import SimCluster
 from gfs.testing.scratch import make_scratch
 
 #: What applying the operation log again must give as it is.
@@ -313,3 +314,8 @@ def _apply_all(log: list[bytes], metadata: Metadata) -> dict[str, Rows]:
             environment.close()
     finally:
         shutil.rmtree(directory)
+
+
+def is_past(cluster: SimCluster, time_ns: int) -> bool:
+    """Whether it is, by the wall clock of a master."""
+    return any(cluster.machine(name).time.time_ns() >= time_ns for name in cluster.masters)

@@ -44,7 +44,7 @@ from .files_model import FileModel
 from .linear import Event, Undecided, explain, find_order
 from .log_model import records_in
 from .losses import Losses, bad_blocks, handle_of, journal_of, records_of
-from .metadata import Metadata, problems, read_metadata
+from .metadata import Metadata, is_past, problems, read_metadata
 from .names_model import OK, Everything, Sight, split
 from .packs import bytes_of, packed_on
 from .plan import DAMAGING, Plan
@@ -460,8 +460,8 @@ class Settling:
         names = ", ".join(sorted(holders))
         if holders - set(staying):
             return [f"chunk {handle:x} is on {names}, and should be on {', '.join(staying)}"]
-        racks = Counter(cluster.rack(name) for name in holders)
-        others = [racks[cluster.rack(name)] for name in staying if name not in holders]
+        racks = Counter(cluster.racks[name] for name in holders)
+        others = [racks[cluster.racks[name]] for name in staying if name not in holders]
         if others and max(racks.values()) - min(others) > 1:
             return [f"chunk {handle:x} is on {names}, which could be in more racks"]
         return []
@@ -507,7 +507,7 @@ class Settling:
             try:
                 await fs.undelete(entry.path, target=target, inode=entry.inode)
             except NotFound:
-                if not self.cluster.is_past(entry.until_ns):
+                if not is_past(self.cluster, entry.until_ns):
                     raise Violation(f"{entry} is in the trash, and cannot be undeleted") from None
         return bool(entries)
 

@@ -69,8 +69,8 @@ class ShadowedCluster(SimCluster):
     def _make_nodes(self) -> None:
         for name in self.masters:
             self._add(name, self._master_main(name))
-        for index, name in enumerate(self.chunkservers):
-            self._add(name, self._server_main(name, self._racks[index]))
+        for name in self.chunkservers:
+            self._add(name, self._server_main(name, self.racks[name]))
 
     def _master_main(self, name: str) -> Callable[..., Awaitable[None]]:
         async def main(world: World, task_status: trio.TaskStatus[Any]) -> None:
