@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec.structs import replace
 
 from control.api import PRIVATE, Response, Txn
 from control.api.internals import users
@@ -15,7 +14,7 @@ from control.s3.configuration import Configurations, stored
 from control.s3.documents import Child
 from control.s3.errors import S3Error
 from control.s3.objects import Objects
-from control.storage import Space, space_rows
+from control.storage import Space, change_space
 
 
 class Access:
@@ -89,7 +88,7 @@ class Access:
         def also(txn: Txn, now: Space) -> None:
             if now.owner_id != space.owner_id:
                 raise S3Error("OperationAborted", "the bucket was changed meanwhile: try again")
-            space_rows.put(txn, replace(now, visibility=visibility, acl=listed))
+            change_space(txn, now, visibility=visibility, acl=listed)
 
         await self._documents.set(call, space, GRANTS, granted, also)
 

@@ -16,8 +16,6 @@ from typing import NamedTuple
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element
 
-from msgspec.structs import replace
-
 from control.api import PRIVATE, ApiError, Control, Principal, Response, Txn
 from control.api.internals import decide, decide_target, users
 from control.s3 import acl
@@ -31,7 +29,7 @@ from control.s3.errors import S3Error
 from control.s3.objects import Objects, tags_of_header
 from control.s3.policy import ARN, Policy, Who
 from control.s3.tagging import tags_of
-from control.storage import Space, space_rows
+from control.storage import Space, change_space
 
 POLICY = "policy"
 GRANTS = "grants"
@@ -262,7 +260,7 @@ class Authority:
         space = self._buckets.owned(call)
 
         def also(txn: Txn, now: Space) -> None:
-            space_rows.put(txn, replace(now, private=is_private))
+            change_space(txn, now, private=is_private)
 
         await self._documents.set(call, space, BLOCK, None if root is None else inside(root), also)
 

@@ -11,7 +11,6 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import trio
-from msgspec.structs import replace
 
 from control.api import PRIVATE, BadRequest, Conflict, NoSuchThing, RecordsFailed, Response, Txn
 from control.api.internals import users
@@ -38,12 +37,14 @@ from control.storage import (
     Spaces,
     Version,
     Versions,
+    change_space,
     check_space_name,
     delete_file,
     id_of,
     is_marker,
     listing,
     may_remove,
+    present_space,
     space_rows,
 )
 from control.storage.keys import all_keys
@@ -277,10 +278,10 @@ class Buckets:
 
         def change(txn: Txn) -> None:
             call.check_credential(txn)
-            now = space_rows.get(txn, space.name)
-            if now is None or now.id != space.id or now.deleting:
+            now = present_space(txn, space)
+            if now is None:
                 raise S3Error("NoSuchBucket", "the bucket was deleted meanwhile")
-            space_rows.put(txn, replace(now, versioning=status))
+            change_space(txn, now, versioning=status)
 
         await call.control.records.write(change)
         return Response(b"", 200)

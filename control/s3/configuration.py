@@ -19,7 +19,7 @@ from control.s3.buckets import Buckets, xml
 from control.s3.call import S3Call
 from control.s3.documents import CONTENT_TYPE, Child, around, inside
 from control.s3.errors import S3Error
-from control.storage import Space, space_rows
+from control.storage import Space, present_space
 
 #: A bucket's documents are a row of the records: together at most so many letters.
 LETTERS_MAX = 64 * 1024
@@ -111,8 +111,8 @@ class Configurations:
 
         def change(txn: Txn) -> None:
             call.check_credential(txn)
-            now = space_rows.get(txn, space.name)
-            if now is None or now.id != space.id or now.deleting:
+            now = present_space(txn, space)
+            if now is None:
                 raise S3Error("NoSuchBucket", "the bucket was deleted meanwhile")
             row = configurations.get(txn, space.id) or Configuration(space.id, {})
             documents = {n: t for n, t in row.documents.items() if n != name}

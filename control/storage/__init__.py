@@ -14,7 +14,7 @@ from control.storage.deletion import delete_entry, delete_file
 from control.storage.module import Storage
 from control.storage.names import PATH_BYTES_MAX, check_path, check_space_name
 from control.storage.permission import CREATE, DELETE, READ, may_remove, owner_of
-from control.storage.rows import Space
+from control.storage.rows import Space, change_space, present_space
 from control.storage.rows import spaces as space_rows
 from control.storage.shapes import NewSpace
 from control.storage.spaces import Spaces
@@ -59,6 +59,7 @@ __all__ = [
     "UploadRequest",
     "Version",
     "Versions",
+    "change_space",
     "check_path",
     "check_space_name",
     "completions",
@@ -75,6 +76,7 @@ __all__ = [
     "listing",
     "may_remove",
     "owner_of",
+    "present_space",
     "ranges",
     "rows",
     "space_rows",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -120,6 +121,16 @@ shares = Table(
 def spaces_of(txn: Txn, user_id: str) -> int:
     """How many storage namespaces the user has."""
     return sum(not space.deleting for space in spaces.by(txn, "owner", user_id))
+
+
+def present_space(txn: Txn, space: Space) -> Space | None:
+    """The same storage namespace as it is now; None: it was deleted meanwhile."""
+    found = spaces.get(txn, space.name)
+    return found if found is not None and found.id == space.id and not found.deleting else None
+
+
+def change_space(txn: Txn, now: Space, **changes: Any) -> None:
+    spaces.put(txn, replace(now, **changes))
 
 
 def usage(txn: Txn, user_id: str) -> dict[str, int]:

@@ -65,7 +65,7 @@ from control.api.internals import (
 from control.storage import listing
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
-from control.storage.rows import ROOT, Space, shares, spaces, spaces_of
+from control.storage.rows import ROOT, Space, present_space, shares, spaces, spaces_of
 from control.storage.shapes import NewSpace, SpaceInfo
 from gfs.errors import DirectoryNotEmpty, FileChanged, GfsError, NotFound
 
@@ -121,8 +121,7 @@ class Spaces:
 
     def still_exists(self, space: Space) -> bool:
         with self._records.read() as txn:
-            found = spaces.get(txn, space.name)
-        return found is not None and found.id == space.id and not found.deleting
+            return present_space(txn, space) is not None
 
     def again(self, space: Space) -> Space:
         """The same storage namespace, as it is now. Raises NoSuchThing."""
@@ -214,8 +213,8 @@ class Spaces:
         space = self._changeable(call, "changed")
 
         def change(txn: Txn) -> Space:
-            found = spaces.get(txn, space.name)
-            if found is None or found.id != space.id or found.deleting:
+            found = present_space(txn, space)
+            if found is None:
                 raise NoSuchThing(f"there is no storage namespace {space.name}")
             # If its owner was deleted meanwhile, it stays private and without an owner.
             if found.owner_id != space.owner_id:
@@ -394,8 +393,8 @@ def _info(space: Space, count: int) -> SpaceInfo:
 
 
 def _mark_deleting(txn: Txn, space: Space) -> bool:
-    found = spaces.get(txn, space.name)
-    if found is None or found.id != space.id or found.deleting:
+    found = present_space(txn, space)
+    if found is None:
         return False
     spaces.put(txn, replace(found, deleting=True, if_empty=space.if_empty))
     return True
