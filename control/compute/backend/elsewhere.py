@@ -6,23 +6,20 @@ Requests are rows, which the driver there carries out. What needs the machine it
 
 from __future__ import annotations
 
-from control.compute.backend.interface import BackendUnavailable, Installation, Spec
-from control.compute.backend.none import NoBackend
+from control.compute.backend.interface import Installation, Spec
+from control.compute.backend.none import Refusing
 
 
-class Elsewhere(NoBackend):
+class Elsewhere(Refusing):
     def __init__(self, installation: Installation, name: str, host: str) -> None:
-        super().__init__(installation)
+        super().__init__(
+            installation,
+            f"containers are on the machine {host}: its own control plane answers this",
+        )
         self.name = name
-        self._host = host
 
     async def check(self) -> None:
         """It is checked there."""
 
     def ssh_command(self, spec: Spec) -> str:
         return ""
-
-    def _refusal(self) -> BackendUnavailable:
-        return BackendUnavailable(
-            f"containers are on the machine {self._host}: its own control plane answers this"
-        )

@@ -28,16 +28,12 @@ HOW = (
 )
 
 
-class NoBackend:
-    name = "none"
+class Refusing:
+    """What all backends without containers have in common."""
 
-    def __init__(self, installation: Installation, why: str = "") -> None:
-        """``why`` is added to the refusal of a new container."""
+    def __init__(self, installation: Installation, why: str) -> None:
         self._domain = installation.domain
-        self._why = f"no containers can run here{f' ({why})' if why else ''}: {HOW}"
-
-    async def check(self) -> None:
-        raise self._refusal()
+        self._why = why
 
     async def room(self) -> None:
         return None
@@ -78,11 +74,23 @@ class NoBackend:
         raise self._refusal()
         yield ""  # this makes it a generator
 
-    def ssh_command(self, spec: Spec) -> str:
-        return f"ssh root@{self.hostname(spec)}"
-
     def hostname(self, spec: Spec) -> str:
         return f"{spec.id}.{self._domain}"
 
     def _refusal(self) -> BackendUnavailable:
         return BackendUnavailable(self._why)
+
+
+class NoBackend(Refusing):
+    name = "none"
+
+    def __init__(self, installation: Installation, why: str = "") -> None:
+        """``why`` is added to the refusal of a new container."""
+        because = f" ({why})" if why else ""
+        super().__init__(installation, f"no containers can run here{because}: {HOW}")
+
+    async def check(self) -> None:
+        raise self._refusal()
+
+    def ssh_command(self, spec: Spec) -> str:
+        return f"ssh root@{self.hostname(spec)}"
