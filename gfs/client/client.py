@@ -9,6 +9,7 @@ from contextlib import (
     aclosing,
     asynccontextmanager,
     nullcontext,
+    suppress,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -455,7 +456,13 @@ class Client:
         plain = normal_mode(mode)
         if plain in ("r", "r+"):
             return ExistingFile(self._core, await FileMap.open(self._core, path), plain)
-        await self._check_target(path, plain)
+        # What publishing would raise at the end is raised early.
+        with suppress(NotFound):
+            entry = await self.stat(path)
+            if entry.kind == "directory":
+                raise IsADirectory(f"{path}: is a directory")
+            if plain == "x":
+                raise AlreadyExists(f"{path}: exists")
         return self.create(path, overwrite=plain == "w", replication=replication)
 
     def create(
@@ -477,17 +484,6 @@ class Client:
         check_path(path)
         options = PublishOptions(overwrite, parents, attributes, expect)
         return NewFile(self._core, path, goal_of(replication), options)
-
-    async def _check_target(self, path: str, mode: str) -> None:
-        """Raise early the errors that publishing would raise at the end."""
-        try:
-            entry = await self.stat(path)
-        except NotFound:
-            return
-        if entry.kind == "directory":
-            raise IsADirectory(f"{path}: is a directory")
-        if mode == "x":
-            raise AlreadyExists(f"{path}: exists")
 
     # --- records --------------------------------------------------------------------
 
@@ -776,9 +772,23 @@ class Client:
 
         Raises NotFound, IsADirectory, InvalidArgument.
         """
+
+        async def set_goal(path: str) -> None:
+            stamp = self._core.master.stamp()
+            request = SetReplication(*stamp, path=path, replication=goal_of(goal))
+            await self._ask(request, StatReply)
+
+        async def set_one(path: str, borrower: object) -> None:
+            try:
+                await set_goal(path)
+            except NotFound:
+                pass  # it was deleted meanwhile
+            finally:
+                slots.release_on_behalf_of(borrower)
+
         entry = await self.stat(path)
         if entry.kind != "directory" or not recursive:
-            await self._set_replication(path, goal)
+            await set_goal(path)
             return 1
         count = 0
         slots = trio.CapacityLimiter(self._core.settings.parallel_files)
@@ -788,26 +798,8 @@ class Client:
                     count += 1
                     borrower = object()
                     await slots.acquire_on_behalf_of(borrower)
-                    nursery.start_soon(self._set_one, below.path, goal, slots, borrower)
+                    nursery.start_soon(set_one, below.path, borrower)
         return count
-
-    async def _set_one(
-        self, path: str, goal: int, slots: trio.CapacityLimiter, borrower: object
-    ) -> None:
-        try:
-            await self._set_replication(path, goal)
-        except NotFound:
-            pass  # it was deleted meanwhile
-        finally:
-            slots.release_on_behalf_of(borrower)
-
-    async def _set_replication(self, path: str, goal: int) -> None:
-        request = SetReplication(
-            *self._core.master.stamp(),
-            path=path,
-            replication=goal_of(goal),
-        )
-        await self._ask(request, StatReply)
 
     @one_request
     async def snapshot(

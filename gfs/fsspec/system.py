@@ -277,7 +277,7 @@ class GfsFileSystem(AbstractFileSystem):
             root = self._stat(path)
             if withdirs or root.kind == "file":
                 found[path] = self.info_of(root)
-            for entry in self._below(path, maxdepth) if root.kind == "directory" else ():
+            for entry in _below(self.client, path, maxdepth) if root.kind == "directory" else ():
                 if withdirs or entry.kind == "file":
                     found[entry.path] = self.info_of(entry)
         names = sorted(found)
@@ -294,18 +294,6 @@ class GfsFileSystem(AbstractFileSystem):
         found = self.find(path, maxdepth, withdirs, detail=True, **kwargs)
         sizes = {name: info["size"] for name, info in found.items()}
         return sum(sizes.values()) if total else sizes
-
-    def _below(self, path: str, maxdepth: int | None) -> Iterator[Entry]:
-        pending = [(path, 1)]
-        while pending:
-            directory, depth = pending.pop()
-            try:
-                for entry in self.client.scan(directory):
-                    yield entry
-                    if entry.kind == "directory" and (maxdepth is None or depth < maxdepth):
-                        pending.append((entry.path, depth + 1))
-            except (NotFound, NotADirectory):
-                continue  # it was there a moment ago
 
     # --- directories --------------------------------------------------------------------
 
@@ -488,23 +476,10 @@ class GfsFileSystem(AbstractFileSystem):
         if self._stat(source).kind == "directory":
             self.makedirs(target, exist_ok=True)
         elif source != target:
-            self._share(source, target)
-
-    def _share(self, source: str, target: str) -> None:
-        try:
-            self.client.snapshot(source, target, parents=True)
-        except AlreadyExists:
-            aside = f"{self._parent(target).rstrip('/')}/.copy-{secrets.token_hex(8)}"
-            try:
-                self.client.snapshot(source, aside)
-                self.client.rename(aside, target, replace=True)
-            except BaseException:
-                with contextlib.suppress(NotFound):
-                    self.client.delete(aside, now=True)
-                raise
+            _share(self.client, source, target)
 
     def rm_file(self, path: str) -> None:
-        self._all(self._rm_files([self._strip_protocol(path)]))
+        _raise_first(_delete_files(self.client, [self._strip_protocol(path)]))
 
     _rm = rm_file
 
@@ -551,7 +526,7 @@ class GfsFileSystem(AbstractFileSystem):
         names = self._strip_protocol(paths)
         found = self.client.get_ranges(zip(names, begins, stops, strict=True))
         if on_error != "return":
-            self._all(found)
+            _raise_first(found)
         return found
 
     def pipe(self, path: Any, value: Buffer | None = None, **kwargs: Any) -> None:
@@ -564,13 +539,7 @@ class GfsFileSystem(AbstractFileSystem):
                 self.pipe_file(name, data, **kwargs)
             return
         items = [(self._strip_protocol(name), _bytes_like(data)) for name, data in path.items()]
-        self._all(self.client.put_many(items, overwrite=overwrite, replication=self.replication))
-
-    @staticmethod
-    def _all(found: Sequence[object]) -> None:
-        for each in found:
-            if isinstance(each, Exception):
-                raise each
+        _raise_first(self.client.put_many(items, overwrite=overwrite, replication=self.replication))
 
     def get(
         self,
@@ -631,7 +600,7 @@ class GfsFileSystem(AbstractFileSystem):
             callback.relative_update()
         for batch in batches(small, lambda pair: os.path.getsize(pair[0])):
             items = [(target, _read_local(source)) for source, target in batch]
-            self._all(
+            _raise_first(
                 self.client.put_many(items, overwrite=overwrite, replication=self.replication)
             )
             callback.relative_update(len(batch))
@@ -666,12 +635,12 @@ class GfsFileSystem(AbstractFileSystem):
                 if isinstance(entry, GfsError):
                     raise entry
                 if entry.kind == "directory":
-                    if has_all and self._copied_whole(source, target):
+                    if has_all and _copied_whole(self.client, source, target):
                         whole.add(source)
                     else:
                         self.makedirs(target, exist_ok=True)
                 elif entry.length > COPIED_BYTES_MAX or entry.attributes or entry.appended:
-                    self._share(source, target)
+                    _share(self.client, source, target)
                 else:
                     small.append((entry, target))
         for batch in batches(small, lambda each: each[0].length):
@@ -683,14 +652,7 @@ class GfsFileSystem(AbstractFileSystem):
                         raise data
                     goals.setdefault(entry.replication, []).append((target, data))
             for goal, items in goals.items():
-                self._all(self.client.put_many(items, overwrite=True, replication=goal))
-
-    def _copied_whole(self, source: str, target: str) -> bool:
-        try:
-            self.client.snapshot(source, target, parents=True)
-        except (AlreadyExists, InvalidArgument):  # it is there, or within the source
-            return False
-        return True
+                _raise_first(self.client.put_many(items, overwrite=True, replication=goal))
 
     def mv(
         self,
@@ -737,23 +699,9 @@ class GfsFileSystem(AbstractFileSystem):
             # What is below another goes with it.
             given = set(paths)
             tops = [path for path in paths if given.isdisjoint(_above(path))]
-            self._all(self.client.delete_many(tops, recursive=True))
+            _raise_first(self.client.delete_many(tops, recursive=True))
         else:
-            self._all(self._rm_files(paths))
-
-    def _rm_files(self, paths: list[str]) -> list[GfsError | None]:
-        """Only files: the inodes say that what is deleted is what was looked at."""
-        found: list[GfsError | None] = []
-        files: list[Entry] = []
-        for path, entry in zip(paths, self.client.stat_many(paths), strict=True):
-            if isinstance(entry, GfsError):
-                found.append(entry)
-            elif entry.kind == "directory":
-                found.append(as_built_in(IsADirectory(f"{path}: is a directory"), path))
-            else:
-                files.append(entry)
-        inodes = [entry.inode for entry in files]
-        return found + self.client.delete_many([entry.path for entry in files], expect=inodes)
+            _raise_first(_delete_files(self.client, paths))
 
 
 def _is_address(text: str) -> bool:
@@ -803,6 +751,62 @@ def _kept(paths: list[str], found: Sequence[Any], on_error: str) -> Iterator[tup
             if on_error == "omit":
                 continue
         yield path, data
+
+
+def _raise_first(found: Sequence[object]) -> None:
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+
+
+def _below(client: sync.SyncClient, path: str, maxdepth: int | None) -> Iterator[Entry]:
+    pending = [(path, 1)]
+    while pending:
+        directory, depth = pending.pop()
+        try:
+            for entry in client.scan(directory):
+                yield entry
+                if entry.kind == "directory" and (maxdepth is None or depth < maxdepth):
+                    pending.append((entry.path, depth + 1))
+        except (NotFound, NotADirectory):
+            continue  # it was there a moment ago
+
+
+def _share(client: sync.SyncClient, source: str, target: str) -> None:
+    try:
+        client.snapshot(source, target, parents=True)
+    except AlreadyExists:
+        aside = f"{target.rpartition('/')[0]}/.copy-{secrets.token_hex(8)}"
+        try:
+            client.snapshot(source, aside)
+            client.rename(aside, target, replace=True)
+        except BaseException:
+            with contextlib.suppress(NotFound):
+                client.delete(aside, now=True)
+            raise
+
+
+def _copied_whole(client: sync.SyncClient, source: str, target: str) -> bool:
+    try:
+        client.snapshot(source, target, parents=True)
+    except (AlreadyExists, InvalidArgument):  # it is there, or within the source
+        return False
+    return True
+
+
+def _delete_files(client: sync.SyncClient, paths: list[str]) -> list[GfsError | None]:
+    """Only files: the inodes say that what is deleted is what was looked at."""
+    found: list[GfsError | None] = []
+    files: list[Entry] = []
+    for path, entry in zip(paths, client.stat_many(paths), strict=True):
+        if isinstance(entry, GfsError):
+            found.append(entry)
+        elif entry.kind == "directory":
+            found.append(as_built_in(IsADirectory(f"{path}: is a directory"), path))
+        else:
+            files.append(entry)
+    inodes = [entry.inode for entry in files]
+    return found + client.delete_many([entry.path for entry in files], expect=inodes)
 
 
 def _is_plain(target: object) -> bool:
