@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
 import trio
 
 from control.api import (
@@ -157,10 +156,7 @@ class LoginRoutes:
             found = users.get(txn, user.id)
             if found is None or found.password != user.password:
                 raise Unavailable(CHANGING, {"Retry-After": "1"})
-            users.put(txn, msgspec.structs.replace(found, password=hashed))
-            for session in list(sessions.by(txn, "user", user.id)):
-                if session.id != who.credential_id:
-                    sessions.delete(txn, session.id)
+            people.set_password(txn, found, hashed, kept=who.credential_id)
 
         await call.write(decide)
         if user.username == self._control.settings.admin_username:

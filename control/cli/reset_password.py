@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from control.auth import FILE_NAME
 from control.errors import ApiError
+from control.identity import users as people
 from control.identity.opening import open_records
 from control.identity.passwords import make_hasher, new_password
-from control.identity.rows import IDENTITY, User, sessions, users
+from control.identity.rows import IDENTITY, User, users
 from control.records import Txn
 from control.settings import ControlSettings
 from gfs.errors import SettingsError
@@ -35,7 +34,9 @@ async def replace_password(
     records = open_records(settings, directory, [IDENTITY])
     try:
         hashed = make_hasher(settings).hash(password)
-        await records.write(lambda txn: _replace(txn, username.strip(), hashed))
+        await records.write(
+            lambda txn: people.set_password(txn, _user(txn, username.strip()), hashed)
+        )
     finally:
         records.close()
     if username.strip() == settings.admin_username:
@@ -43,13 +44,9 @@ async def replace_password(
         (directory / FILE_NAME).unlink(missing_ok=True)
 
 
-def _replace(txn: Txn, username: str, hashed: str) -> User:
+def _user(txn: Txn, username: str) -> User:
     user = users.find(txn, "username", username)
     if user is None:
         known = ", ".join(sorted(row.username for row in users.scan(txn))[:10])
         raise SettingsError(f"there is no user {username!r}, only: {known}")
-    changed = msgspec.structs.replace(user, password=hashed)
-    users.put(txn, changed)
-    for session in list(sessions.by(txn, "user", user.id)):
-        sessions.delete(txn, session.id)
-    return changed
+    return user

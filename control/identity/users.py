@@ -122,9 +122,20 @@ def change(
     )
     users.put(txn, changed)
     if password is not None or changed.is_admin != user.is_admin:
-        for session in list(sessions.by(txn, "user", user_id)):
-            sessions.delete(txn, session.id)
+        _end_sessions(txn, user_id)
     return changed
+
+
+def set_password(txn: Txn, user: User, password: str, kept: str = "") -> None:
+    """``password`` is a hash. The user's sessions end, but for the one with the id ``kept``."""
+    users.put(txn, replace(user, password=password))
+    _end_sessions(txn, user.id, kept)
+
+
+def _end_sessions(txn: Txn, user_id: str, kept: str = "") -> None:
+    for session in list(sessions.by(txn, "user", user_id)):
+        if session.id != kept:
+            sessions.delete(txn, session.id)
 
 
 def note_place(txn: Txn, user_id: str, network: str, now: int) -> None:
@@ -152,8 +163,7 @@ def delete(txn: Txn, user_id: str, deletions: Iterable[Callable[[Txn, str], None
         raise NoSuchThing("no such user")
     if user.is_admin and users.count(txn, "admin", "yes") == 1:
         raise Conflict("this is the last administrator: create another one first")
-    for session in sessions.by(txn, "user", user_id):
-        sessions.delete(txn, session.id)
+    _end_sessions(txn, user_id)
     places.delete(txn, user_id)
     for token in tokens.by(txn, "owner", user_id):
         tokens.delete(txn, token.id)
