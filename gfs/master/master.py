@@ -100,7 +100,7 @@ class Master:
         self.operations = Operations(settings.slow_seconds)
         #: Connections served now, for metrics.
         self.connections: set[BulkConnection] = set()
-        #: Commands about shadow masters: see :mod:`gfs.master.replication.log_sender`.
+        #: Commands about shadow masters: see :mod:`gfs.master.shadows.log_sender`.
         self.shadow_status: Callable[[], list[ShadowStatus]] = list
         self.forget_shadow: Callable[[ForgetShadow], Awaitable[Done]] = _without_shadows
         #: Who has the hold, if an engine elects the masters.

@@ -24,8 +24,8 @@ from gfs.master.election import Candidate, Engine, EngineAway, Guarded
 from gfs.master.leases import Grants
 from gfs.master.master import Master
 from gfs.master.metadata import Standing, Store, open_only, terms
-from gfs.master.replication import Shadow, Shadows, ShadowSession, TermAnnouncer
 from gfs.master.service import ChunkserverSession, ClientSession, Snapshots, families
+from gfs.master.shadows import Shadow, Shadows, ShadowSession, TermAnnouncer
 from gfs.master.upkeep import Upkeep
 from gfs.metrics import Source
 from gfs.protocol.bulk import BulkConnection

@@ -54,7 +54,7 @@ def shrink() -> bool:
     import gfs.chunkserver.packs.slots
     import gfs.chunkserver.replicas.store
     import gfs.chunkserver.upkeep.scrub
-    import gfs.master.replication.log_sender
+    import gfs.master.shadows.log_sender
     import gfs.master.tables.garbage
     import gfs.master.upkeep.metadata_disk
     import gfs.master.upkeep.trash
@@ -72,7 +72,7 @@ def shrink() -> bool:
     gfs.chunkserver.exchanges.write.SMALL_PACKET_BYTES = BLOCK_BYTES
     gfs.protocol.rpc.SWEEP_SECONDS = 1.0
     gfs.master.tables.garbage.ORDERS_MAX = 2
-    gfs.master.replication.log_sender.SWEEP_SECONDS = 2.0
+    gfs.master.shadows.log_sender.SWEEP_SECONDS = 2.0
     gfs.master.upkeep.trash.RECLAIM_REST_SECONDS = 1.0
     gfs.master.upkeep.metadata_disk.SPACE_SECONDS = 20.0
     return True

@@ -32,7 +32,7 @@ from gfs.master import run_master
 from gfs.master.election import View
 from gfs.master.metadata import Standing, Store, Txn
 from gfs.master.metadata.store import open_store
-from gfs.master.replication import Shadow
+from gfs.master.shadows import Shadow
 from gfs.protocol.rpc import Rpc
 
 from .elected import HOLD_SECONDS, MASTER, ElectedCluster, SimDoor, Unkindness, address

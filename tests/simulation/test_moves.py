@@ -14,7 +14,7 @@ from gfs.blocks import BLOCK_BYTES, MIB
 from gfs.cli.health import advice
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.master.rules.rebalancing import Move, Plan
+from gfs.master.rules.moves import Move, Plan
 from gfs.protocol.messages import SMALL_REPLICA_BYTES_MAX, ServerStatus
 from gfs.testing import SimCluster
 

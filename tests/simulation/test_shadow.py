@@ -31,9 +31,9 @@ from gfs.errors import (
 )
 from gfs.master.metadata import terms
 from gfs.master.metadata.store import Store, open_only
-from gfs.master.replication import log_receiver, log_sender, promises
-from gfs.master.replication.log_receiver import Following
-from gfs.master.replication.log_sender import BEAT_SECONDS
+from gfs.master.shadows import log_receiver, log_sender, promises
+from gfs.master.shadows.log_receiver import Following
+from gfs.master.shadows.log_sender import BEAT_SECONDS
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import Bind, Position, PositionReply, Retire, ShadowStatus
 

@@ -25,9 +25,9 @@ from gfs.master.metadata.operations import (
 )
 from gfs.master.metadata.rows import answer_key, pack_u64
 from gfs.master.metadata.store import Standing, Store, Txn, open_only, open_store
-from gfs.master.replication import store_copy
-from gfs.master.replication.log_receiver import check_counters
-from gfs.master.replication.store_copy import Ending
+from gfs.master.shadows import store_copy
+from gfs.master.shadows.log_receiver import check_counters
+from gfs.master.shadows.store_copy import Ending
 
 MAP_BYTES = 1 << 26
 

@@ -25,8 +25,8 @@ from gfs.master.metadata.operations import (
     apply,
 )
 from gfs.master.metadata.store import Change, Counted, State
-from gfs.master.replication import quorum
-from gfs.master.replication.quorum import acknowledged_up_to
+from gfs.master.shadows import quorum
+from gfs.master.shadows.quorum import acknowledged_up_to
 
 
 def state(counted: Counted, change: Change | None = None) -> State:

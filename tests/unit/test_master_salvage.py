@@ -7,8 +7,8 @@ import random
 import pytest
 
 from gfs.master.metadata.rows import Chunk
-from gfs.master.rules.rereplication import Limits
 from gfs.master.rules.salvage import plan_salvage
+from gfs.master.rules.source_and_target import Limits
 from gfs.master.tables.repair_queue import Clone
 from gfs.master.tables.salvage_queue import (
     BACKOFF_SECONDS,

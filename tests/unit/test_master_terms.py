@@ -13,7 +13,7 @@ from gfs.errors import StaleVersion
 from gfs.io import real_world
 from gfs.master.metadata import terms
 from gfs.master.metadata.store import open_store
-from gfs.master.replication.promises import Promises
+from gfs.master.shadows.promises import Promises
 from gfs.protocol.messages import Bind
 
 CHANCE = st.integers(0, 2**32 - 1)

@@ -40,7 +40,7 @@ PIECE, ROWS, POINT = 1, 2, 3
 
 
 class Piece(msgspec.Struct, array_like=True):
-    """As in :mod:`gfs.master.replication.store_copy`."""
+    """As in :mod:`gfs.master.shadows.store_copy`."""
 
     database: str
     body: bytes

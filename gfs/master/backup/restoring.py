@@ -31,7 +31,7 @@ from gfs.master.metadata import (
 )
 from gfs.master.metadata.operation_log import Diverged
 from gfs.master.metadata.operations import TermBegun
-from gfs.master.replication import begin_term, check_counters, store_copy
+from gfs.master.shadows import begin_term, check_counters, store_copy
 from gfs.protocol import handshake
 from gfs.protocol.credentials import Credentials
 from gfs.protocol.handshake import Identity

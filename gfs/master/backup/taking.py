@@ -23,7 +23,7 @@ from gfs.errors import GfsError, InvalidArgument, MasterUnavailable, ProtocolErr
 from gfs.io import World
 from gfs.master.backup.backup_file import PIECE, ROWS, BackupFile, Piece, Point
 from gfs.master.metadata import State
-from gfs.master.replication import connect_master
+from gfs.master.shadows import connect_master
 from gfs.protocol.credentials import Credentials
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import CopyPiece, LogPage, ReadCopy, ReadLog

@@ -4,7 +4,7 @@ An *engine* outside of this system, such as etcd, gives a *hold* to one process 
 right to try to be the master, which ends by itself if it is not renewed (:mod:`.engine`; that of
 etcd is :mod:`.etcd`, that of Kubernetes :mod:`.lease`). :mod:`.candidate` tries to get the hold
 for this process, and keeps it. It does not decide whether the process has everything that was
-acknowledged: the counting of :mod:`gfs.master.replication` does. :mod:`.guard` lets nothing out
+acknowledged: the counting of :mod:`gfs.master.shadows` does. :mod:`.guard` lets nothing out
 of this process after its hold.
 """
 

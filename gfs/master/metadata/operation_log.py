@@ -3,7 +3,7 @@
 So the checksum of one row stands for the whole history up to it, and two
 masters' logs are the same up to a sequence exactly when their rows of that
 sequence are (up to chance, 1 in 2^64). So a shadow master whose history differs is
-detected (:mod:`gfs.master.replication.log_receiver`).
+detected (:mod:`gfs.master.shadows.log_receiver`).
 
 The log does not have the rows that belong to one store: ``epoch`` (how often the store
 was started), ``standing`` (the role of its master), and the range of handles that each

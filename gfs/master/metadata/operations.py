@@ -217,7 +217,7 @@ class RestoreAccepted(Operation, tag=60):
 class ShadowsChanging(Operation, tag=55):
     """Other shadow masters are to count for ``replicas_before_ack``. Until those that
     count now have this row, both sets count: see
-    :mod:`gfs.master.replication.quorum`."""
+    :mod:`gfs.master.shadows.quorum`."""
 
     addresses: list[str]
     wanted: int

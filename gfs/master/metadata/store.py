@@ -75,7 +75,7 @@ class UnderWay(msgspec.Struct, array_like=True, frozen=True):
 
 class Counted(msgspec.Struct, array_like=True, frozen=True):
     """``wanted`` of the shadow masters at ``addresses`` must have an operation before
-    it is acknowledged: see :mod:`gfs.master.replication.quorum`."""
+    it is acknowledged: see :mod:`gfs.master.shadows.quorum`."""
 
     addresses: list[str] = []
     wanted: int = 0

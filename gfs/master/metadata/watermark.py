@@ -1,7 +1,7 @@
 """The quorum watermark: up to which operation enough shadow masters have the log on disk.
 
 With ``replicas_before_ack`` = n an answer is sent when n shadow masters have the log up
-to the sequence that the answer depends on (:mod:`gfs.master.replication.quorum` says
+to the sequence that the answer depends on (:mod:`gfs.master.shadows.quorum` says
 which shadows count). The committer does not wait: it commits the next batch meanwhile,
 and one acknowledgement of a shadow master releases all answers that it covers. So n
 costs latency (a round trip and a commit elsewhere) and no throughput.

@@ -1,5 +1,5 @@
 """Which replicas are moved now, so that disks fill evenly and all racks are used (the
-paper, 4.3). The rules are in :mod:`gfs.master.rules.rebalancing`; a move is a copy,
+paper, 4.3). The rules are in :mod:`gfs.master.rules.moves`; a move is a copy,
 after which the collector deletes the replica at the old place.
 """
 
@@ -12,7 +12,7 @@ from gfs.master.metadata.namespace import chunk_row
 from gfs.master.metadata.rows import Chunk
 from gfs.master.replicas.goals import Goals
 from gfs.master.replicas.repair_planner import RepairPlanner
-from gfs.master.rules import rebalancing
+from gfs.master.rules import moves
 from gfs.master.tables import LIVE, Clone, LeaseTable, ReplicaMap, ReservationTable, Server
 from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 
@@ -50,7 +50,7 @@ class Balancer:
         #: The orders under way; and whether disks are being balanced.
         self.move_orders = 0
         self.balancing = False
-        self._means: rebalancing.Means | None = None
+        self._means: moves.Means | None = None
         #: Chunks that were moved since balancing began; the last ones of them.
         self._moved: dict[int, None] = {}
 
@@ -69,10 +69,10 @@ class Balancer:
             and self._move_plan().is_possible
         )
 
-    def _move_plan(self) -> rebalancing.Plan:
+    def _move_plan(self) -> moves.Plan:
         # Once begun, balancing continues until no server is above the mean.
         difference = 0.0 if self.balancing else self._settings.balance_share
-        return rebalancing.Plan(self._servers.placeable(self._map.now), difference, self._means)
+        return moves.Plan(self._servers.placeable(self._map.now), difference, self._means)
 
     def begin_balancing(self) -> None:
         """Begin a pass over all chunks, with the mean disk use of the last moment in
@@ -83,7 +83,7 @@ class Balancer:
             server for server in self._servers.placeable(self._map.now) if server.total_bytes
         ]
         if not any(server.transfers.shifts for server in servers):
-            self._means = rebalancing.means_of(servers)
+            self._means = moves.means_of(servers)
 
     def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
         """The copies to start now for those of these chunks that should be moved,
@@ -92,7 +92,7 @@ class Balancer:
         plan = self._move_plan()
         rest: list[int] = []
         orders: list[list[Clone]] = []
-        open_orders: dict[rebalancing.Move, list[Clone]] = {}
+        open_orders: dict[moves.Move, list[Clone]] = {}
         now = self._map.now
         held_up = 0
         #: The holders of chunks for which there was no slot, nor an order to join. No slot
@@ -118,7 +118,7 @@ class Balancer:
                 is_small = row.length <= SMALL_REPLICA_BYTES_MAX
 
                 def can_begin(
-                    move: rebalancing.Move, handle: int = handle, is_small: bool = is_small
+                    move: moves.Move, handle: int = handle, is_small: bool = is_small
                 ) -> bool:
                     if self._garbage.was_ordered(move.target.index, handle, now):
                         refused.add(handle)
@@ -161,7 +161,7 @@ class Balancer:
         if len(self._moved) > MOVED_MAX:
             del self._moved[next(iter(self._moved))]
 
-    def _has_move_slot(self, move: rebalancing.Move) -> bool:
+    def _has_move_slot(self, move: moves.Move) -> bool:
         per_server = self._planner.limits.per_server
         return (
             self.move_orders < self.moves_total

@@ -13,7 +13,7 @@ from gfs.diagnostics import event
 from gfs.master.metadata import Freed, Store, Txn
 from gfs.master.metadata.namespace import chunk_row
 from gfs.master.replicas.goals import Goals
-from gfs.master.rules.rereplication import pick_surplus
+from gfs.master.rules.source_and_target import pick_surplus
 from gfs.master.tables import CORRUPT, FORGETFUL, LeaseTable, ReplicaMap, ReservationTable, Server
 from gfs.protocol.messages import ReplicaName
 

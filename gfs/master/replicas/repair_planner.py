@@ -18,8 +18,8 @@ from gfs.master.metadata.namespace import chunk_row
 from gfs.master.metadata.rows import Chunk
 from gfs.master.replicas.garbage_collector import log_repaired
 from gfs.master.replicas.goals import Goals
-from gfs.master.rules.rereplication import Limits, free_slots, join, plan_clone
 from gfs.master.rules.salvage import plan_salvage
+from gfs.master.rules.source_and_target import Limits, free_slots, join, plan_clone
 from gfs.master.tables import CORRUPT, LIVE, STALE, Clone, Danger, LeaseTable, ReplicaMap, Server
 from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 

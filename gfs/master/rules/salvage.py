@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from gfs.master.metadata.rows import Chunk
 from gfs.master.rules import placement
-from gfs.master.rules.rereplication import Limits
+from gfs.master.rules.source_and_target import Limits
 from gfs.master.tables import Clone, Server
 
 

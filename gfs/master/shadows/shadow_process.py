@@ -22,12 +22,12 @@ from gfs.master.leases import Grants
 from gfs.master.metadata import Standing, Store, Txn, open_only, operation_log, terms
 from gfs.master.metadata.operation_log import Diverged
 from gfs.master.metadata.operations import TermBegun
-from gfs.master.replication import store_copy
-from gfs.master.replication.log_receiver import Following, connect_master, log_failure
-from gfs.master.replication.promises import Promises
-from gfs.master.replication.promotion import Promotion
-from gfs.master.replication.read_only_master import ShadowAnswers, ShadowMaster
 from gfs.master.service import ChunkserverSession, ClientSession, families, send_failure
+from gfs.master.shadows import store_copy
+from gfs.master.shadows.log_receiver import Following, connect_master, log_failure
+from gfs.master.shadows.promises import Promises
+from gfs.master.shadows.promotion import Promotion
+from gfs.master.shadows.read_only_master import ShadowAnswers, ShadowMaster
 from gfs.master.upkeep import Passes, TrashCounts, guarded, watch_space
 from gfs.metrics import Source
 from gfs.protocol.bulk import BulkConnection

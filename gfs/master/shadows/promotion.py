@@ -9,11 +9,11 @@ lost.
 it acknowledged. It certainly has them all if the master waits for n shadow masters
 before it acknowledges (``replicas_before_ack``), fewer than n of those that count do
 not answer, and this one's log is at least as long as those of the others: see
-:mod:`gfs.master.replication.quorum`. Otherwise the operator must force the promotion,
+:mod:`gfs.master.shadows.quorum`. Otherwise the operator must force the promotion,
 and the refusal says what may be lost.
 
 In both cases the others are first asked to promise that they follow no master of a
-lower term any more (:mod:`gfs.master.replication.promises`). After a death these
+lower term any more (:mod:`gfs.master.shadows.promises`). After a death these
 promises prevent a master that only seems to be dead from acknowledging more through one
 of them. In the planned case this shadow master has everything, and must only exclude
 that another one was promoted without it: so many have to promise that any two
@@ -41,10 +41,10 @@ from gfs.diagnostics import event
 from gfs.errors import Busy, GfsError, StaleVersion
 from gfs.io import World
 from gfs.master.metadata import operation_log, terms
-from gfs.master.replication import quorum
-from gfs.master.replication.log_receiver import Following
-from gfs.master.replication.promises import Promises, ask
-from gfs.master.replication.read_only_master import ShadowMaster
+from gfs.master.shadows import quorum
+from gfs.master.shadows.log_receiver import Following
+from gfs.master.shadows.promises import Promises, ask
+from gfs.master.shadows.read_only_master import ShadowMaster
 from gfs.protocol import handshake
 from gfs.protocol.messages import Bind, Position, PositionReply, Promote, PromoteReply
 

@@ -24,9 +24,9 @@ from gfs.master.master import Master
 from gfs.master.metadata import Counted, Outcome, Promise, Standing, State, Txn, operation_log
 from gfs.master.metadata.namespace import Planned
 from gfs.master.metadata.operations import ShadowForgotten, ShadowsChanged, ShadowsChanging
-from gfs.master.replication import quorum
-from gfs.master.replication.store_copy import Ending, Piece, pieces
 from gfs.master.service import cluster_totals, send_failure
+from gfs.master.shadows import quorum
+from gfs.master.shadows.store_copy import Ending, Piece, pieces
 from gfs.protocol.messages import (
     Bind,
     CopyPiece,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.master.rules.rebalancing import REPLICA_BYTES_MAX, Move, Plan, means_of
-from gfs.master.rules.rereplication import pick_surplus
+from gfs.master.rules.moves import REPLICA_BYTES_MAX, Move, Plan, means_of
+from gfs.master.rules.source_and_target import pick_surplus
 from gfs.master.tables.servers import LIVE, Server
 from gfs.protocol.messages import Disk
 

@@ -13,7 +13,7 @@ Two reasons, in this order:
 A move is a copy and then a surplus: the chunk gets one replica more, and only when that
 is complete is one deleted. Moves wait while chunks below their goal are copied, and a
 chunk under lease is not moved. Small replicas move many at a time, as they are copied
-for repair (:mod:`gfs.master.rules.rereplication`).
+for repair (:mod:`gfs.master.rules.source_and_target`).
 
 For disk use no replica goes to a server that is fuller than the one that gives it, or would
 be afterwards: the source stays at or above the mean and the target at or below it. So a

@@ -14,10 +14,10 @@ The process uses ``Shadows``, ``ShadowSession`` and ``TermAnnouncer`` of a maste
 shadow master's copy.
 """
 
-from gfs.master.replication.log_receiver import check_counters, connect_master
-from gfs.master.replication.log_sender import Shadows, ShadowSession
-from gfs.master.replication.shadow_process import Shadow, begin_term
-from gfs.master.replication.term_announcer import TermAnnouncer
+from gfs.master.shadows.log_receiver import check_counters, connect_master
+from gfs.master.shadows.log_sender import Shadows, ShadowSession
+from gfs.master.shadows.shadow_process import Shadow, begin_term
+from gfs.master.shadows.term_announcer import TermAnnouncer
 
 __all__ = [
     "Shadow",

@@ -39,8 +39,8 @@ from gfs.master.metadata import (
     trim,
 )
 from gfs.master.metadata.operation_log import Diverged
-from gfs.master.replication.promises import Promises
-from gfs.master.replication.read_only_master import ShadowMaster
+from gfs.master.shadows.promises import Promises
+from gfs.master.shadows.read_only_master import ShadowMaster
 from gfs.protocol import handshake
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (

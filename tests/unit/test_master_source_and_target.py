@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.rules.rereplication import Limits, free_slots, join, pick_surplus, plan_clone
+from gfs.master.rules.source_and_target import Limits, free_slots, join, pick_surplus, plan_clone
 from gfs.master.tables.repair_queue import RATE_SECONDS, ROUND_MAX, Clone, Rate, RepairQueue
 from gfs.master.tables.servers import LIVE, SILENT, Server
 from gfs.protocol.messages import CLONES_MAX, Disk

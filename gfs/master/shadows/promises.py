@@ -2,7 +2,7 @@
 
 It promises, durably, to follow no master of a lower term from then on, so it
 acknowledges nothing any more that the other one does not know of
-(:mod:`gfs.master.replication.quorum`). Until it is known whether the term begins, the
+(:mod:`gfs.master.shadows.quorum`). Until it is known whether the term begins, the
 master may lack a shadow master that it waits for; so a promise ends as early as
 possible: when that term is in this shadow master's own log, or when the one that it was
 made to answers that it did not begin that term and is not about to.
@@ -18,7 +18,7 @@ import trio
 from gfs.errors import Busy, DiskFull, GfsError, ProtocolError, StaleVersion
 from gfs.io import World
 from gfs.master.metadata import Promise, Store, terms
-from gfs.master.replication.log_sender import position
+from gfs.master.shadows.log_sender import position
 from gfs.protocol import handshake
 from gfs.protocol.messages import Bind, Position, PositionReply
 from gfs.protocol.rpc import Rpc
