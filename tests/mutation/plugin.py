@@ -77,6 +77,7 @@ class _Judge:
         self._broken: set[str] = set()
         self._writes = 0
         self._functions: dict[tuple[str, str, int], list[FunctionType]] = {}
+        gc.unfreeze()  # what the end of collecting has frozen is not among the objects
         for each in gc.get_objects():
             if isinstance(each, FunctionType):
                 self._functions.setdefault(_place(each.__code__), []).append(each)
