@@ -7,6 +7,8 @@ over imports for types. A reader walks those as well.
 A *room* is a package below ``gfs`` or ``control``. Its *door* is the ``__all__`` of its
 ``__init__``: names, and modules whose own names are open to all. A room within a room is
 entered through the outer one's door by those outside of that. Tests may look into a room.
+
+A class that has grown large is several: :func:`test_no_class_is_large`.
 """
 
 from __future__ import annotations
@@ -159,6 +161,36 @@ def test_what_goes_past_a_door(importer: str, line: str, is_past: bool) -> None:
         *("gfs.room", "gfs.room.listed", "gfs.room.hidden", "gfs.room.inner", "gfs.room.inner.z")
     }
     assert bool(list(past_doors(importer, ast.parse(line), rooms, names))) == is_past
+
+
+METHODS_MAX, ATTRIBUTES_MAX = 30, 20
+#: Where that holds, and the classes that are larger yet, with their methods and attributes: a
+#: number here only goes down.
+BOUNDED = ("gfs.chunkserver.", "gfs.master.", "gfs.protocol.")
+LARGER = {"gfs.master.master.Master": (11, 33)}
+
+
+def size(found: ast.ClassDef) -> tuple[int, int]:
+    """How many methods it has, and attributes, wherever it sets them."""
+    methods = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in found.body)
+    names = {node.target.id for node in found.body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
+    for node in ast.walk(found):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return methods, len(names)
+
+
+def test_no_class_is_large() -> None:
+    """A record of fields, which has no methods, may have any number of them."""
+    found = {}
+    for name, path in modules().items():
+        if name.startswith(BOUNDED):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    methods, attributes = size(node)
+                    if methods > METHODS_MAX or (methods and attributes > ATTRIBUTES_MAX):
+                        found[f"{name}.{node.name}"] = methods, attributes
+    assert found == LARGER, "cut a class along what it does"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.stem)
