@@ -164,10 +164,19 @@ def test_what_goes_past_a_door(importer: str, line: str, is_past: bool) -> None:
 
 
 METHODS_MAX, ATTRIBUTES_MAX = 30, 20
-#: Where that holds, and the classes that are larger yet, with their methods and attributes: a
-#: number here only goes down.
-BOUNDED = ("gfs.chunkserver.", "gfs.master.", "gfs.protocol.")
-LARGER = {"gfs.master.master.Master": (11, 33)}
+#: The classes that are larger yet, with their methods and attributes: a number here only goes
+#: down.
+LARGER = {
+    "gfs.master.master.Master": (11, 33),
+    # What a user calls, and what fsspec asks of one class.
+    "gfs.client.client.Client": (49, 2),
+    "gfs.fsspec.system.GfsFileSystem": (44, 2),
+    # Records of fields, with a few methods that check them.
+    "gfs.config.MasterSettings": (2, 29),
+    "control.settings.ControlSettings": (6, 30),
+    "control.compute.settings.ComputeSettings": (2, 21),
+    "control.compute.rows.Container": (3, 22),
+}
 
 
 def size(found: ast.ClassDef) -> tuple[int, int]:
@@ -184,12 +193,11 @@ def test_no_class_is_large() -> None:
     """A record of fields, which has no methods, may have any number of them."""
     found = {}
     for name, path in modules().items():
-        if name.startswith(BOUNDED):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef):
-                    methods, attributes = size(node)
-                    if methods > METHODS_MAX or (methods and attributes > ATTRIBUTES_MAX):
-                        found[f"{name}.{node.name}"] = methods, attributes
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                methods, attributes = size(node)
+                if methods > METHODS_MAX or (methods and attributes > ATTRIBUTES_MAX):
+                    found[f"{name}.{node.name}"] = methods, attributes
     assert found == LARGER, "cut a class along what it does"
 
 
