@@ -42,10 +42,17 @@ const { metafile } = await build({
 });
 
 const outputs = Object.entries(metafile.outputs);
-const [script, { cssBundle }] = outputs.find(([, { entryPoint }]) => entryPoint === "src/main.tsx");
+const [script, { cssBundle, imports }] = outputs.find(
+  ([, { entryPoint }]) => entryPoint === "src/main.tsx",
+);
+// What the script cannot run without is asked for with it, and not when it has been read.
+const preloads = imports
+  .filter(({ kind }) => kind === "import-statement")
+  .map(({ path }) => `<link rel="modulepreload" href="/console/${basename(path)}" nonce="NONCE">`);
 const page = readFileSync("src/index.html", "utf8")
   .replace("SCRIPT", `/console/${basename(script)}`)
-  .replace("STYLES", `/console/${basename(cssBundle)}`);
+  .replace("STYLES", `/console/${basename(cssBundle)}`)
+  .replace("<!-- PRELOADS -->", preloads.join(""));
 mkdirSync(SCRATCH, { recursive: true });
 writeFileSync(join(SCRATCH, "index.html"), page);
 for (const name of readdirSync(SCRATCH)) {

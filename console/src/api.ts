@@ -3,7 +3,7 @@
 // The token of the session is in memory and in sessionStorage: another origin cannot read it, and
 // it ends with the last tab. No cookie is set or sent, so another site can make this browser change
 // nothing. Users' files are served from this origin, but in a sandbox without one.
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Store } from "./store";
 import { T } from "./texts";
 
@@ -239,7 +239,8 @@ export function useLoad<R>(
   const [turn, setTurn] = useState(0);
   const loader = useRef(load);
   loader.current = load;
-  useEffect(() => {
+  // Before anything is painted: the answer is on its way meanwhile.
+  useLayoutEffect(() => {
     const ending = new AbortController();
     let timer = 0;
     let isRead = false;

@@ -1,4 +1,8 @@
 // Numbers and times, as people read them.
+import { LOCALE, number, T } from "./texts";
+
+export { number };
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 export function bytes(count: number): string {
@@ -30,26 +34,35 @@ export function bytesIn(text: string, one: number): number {
   return Number(value) * (/b/i.test(text) ? 1 : one);
 }
 
-export const number = (value: number): string => value.toLocaleString("en");
-
 export function duration(seconds: number): string {
-  if (seconds < 1) return "< 1 s";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 36 * 3600) return `${Math.round(seconds / 3600)} h`;
-  return `${Math.round(seconds / 86400)} d`;
+  const { second, minute, hour, day } = T.common.units;
+  if (seconds < 1) return T.common.moment;
+  if (seconds < 90) return `${Math.round(seconds)} ${second}`;
+  if (seconds < 90 * 60) return `${Math.round(seconds / 60)} ${minute}`;
+  if (seconds < 36 * 3600) return `${Math.round(seconds / 3600)} ${hour}`;
+  return `${Math.round(seconds / 86400)} ${day}`;
 }
+
+/** What writes times in unix seconds. To make one takes as long as to write dozens of them. */
+function writer(options: Intl.DateTimeFormatOptions): (seconds: number) => string {
+  let made: Intl.DateTimeFormat | undefined;
+  return (seconds) => {
+    made ??= new Intl.DateTimeFormat(LOCALE, options);
+    return made.format(seconds * 1000);
+  };
+}
+
+const MINUTES = { hour: "2-digit", minute: "2-digit" } as const;
+const DATE = { day: "2-digit", month: "2-digit", year: "numeric" } as const;
+
+export const clock = writer(MINUTES);
+const date = writer({ day: "numeric", month: "short", year: "numeric" });
+export const fullTime = writer({ ...DATE, ...MINUTES, second: "2-digit", timeZoneName: "short" });
 
 /** A time in unix seconds: the time of day if it is today, else the date. */
 export function time(seconds: number): string {
-  const then = new Date(seconds * 1000);
-  const today = new Date().toDateString() === then.toDateString();
-  return today
-    ? then.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" })
-    : then.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric" });
+  const isToday = new Date().toDateString() === new Date(seconds * 1000).toDateString();
+  return (isToday ? clock : date)(seconds);
 }
-
-export const fullTime = (seconds: number): string =>
-  new Date(seconds * 1000).toLocaleString("en-GB", { timeZoneName: "short" });
 
 export const lastSegment = (path: string): string => path.slice(path.lastIndexOf("/") + 1);

@@ -1,4 +1,10 @@
 // Every text that people see, in English. A translation is another such object.
+
+/** How numbers and times are written. */
+export const LOCALE = "en-GB";
+
+export const number = (value: number): string => value.toLocaleString(LOCALE);
+
 export const T = {
   product: "GFS",
   failures: {
@@ -29,6 +35,9 @@ export const T = {
     skip: "Skip to the content",
     none: "—",
     size: "Size",
+    /** Of durations. */
+    moment: "< 1 s",
+    units: { second: "s", minute: "min", hour: "h", day: "d" },
   },
   nav: {
     menu: "Menu",
@@ -64,7 +73,7 @@ export const T = {
     create: "New storage namespace",
     empty: "There is no storage namespace yet",
     emptyHint: "Create one to upload files to it.",
-    files: (count: number) => (count === 1 ? "1 file" : `${count.toLocaleString("en")} files`),
+    files: (count: number) => (count === 1 ? "1 file" : `${number(count)} files`),
     visibility: "Visibility",
     visibilities: ["Private", "Unlisted", "Public"],
     visibilityHints: [
@@ -87,7 +96,7 @@ export const T = {
     remove: "Delete…",
     removeTitle: (name: string) => `Delete ${name}?`,
     removeText: (name: string, count: number) =>
-      `All its files are deleted with it (${count.toLocaleString("en")}). ` +
+      `All its files are deleted with it (${number(count)}). ` +
       `Type ${name} to confirm.`,
     confirm: "Its name",
     removed: (name: string) => `${name} is deleted`,
@@ -115,7 +124,7 @@ export const T = {
     remove: "Delete",
     select: (name: string) => `Select ${name}`,
     selectAll: "Select all",
-    selected: (count: number) => `${count.toLocaleString("en")} selected`,
+    selected: (count: number) => `${number(count)} selected`,
     clear: "Clear",
     removeTitle: (count: number) => (count === 1 ? "Delete this?" : `Delete these ${count}?`),
     removeText: (isShared: boolean) =>
@@ -135,10 +144,11 @@ export const T = {
     removed: (count: number) =>
       count === 1 ? "Deleted" : `${count} entries deleted`,
     progress: (done: number, all: number) =>
-      `${done.toLocaleString("en")} of ${all.toLocaleString("en")} done`,
+      `${number(done)} of ${number(all)} done`,
     folder: "Folder",
+    large: "This folder has so many entries that they are listed by name, neither in another order nor filtered.",
     count: (shown: number, more: boolean) =>
-      more ? `${shown.toLocaleString("en")} shown, there are more` : `${shown.toLocaleString("en")}`,
+      more ? `${number(shown)} shown, there are more` : `${number(shown)}`,
     share: "Share…",
     locate: "Where it is stored",
   },
@@ -260,9 +270,9 @@ export const T = {
       pending: "pending",
       initializing: "starting",
       running: "running",
-      stopping: "stopping",
       stopped: "stopped",
       failed: "failed",
+      deleting: "being deleted",
     } as Record<string, string>,
     state: "State",
     hostname: "Host name",
@@ -308,6 +318,7 @@ export const T = {
   },
   trash: {
     about: (kept: string) => `What was deleted is kept for ${kept}, then its space is reclaimed.`,
+    large: "There is so much in this trash that it is listed by path, and not by when it was deleted.",
     empty: "The trash is empty",
     emptyHint: "What you delete in this storage namespace comes here first.",
     path: "Where it was",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import AsyncIterator
 
@@ -168,9 +169,12 @@ async def test_an_administrator_is_offered_what_is_allowed_and_finds_all_there_i
     assert (
         await console.evaluate("document.querySelector('[aria-label=\"Actions: shown\"]')") is None
     )
+    console.page.asked.clear()
     await console.go("#/files/shown")
     await console.until("document.querySelector('tbody .name')?.innerText.trim() === 'in'")
     assert await console.evaluate("document.querySelectorAll('main .button, .tabs').length") == 0
+    lists = [each for each in console.page.asked if each.endswith("/admin/namespaces")]
+    assert len(lists) == 1
     await console.press("in")
     await console.press("Actions: a.txt")
     items = "[...document.querySelectorAll('[role=menuitem]')].map((each) => each.innerText)"
@@ -329,6 +333,26 @@ async def test_the_first_container_asks_for_a_key_and_goes_on(console: Console) 
     await console.until("!document.querySelector('dialog')")
 
 
+async def test_a_container_that_is_being_deleted_is_offered_nothing_more(
+    console: Console,
+) -> None:
+    """Which all of it would refuse."""
+    about = {"memory_mb": 512, "storage_gb": 5, "instance_type": "nano", "hostname": "h"}
+    row = {"id": "1", "name": "old", "status": "deleting", "ssh_enabled": False, **about}
+    row["created_at"] = "2026-12-01T00:00:00Z"
+    answer = json.dumps({"containers": [row], **row, "rules": [], "mount_paths": []})
+    await console.evaluate(
+        f"((fetch) => {{ window.fetch = async (address, options) => /compute/.test(address)"
+        f" ? new Response({json.dumps(answer)}) : fetch(address, options); }})(window.fetch)"
+    )
+    await console.go("#/containers")
+    await console.sees("being deleted")
+    assert await console.evaluate("document.querySelectorAll('.card button').length") == 0
+    await console.go("#/containers/1")
+    await console.until("document.querySelector('.crumbs .badge')?.innerText === 'being deleted'")
+    assert await console.evaluate("document.querySelectorAll('.head button').length") == 0
+
+
 async def test_one_sees_the_quota_and_changes_the_password(console: Console, cloud: Cloud) -> None:
     name = await console.evaluate("JSON.parse(sessionStorage['gfs-session']).username")
     await console.go("#/account")
@@ -446,6 +470,10 @@ async def test_the_first_load_is_small_and_soon_there(browser: Chromium, cloud: 
     )
     assert sum(size for _, size in sizes) < 200 * 1024, sizes
     assert not [name for name, _ in sizes if "terminal" in name or "plot" in name]
+    # The page names each of them: none is known only when another has been read.
+    named = "[...document.querySelectorAll('script, [rel=modulepreload]')]"
+    named = await console.evaluate(f"{named}.map((each) => each.src ?? each.href)")
+    assert sorted(named) == sorted(name for name, _ in sizes if name.endswith(".js"))
 
 
 async def test_all_of_it_works_with_the_keyboard_alone(console: Console) -> None:

@@ -56,6 +56,27 @@ HOLD_REQUEST = """(() => {
         return fetch(address, options);
     };
 })()"""
+#: How far what was there has been moved, by nobody's act.
+WATCH_MOVES = """(() => {
+    window.moved = 0;
+    new PerformanceObserver((list) => list.getEntries().forEach(({ value }) => {
+        window.moved += value;
+    })).observe({ type: "layout-shift", buffered: true });
+})()"""
+#: Of any folder or trash, as if it had over 500,000 entries.
+REFUSE_ORDERS = """(() => {
+    const { fetch } = window;
+    window.refused = 0;
+    window.fetch = async (address, options) => {
+        if (!/(entries|trash)[?]/.test(address)) return fetch(address, options);
+        if (/sort=(name|path)&order=asc/.test(address) && !/match=/.test(address))
+            return fetch(address, options);
+        window.refused += 1;
+        return new Response('{"error": "over 500,000 entries"}', { status: 400 });
+    };
+})()"""
+#: Until what is there has been painted.
+PAINTED = "new Promise((done) => setTimeout(() => requestAnimationFrame(done), 50))"
 #: The servers' last pass of verifying was long ago.
 OLD_SCRUB = """(() => {
     const { fetch } = window;
@@ -470,6 +491,72 @@ async def test_what_was_deleted_is_restored_or_deleted_for_good(
     await console.until(f"{rows} === 250")
     await console.press("Restore: many/003")
     await console.until(f"{rows} === 249")
+
+
+async def test_what_is_too_large_for_another_order_is_listed_in_its_own(
+    console: Console, owner: httpx.Client, cloud: Cloud
+) -> None:
+    """The server's refusal (test_storage_trees has it) comes first, and is not asked for again."""
+    space = owner.headers["x-space"]
+    for name in ("a", "b", "c"):
+        put(owner, name, b"x" * len(name))
+        remove(owner, name)
+        put(owner, f"{name}.txt", b"x")
+    await console.go("#/account")
+    await console.evaluate(REFUSE_ORDERS)
+    await console.go(f"#/files/{space}?sort=size&order=desc")
+    await console.sees("so many entries that they are listed by name")
+    await console.until(f"{ROWS}.join() === 'a.txt,b.txt,c.txt'")
+    await console.fill("Filter", "b")
+    await console.go(f"#/trash/{space}")
+    await console.sees("it is listed by path, and not by when it was deleted")
+    assert await console.evaluate(ROWS) == ["a", "b", "c"]
+    await console.press("Restore: b")
+    await console.until(f"{ROWS}.join() === 'a,c'")
+    assert await console.evaluate("window.refused") == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "late", "others", "comes"),
+    [
+        ("#/files/{space}", "namespaces$", 2, f"{ROWS}.join() === 'a.txt'"),
+        ("#/access", "api.tokens$", 3, "document.querySelectorAll('.part .empty').length === 3"),
+    ],
+)
+async def test_nothing_moves_when_what_is_above_it_comes_late(
+    console: Console, owner: httpx.Client, place: str, late: str, others: int, comes: str
+) -> None:
+    put(owner, "a.txt", b"x")
+    await console.go(place.format(space=owner.headers["x-space"]))
+    for source in (HOLD_REQUEST.replace("PATTERN", f"/{late}/"), WATCH_MOVES):
+        await console.page.call("Page.addScriptToEvaluateOnNewDocument", source=source)
+    console.page.loaded = trio.Event()
+    console.page.asked.clear()
+    await console.page.call("Page.reload")
+    await console.page.loaded.wait()
+    await console.until("window.isHeld")
+    answered = "performance.getEntriesByType('resource').filter((each) => each.initiatorType"
+    await console.until(f"{answered} === 'fetch').length === {others}")
+    await console.evaluate(PAINTED)
+    await console.evaluate("window.release()")
+    await console.until(comes)
+    await console.evaluate(PAINTED)
+    assert await console.evaluate("window.moved") == 0
+    paths = [each.split("?")[0] for each in console.page.asked]
+    assert len(paths) == len(set(paths)), "each is asked for once"
+
+
+async def test_on_the_way_back_to_a_folder_its_tabs_are_there(
+    console: Console, owner: httpx.Client
+) -> None:
+    put(owner, "a.txt", b"x")
+    await console.press("Trash", ".tabs")
+    await console.sees("The trash is empty")
+    await console.evaluate(HOLD_REQUEST.replace("PATTERN", "/namespaces$/"))
+    await console.press("Files", ".tabs")
+    await console.until(f"{ROWS}.join() === 'a.txt'")
+    assert await console.evaluate("window.isHeld && !!document.querySelector('.tabs')")
+    await console.evaluate("window.release()")
 
 
 async def test_a_large_upload_goes_on_after_the_connection_was_cut(

@@ -1,7 +1,7 @@
 // The cluster at a glance, as it is now, and what to do about it.
 import type { ComponentChildren } from "preact";
 import { call, get, part, useLoad } from "../api";
-import { bytes, duration, number } from "../format";
+import { bytes, clock, duration, number } from "../format";
 import { link } from "../router";
 import { T } from "../texts";
 import { attempt, Badge, Bar, Button, Copyable, Head, Icon, Wait } from "../ui";
@@ -291,6 +291,7 @@ function Plots() {
                       <figcaption>{title}</figcaption>
                       <Plot
                         at={at}
+                        clock={clock}
                         format={format}
                         lines={lines.map(([name, label]) => ({ label, values: values[name] ?? [] }))}
                       />

@@ -1,7 +1,7 @@
 // Containers: their state as it happens, and one of them with its ports, paths, logs and terminal.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { call, get, LOOK_MS, part, request, session, socketAddress, useLoad } from "../api";
-import { bytes } from "../format";
+import { bytes, fullTime } from "../format";
 import { go, link, place } from "../router";
 import { Store, useStore } from "../store";
 import { T } from "../texts";
@@ -126,9 +126,10 @@ export function Containers() {
   );
 }
 
-/** Whether it is off, and what starts and stops it. */
+/** Whether it is off, and what starts and stops it; `isGoing`: it takes no orders any more. */
 function switchOf(row: Container, done: () => void, at = one(row.id)) {
   return {
+    isGoing: row.status === "deleting",
     act: (action: "start" | "stop"): void =>
       void attempt(async () => {
         await request("POST", `${at}/${action}`);
@@ -139,7 +140,8 @@ function switchOf(row: Container, done: () => void, at = one(row.id)) {
 }
 
 function Actions({ row, done }: { row: Container; done: () => void }) {
-  const { act, isOff } = switchOf(row, done);
+  const { act, isOff, isGoing } = switchOf(row, done);
+  if (isGoing) return null;
   return (
     <Menu
       label={`${T.common.actions}: ${row.name}`}
@@ -323,7 +325,8 @@ export function AllContainers() {
   last.current = list.data ?? last.current;
   const items = (row: Owned): (Item | false)[] => {
     const at = `${ALL}/${encodeURIComponent(row.id)}`;
-    const { act, isOff } = switchOf(row, list.reload, at);
+    const { act, isOff, isGoing } = switchOf(row, list.reload, at);
+    if (isGoing) return [];
     return [
       isOff && { text: T.containers.start, icon: "play", run: () => act("start") },
       !isOff && { text: T.containers.stop, icon: "stop", run: () => act("stop") },
@@ -456,7 +459,8 @@ export function Container() {
 }
 
 function Buttons({ row, done }: { row: Container; done: () => void }) {
-  const { act, isOff } = switchOf(row, done);
+  const { act, isOff, isGoing } = switchOf(row, done);
+  if (isGoing) return null;
   return (
     <>
       {isOff ? (
@@ -523,7 +527,7 @@ function Overview({ row, done }: { row: Container; done: () => void }) {
             : T.containers.used(bytes(row.storage_used_gb * 1024 ** 3), disk)}
         </dd>
         <dt>{T.containers.created}</dt>
-        <dd>{new Date(row.created_at).toLocaleString("en-GB")}</dd>
+        <dd>{fullTime(Date.parse(row.created_at) / 1000)}</dd>
       </dl>
       <Ingress id={row.id} />
       <Mounts id={row.id} done={done} />

@@ -1,6 +1,6 @@
 // One folder of a storage namespace: its entries, what can be done with them, and uploads to it.
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { address, call, encoded, get, message, session, useLoad, Failure } from "../api";
+import { address, call, encoded, get, message, session, Failure, type Loaded } from "../api";
 import { bytes, fullTime, lastSegment, time } from "../format";
 import { go, link, place } from "../router";
 import { useStore } from "../store";
@@ -22,7 +22,7 @@ import { add, dropped, uploaded } from "../uploads";
 import { Locate } from "./locate";
 import { canPreview, Preview } from "./preview";
 import { Share } from "./shares";
-import { loadSpaces, owns, type Space } from "./spaces";
+import { owns, type Space } from "./spaces";
 
 export interface Entry {
   kind: "folder" | "file";
@@ -45,8 +45,9 @@ const PAGE_MAX = 1000;
 /** The same where the server reads the whole folder for each page. */
 const PAGE_MAX_WHOLE = 10_000;
 const ROW = 41;
-/** Rows above and below what is seen. */
+/** Rows above and below what is seen; others are drawn when fewer than NEAR of them are left. */
 const AROUND = 20;
+const NEAR = 8;
 
 export const inSpace = (space: string, rest: string): string =>
   `/storage/namespaces/${encodeURIComponent(space)}/${rest}`;
@@ -90,37 +91,36 @@ interface Found {
   next: string | null;
 }
 
+/** The order in which the server gives a folder of any size. */
+const OWN_ORDER = { sort: "name", order: "asc", match: "" };
+
 /**
  * The entries of a folder, page after page. Those that are there stay until others are: when they
- * are read again, sorted or filtered.
+ * are read again, sorted or filtered. Of a folder that is too large for what is `asked` they come
+ * in its own order, and `isLarge` is true.
  */
-export function useEntries(
-  base: string,
-  folder: string,
-  sort: string,
-  order: string,
-  match: string,
-) {
+export function useEntries(base: string, folder: string, asked: typeof OWN_ORDER) {
   const kept = useRef<Found>();
   /** The list whose next page is being read. */
-  const asked = useRef<Found>();
+  const reading = useRef<Found>();
+  /** The folder that was too large. */
+  const [large, setLarge] = useState("");
   const again = useRef((): void => undefined);
   const [, draw] = useState({});
   const [problem, setProblem] = useState<{ key: string; error: Failure }>();
   const at = [base, folder].join("\0");
-  const key = [at, sort, order, match].join("\0");
-  const most = sort === "name" && order === "asc" && !match ? PAGE_MAX : PAGE_MAX_WHOLE;
+  const isOwn = asked.sort === "name" && asked.order === "asc" && !asked.match;
+  const isLarge = !isOwn && large === at;
+  const by = isLarge ? OWN_ORDER : asked;
+  const key = [at, by.sort, by.order, by.match].join("\0");
+  const most = isOwn || isLarge ? PAGE_MAX : PAGE_MAX_WHOLE;
   const load = (after: string | null, limit: number, signal?: AbortSignal): Promise<Listing> =>
-    get<Listing>(
-      base,
-      { folder, sort, order, match, limit, after: after ?? undefined },
-      signal,
-    );
+    get<Listing>(base, { ...by, folder, limit, after: after ?? undefined }, signal);
   const show = (found: Found): void => {
     kept.current = found;
     draw({});
   };
-  useEffect(() => {
+  useLayoutEffect(() => {
     const ending = new AbortController();
     let [timer, isBusy, isDue] = [0, false, false];
     const read = async (): Promise<void> => {
@@ -150,6 +150,8 @@ export function useEntries(
       } catch (failure) {
         if (ending.signal.aborted) return;
         const error = failure instanceof Failure ? failure : new Failure(-1, message(failure));
+        // What is wrong with the folder itself is refused in its own order, too.
+        if (error.status === 400 && !isOwn && !isLarge) return setLarge(at);
         setProblem({ key, error });
         if (error.isAway) timer = window.setTimeout(run, 2000);
       }
@@ -170,8 +172,8 @@ export function useEntries(
   }, [found?.key]);
   const more = async (): Promise<void> => {
     const before = kept.current;
-    if (!before?.next || before.key !== key || asked.current === before) return;
-    asked.current = before;
+    if (!before?.next || before.key !== key || reading.current === before) return;
+    reading.current = before;
     try {
       const { entries, next } = await load(before.next, most);
       // After those of another list some would be missing.
@@ -179,13 +181,15 @@ export function useEntries(
     } catch (failure) {
       say(message(failure), true);
     }
-    if (asked.current === before) asked.current = undefined;
+    if (reading.current === before) reading.current = undefined;
   };
   const isOld = found?.key !== key;
   const isShown = found?.at === at && (!isOld || found.list.length > 0);
   return {
     data: isShown ? found.list : undefined,
     isOld,
+    isLarge,
+    by,
     hasMore: Boolean(found?.next),
     error: problem?.key === key ? problem.error : null,
     more,
@@ -193,7 +197,7 @@ export function useEntries(
   };
 }
 
-export function Files() {
+export function Files({ spaces }: { spaces: Pick<Loaded<Space[]>, "data" | "error"> }) {
   const { path, query } = useStore(place);
   const space = path[1] ?? "";
   const folder = path.slice(2).join("/");
@@ -205,9 +209,10 @@ export function Files() {
   const [selected, setSelected] = useState<Selection>(new Map());
   const [over, setOver] = useState(false);
   const base = inSpace(space, "entries");
-  const entries = useEntries(base, folder, sort, order, match);
+  const entries = useEntries(base, folder, { sort, order, match });
   const { data: list, isOld, hasMore, more, reload } = entries;
-  const spaces = useLoad("spaces", loadSpaces);
+  // Where one may do what is above the list, and would move it.
+  const isKnown = Boolean(spaces.data || spaces.error);
   const count = useStore(uploaded);
   const filesInput = useRef<HTMLInputElement>(null);
   const folderInput = useRef<HTMLInputElement>(null);
@@ -373,53 +378,62 @@ export function Files() {
           onChange={(event) => take(event.currentTarget)}
         />
       </Head>
-      {isOwn && !folder && <SpaceTabs space={space} now="files" />}
-      <div class="filter">
-        {chosen.length ? (
-          <div class="selection">
-            <strong>{T.files.selected(chosen.length)}</strong>
-            {canUpload && (
-              <>
-                <Button onClick={() => act.move(chosen, false)}>{T.files.move}</Button>
-                <Button onClick={() => act.move(chosen, true)}>{T.files.copy}</Button>
-                <Button icon="trash" look="danger" onClick={() => act.remove(chosen)}>
-                  {T.files.remove}
+      {isKnown ? (
+        <>
+          {isOwn && !folder && <SpaceTabs space={space} now="files" />}
+          <div class="filter">
+            {chosen.length ? (
+              <div class="selection">
+                <strong>{T.files.selected(chosen.length)}</strong>
+                {canUpload && (
+                  <>
+                    <Button onClick={() => act.move(chosen, false)}>{T.files.move}</Button>
+                    <Button onClick={() => act.move(chosen, true)}>{T.files.copy}</Button>
+                    <Button icon="trash" look="danger" onClick={() => act.remove(chosen)}>
+                      {T.files.remove}
+                    </Button>
+                  </>
+                )}
+                <Button look="quiet" onClick={() => setSelected(new Map())}>
+                  {T.files.clear}
                 </Button>
+              </div>
+            ) : (
+              <>
+                <input
+                  type="search"
+                  aria-label={T.common.filter}
+                  placeholder={T.common.filter}
+                  value={typed}
+                  onInput={(event) => setTyped(event.currentTarget.value)}
+                />
+                {list && <span class="count">{T.files.count(list.length, hasMore)}</span>}
               </>
             )}
-            <Button look="quiet" onClick={() => setSelected(new Map())}>
-              {T.files.clear}
-            </Button>
           </div>
-        ) : (
-          <>
-            <input
-              type="search"
-              aria-label={T.common.filter}
-              placeholder={T.common.filter}
-              value={typed}
-              onInput={(event) => setTyped(event.currentTarget.value)}
+          <Trouble on={entries} />
+          {list && entries.isLarge && <p class="about">{T.files.large}</p>}
+          {list?.length === 0 &&
+            (match ? (
+              <Empty icon="folder" title={T.files.noMatch} />
+            ) : (
+              <Empty
+                icon="upload"
+                title={T.files.empty}
+                hint={canUpload ? T.files.emptyHint : T.files.emptyForeign}
+              />
+            ))}
+          {list && list.length > 0 && (
+            <Table
+              {...{ list, isOld, more, hasMore, selected, setSelected, items, open }}
+              sort={entries.by.sort}
+              order={entries.by.order}
+              to={(path) => link("files", space, ...path)}
             />
-            {list && <span class="count">{T.files.count(list.length, hasMore)}</span>}
-          </>
-        )}
-      </div>
-      <Trouble on={entries} />
-      {list?.length === 0 &&
-        (match ? (
-          <Empty icon="folder" title={T.files.noMatch} />
-        ) : (
-          <Empty
-            icon="upload"
-            title={T.files.empty}
-            hint={canUpload ? T.files.emptyHint : T.files.emptyForeign}
-          />
-        ))}
-      {list && list.length > 0 && (
-        <Table
-          {...{ list, isOld, more, hasMore, sort, order, selected, setSelected, items, open }}
-          to={(path) => link("files", space, ...path)}
-        />
+          )}
+        </>
+      ) : (
+        <p class="loading">{T.common.loading}</p>
       )}
       {over && <div class="dropping">{T.files.drop}</div>}
     </div>
@@ -500,7 +514,7 @@ export function Table({
 }) {
   const { path } = useStore(place);
   const root = useRef<HTMLDivElement>(null);
-  const [seen, setSeen] = useState({ first: 0, last: 60 });
+  const [seen, setSeen] = useState(() => ({ first: 0, last: Math.ceil(innerHeight / ROW) + AROUND }));
   // Only the rows around those that are seen are there: a folder may have 100,000.
   useEffect(() => {
     const scroller = document.getElementById("content");
@@ -508,9 +522,13 @@ export function Table({
     if (!scroller || !box) return;
     const look = (): void => {
       const top = scroller.getBoundingClientRect().top - box.getBoundingClientRect().top;
-      const first = Math.max(0, Math.floor(top / ROW) - AROUND);
-      const last = Math.ceil((top + scroller.clientHeight) / ROW) + AROUND;
-      setSeen((old) => (old.first === first && old.last === last ? old : { first, last }));
+      const first = Math.floor(top / ROW);
+      const last = Math.ceil((top + scroller.clientHeight) / ROW);
+      const isThere = (old: typeof seen): boolean =>
+        old.first <= Math.max(0, first - NEAR) && old.last >= last + NEAR;
+      setSeen((old) =>
+        isThere(old) ? old : { first: Math.max(0, first - AROUND), last: last + AROUND },
+      );
     };
     look();
     scroller.addEventListener("scroll", look, { passive: true });

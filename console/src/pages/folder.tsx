@@ -8,23 +8,22 @@ import { T } from "../texts";
 import { ask, Button, Empty, Head, Rows, say, Wait } from "../ui";
 import { Crumbs, Files, type Entry } from "./files";
 import { Locate } from "./locate";
-import { isClosed, loadSpaces } from "./spaces";
+import { isClosed, lastSpaces, loadSpaces } from "./spaces";
 
 /** In a page. */
 const FILES = 500;
 
 export function Folder() {
   const user = useStore(session);
-  return user?.is_admin ? <OfAny /> : <Files />;
-}
-
-function OfAny() {
-  const user = useStore(session);
   const { path } = useStore(place);
-  const spaces = useLoad("spaces", loadSpaces);
+  const loaded = useLoad("spaces", loadSpaces);
+  const spaces = { ...loaded, data: loaded.data ?? lastSpaces() };
   const space = spaces.data?.find(({ name }) => name === path[1]);
-  if (!spaces.data && !spaces.error) return <p class="loading">{T.common.loading}</p>;
-  return space && isClosed(user, space) ? <Closed key={space.name} space={space.name} /> : <Files />;
+  // Only an administrator knows of some that cannot be read.
+  if (user?.is_admin && !spaces.data && !spaces.error)
+    return <p class="loading">{T.common.loading}</p>;
+  if (space && isClosed(user, space)) return <Closed key={space.name} space={space.name} />;
+  return <Files spaces={spaces} />;
 }
 
 function Closed({ space }: { space: string }) {

@@ -12,10 +12,13 @@ const SOFT = "#8592a3";
 export function Plot({
   at,
   lines,
+  clock,
   format,
 }: {
   at: number[];
   lines: Line[];
+  /** What writes the times of `at`. */
+  clock: (seconds: number) => string;
   format: (value: number) => string;
 }) {
   const box = useRef<HTMLDivElement>(null);
@@ -62,6 +65,3 @@ export function Plot({
   useEffect(() => plot.current?.setData(data), [at]);
   return <div ref={box} />;
 }
-
-const clock = (seconds: number): string =>
-  new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });

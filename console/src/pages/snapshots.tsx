@@ -134,7 +134,7 @@ function One({ space, id, folder }: { space: string; id: string; folder: string 
   const order = query.get("order") ?? "asc";
   const about = useSnapshots(space).data?.find((each) => each.id === id);
   const base = snapshot(space, id, "/entries");
-  const entries = useEntries(base, folder, sort, order, "");
+  const entries = useEntries(base, folder, { sort, order, match: "" });
   const { data: list, isOld, hasMore, more } = entries;
   const to = (path: string[]): string => link("snapshots", space, id, ...path);
   const restore = (path: string): void =>
@@ -159,11 +159,14 @@ function One({ space, id, folder }: { space: string; id: string; folder: string 
         <Button onClick={() => restore(folder)}>{T.snapshots.restore}</Button>
       </Head>
       <Trouble on={entries} />
+      {list && entries.isLarge && <p class="about">{T.files.large}</p>}
       {list?.length === 0 && <Empty icon="folder" title={T.files.empty} />}
       {list && list.length > 0 && (
         <div class="files">
           <Table
-            {...{ to, list, isOld, hasMore, more, sort, order }}
+            {...{ to, list, isOld, hasMore, more }}
+            sort={entries.by.sort}
+            order={entries.by.order}
             open={(entry) => download(space, entry.path, id)}
             items={(entry) => [
               entry.kind === "file" && {

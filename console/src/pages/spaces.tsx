@@ -1,5 +1,6 @@
 import { useState } from "preact/hooks";
 import { call, get, session, useLoad, type Session } from "../api";
+import { number } from "../format";
 import { link } from "../router";
 import { useStore } from "../store";
 import { T } from "../texts";
@@ -13,9 +14,20 @@ export interface Space {
   owner_id: string | null;
 }
 
+let last: { user: Session | null; list: Space[] } | undefined;
+
 /** Those that are public or the user's own; for administrators all that there are. */
-export const loadSpaces = (signal: AbortSignal): Promise<Space[]> =>
-  get<Space[]>(session.value?.is_admin ? "/admin/namespaces" : "/storage/namespaces", {}, signal);
+export async function loadSpaces(signal: AbortSignal): Promise<Space[]> {
+  const user = session.value;
+  const path = user?.is_admin ? "/admin/namespaces" : "/storage/namespaces";
+  const list = await get<Space[]>(path, {}, signal);
+  last = { user, list };
+  return list;
+}
+
+/** Those that this user was told of last: a page that depends on them does not jump. */
+export const lastSpaces = (): Space[] | undefined =>
+  last?.user === session.value ? last?.list : undefined;
 
 /** Whether it is the user's to change. What has no owner is the administrators'. */
 export function owns(user: Session | null, space: Space | undefined): boolean {
@@ -136,7 +148,7 @@ function Closed({ list }: { list: Space[] }) {
             cell: (space) => <a href={link("files", space.name)}>{space.name}</a>,
           },
           { head: T.spaces.owner, cell: owner },
-          { head: T.spaces.title, kind: "number", cell: (space) => space.count.toLocaleString("en") },
+          { head: T.spaces.title, kind: "number", cell: (space) => number(space.count) },
         ]}
       />
     </section>

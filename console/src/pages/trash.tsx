@@ -1,5 +1,5 @@
 // What was deleted in a storage namespace, and can be restored.
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { call, Failure, get, message, request, usePages } from "../api";
 import { bytes, duration } from "../format";
 import { link, place } from "../router";
@@ -31,13 +31,21 @@ interface Listing {
 export function Trash() {
   const { path } = useStore(place);
   const space = path[1] ?? "";
+  /** The storage namespace of which the server has refused another order: there is too much. */
+  const refused = useRef("");
   const load = async (limit: number, after: string | undefined, signal: AbortSignal) => {
-    const { entries: rows, ...rest } = await get<Listing>(
-      inSpace(space, "trash"),
-      { limit, after },
-      signal,
-    );
-    return { rows, ...rest };
+    const isByPath = refused.current === space;
+    const query = { limit, after, ...(isByPath && { sort: "path", order: "asc" }) };
+    try {
+      const target = inSpace(space, "trash");
+      const { entries: rows, ...rest } = await get<Listing>(target, query, signal);
+      return { rows, isByPath, ...rest };
+    } catch (error) {
+      // By the second page of another order it cannot go on by path.
+      if (isByPath || after || !(error instanceof Failure) || error.status !== 400) throw error;
+      refused.current = space;
+      return load(limit, after, signal);
+    }
   };
   const list = usePages(`trash ${space}`, load, 0, WHOLE_MAX);
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
@@ -91,7 +99,7 @@ export function Trash() {
       />
       <SpaceTabs space={space} now="trash" />
       <Wait on={list}>
-        {({ rows, next, kept_seconds }) => {
+        {({ rows, next, isByPath, kept_seconds }) => {
           if (!rows.length)
             return <Empty icon="trash" title={T.trash.empty} hint={T.trash.emptyHint} />;
           const chosen = rows.filter(({ id }) => selected.has(id));
@@ -99,6 +107,7 @@ export function Trash() {
           return (
             <>
               <p class="about">{T.trash.about(duration(kept_seconds))}</p>
+              {isByPath && <p class="about">{T.trash.large}</p>}
               <div class="filter">
                 <Button onClick={() => setSelected(new Set(all ? [] : rows.map(({ id }) => id)))}>
                   {all ? T.files.clear : T.files.selectAll}
