@@ -95,6 +95,11 @@ class Processes:
             process.wait()
             del self.processes[name]
 
+    def stop_chunkserver(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(HANG_SECONDS)
+
     def kill_all(self) -> None:
         for process in self.processes.values():
             process.kill()

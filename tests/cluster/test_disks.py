@@ -48,11 +48,6 @@ class Disks(Processes):
             *(f"--dir={directory}" for directory in self.directories(name)),
         )  # fmt: skip
 
-    def stop_chunkserver(self, name: str) -> None:
-        process = self.processes.pop(name)
-        process.terminate()
-        process.wait(HANG_SECONDS)
-
     def replicas(self, directory: Path) -> set[int]:
         return set(on_disk.replicas(directory))
 

@@ -99,11 +99,6 @@ class DiskCluster(Processes):
             *(f"--dir={disk.path}" for disk in self.disks[name]),
         )  # fmt: skip
 
-    def stop_chunkserver(self, name: str) -> None:
-        process = self.processes.pop(name)
-        process.terminate()
-        process.wait(HANG_SECONDS)
-
     def is_obeyed(self, *order: str) -> bool:
         """Not always while a disk is just coming back."""
         with suppress(AssertionError):
