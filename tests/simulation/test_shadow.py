@@ -507,11 +507,8 @@ async def test_a_promise_keeps_the_old_master_from_acknowledging(
     await work.check(fs)
 
 
-@over_seeds(4, kind=ShadowedCluster, shadows=2, replicas_before_ack=1, user="client")
-async def test_a_promise_is_given_up_when_nothing_came_of_it(
-    chance: Random, cluster: ShadowedCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The shadow that is to be promoted dies between the promise and its term."""
+def promise_made(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Set once any shadow has made a promise."""
     made = trio.Event()
     make = promises.Promises.make
 
@@ -521,6 +518,15 @@ async def test_a_promise_is_given_up_when_nothing_came_of_it(
         return reply
 
     monkeypatch.setattr(promises.Promises, "make", make_and_tell)
+    return made
+
+
+@over_seeds(4, kind=ShadowedCluster, shadows=2, replicas_before_ack=1, user="client")
+async def test_a_promise_is_given_up_when_nothing_came_of_it(
+    chance: Random, cluster: ShadowedCluster, fs: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shadow that is to be promoted dies between the promise and its term."""
+    made = promise_made(monkeypatch)
     await cluster.level(*cluster.shadows)
     cluster.network.partition([MASTER], [*cluster.shadows])
     await trio.sleep(7)
@@ -553,15 +559,7 @@ async def test_a_promise_for_a_term_that_began_keeps_nobody_from_being_promoted(
 ) -> None:
     """The one that made it was cut off before it saw that term begin: the master that handed over
     in it has seen it, and is the master again."""
-    made = trio.Event()
-    make = promises.Promises.make
-
-    async def make_and_tell(self: promises.Promises, request: Bind) -> PositionReply:
-        reply = await make(self, request)
-        made.set()
-        return reply
-
-    monkeypatch.setattr(promises.Promises, "make", make_and_tell)
+    made = promise_made(monkeypatch)
     await cluster.level(*cluster.shadows)
     cluster.machine("shadow0").blocking_seconds = (1.0, 2.0)
     async with trio.open_nursery() as nursery:
