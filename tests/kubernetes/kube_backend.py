@@ -94,6 +94,18 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
+def started(identity: Identity, installation: str) -> Spec:
+    """A container that this installation has started and that runs."""
+    one = spec()
+
+    async def start() -> None:
+        async with running(identity, installation) as here:
+            await here.start(one)
+
+    trio.run(start)
+    return one
+
+
 async def labelled(kube: Api, path: str, of: Spec) -> list[Any]:
     return await kube.items(path, labelSelector=f"gfs.control/container={of.id}")
 

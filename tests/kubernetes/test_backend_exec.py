@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 import trio
-from kube_backend import SHELL, Running, made, name_of, running, spec
+from kube_backend import SHELL, Running, made, name_of, spec, started
 from kube_here import Kubernetes
 from limits import HANG_SECONDS
 
@@ -26,14 +26,7 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
 @pytest.fixture(scope="module")
 def one(running_kubernetes: Kubernetes) -> Spec:
     """A container that runs, of the installation "terminals"."""
-    started = spec()
-
-    async def start() -> None:
-        async with running(running_kubernetes.admin, "terminals") as here:
-            await here.start(started)
-
-    trio.run(start)
-    return started
+    return started(running_kubernetes.admin, "terminals")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from kube_api import Api
-from kube_backend import Running, made, path_of, running, spec
+from kube_backend import Running, made, path_of, running, spec, started
 from kube_here import Kubernetes
 from limits import HANG_SECONDS
 
@@ -34,14 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def one(running_kubernetes: Kubernetes) -> Spec:
     """A container that runs, of the installation "watched". Made before anything happens
     to the API server: controllers take their time after that."""
-    started = spec()
-
-    async def start() -> None:
-        async with running(running_kubernetes.admin, "watched") as here:
-            await here.start(started)
-
-    trio.run(start)
-    return started
+    return started(running_kubernetes.admin, "watched")
 
 
 async def in_thread(act: Any) -> None:
