@@ -37,7 +37,6 @@ class Cluster:
         self.output: list[str] | None = None
         #: What it prints when it is told to end.
         self.farewell: Iterable[str | None] = ()
-        self.workload_found: Any = None
         self.annotations: dict[str, str] = {}
         self.refuses_annotations = False
 
