@@ -91,11 +91,11 @@ class Everywhere:
         disk = self._cluster.machine(name).disk
         paths = [path for path in self._cluster.chunk_files(name) if handle_of(path) == handle]
         for path in [*paths, *unnamed(disk, self._cluster.disks, handle)]:
-            if (path in paths and disk.inode(path).harmed) or self._losses.is_torn(name, path):
-                return True
             at = index * CHUNK_BYTES
             version = metadata.chunks[handle].version
             try:
+                if (path in paths and disk.inode(path).harmed) or self._losses.is_torn(name, path):
+                    return True
                 data = _after_a_kill(disk, path, handle, version, start - at, end - at)
                 if data is not None:
                     self._record.check_read(model, start, data, self._record.now)
