@@ -361,7 +361,7 @@ def test_only_a_write_that_was_cut_off_hangs_on_an_unsynced_record() -> None:
     assert not hangs_on_a_record(disk, path)
     chunk.sync()
     assert disk.is_synced(path)
-    slot = chunk._sequence
+    slot = chunk.sequence
     redo = Redo(1, slot, 0, 1, 0, len(old), packet_sums(0, old), old)
     journal.append(redo, slot, chunk)
     # Where a process dies that has not yet begun to write it in place.
