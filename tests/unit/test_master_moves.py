@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.master.rules.moves import REPLICA_BYTES_MAX, Move, Plan, means_of
+from gfs.master.rules.moves import FILLED_SHARE, REPLICA_BYTES_MAX, Move, Plan, means_of
 from gfs.master.rules.source_and_target import pick_surplus
 from gfs.master.tables.servers import LIVE, Server
 from gfs.protocol.messages import Disk
@@ -50,11 +51,21 @@ def clusters(draw: st.DrawFn) -> Cluster:
     return servers, [[servers[place] for place in each] for each in places]
 
 
-def unevenness(holders: list[Server], servers: list[Server]) -> int:
-    """By how many replicas the racks differ that could be more equal."""
+def move_for_racks(
+    holders: list[Server], servers: list[Server], share: Callable[[Server], float]
+) -> Move | None:
+    """That of the fullest to the emptiest server by which racks that differ by two or more
+    replicas, and could be more equal, would be."""
     racks = Counter(each.rack for each in holders)
-    free = [racks[each.rack] for each in servers if each not in holders]
-    return max(racks.values()) - min(free) if free else 0
+    free = [each for each in servers if each not in holders]
+    most = max(racks.values())
+    fewest = min((racks[each.rack] for each in free), default=most)
+    if most - fewest < 2:
+        return None
+    return Move(
+        max((each for each in holders if racks[each.rack] == most), key=share),
+        min((each for each in free if racks[each.rack] == fewest), key=share),
+    )
 
 
 def report(reporter: Server, chunks: list[list[Server]], size: float) -> None:
@@ -122,7 +133,11 @@ def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: f
         if is_known and moves == done:  # none, though all had reported since the last one
             break
     for holders in chunks:
-        assert unevenness(holders, servers) < 2
+        left = move_for_racks(holders, servers, lambda each: used(each, chunks, size))
+        if left is not None:  # it would fill a disk
+            more = size_bytes / left.target.total_bytes
+            filled = max(used(left.victim, chunks, size), FILLED_SHARE)
+            assert used(left.target, chunks, size) + more > filled - 1e-6
 
 
 def used(server: Server, chunks: list[list[Server]], size: float) -> float:
