@@ -151,32 +151,35 @@ def used(server: Server, chunks: list[list[Server]], size: float) -> float:
 def test_an_empty_server_comes_to_the_mean(
     others: int, chunks: int, goal: int, is_late: bool
 ) -> None:
-    """And each replica that comes is moved once."""
+    """With whoever else was below it; and each replica that comes is moved once."""
     servers = [server(index, "a", 0.0, chunk=0.001) for index in range(others + 1)]
     goal = min(goal, others)
     places = [[servers[(n + k) % others] for k in range(goal)] for n in range(chunks)]
     for each in servers:
         report(each, places, 1.0)
-    before = [list(each) for each in places]
-    means = means_of(servers)
+    before = [set(map(id, each)) for each in places]
+    mean = chunks * goal / len(servers)
+    below = {each.index: each.chunks for each in servers if each.chunks < mean}
+    means, moves = means_of(servers), 0
     for turn in range(50):
         plan = Plan(servers, 0.0, means)
         for number, holders in enumerate(places):
             move = plan.move(holders, REPLICA_BYTES_MAX)
             if move is not None:
                 plan.begin(move, REPLICA_BYTES_MAX)
-                assert move.target is servers[-1]
+                assert move.target.index in below
+                moves += 1
                 holders[holders.index(move.victim)] = move.target
                 move.target.transfers.begin(number, REPLICA_BYTES_MAX)
                 move.victim.transfers.begin(number, -REPLICA_BYTES_MAX)
         for each in servers:
             if not is_late or (turn + each.index) % 3 == 0:
                 report(each, places, 1.0)
-    mean = chunks * goal / len(servers)
     # Each of the others keeps up to one replica above the mean.
     assert mean - others <= servers[-1].chunks <= mean
-    moved = [number for number, holders in enumerate(places) if holders != before[number]]
-    assert len(moved) == servers[-1].chunks
+    came = sum(len(set(map(id, each)) - was) for each, was in zip(places, before, strict=True))
+    assert moves == came == sum(servers[index].chunks - was for index, was in below.items())
+    assert all(servers[index].chunks <= mean for index in below)
 
 
 def test_by_the_means_of_before_one_look_is_enough() -> None:
