@@ -337,8 +337,8 @@ def test_a_command_whose_conmon_does_not_notice_its_end_ends_all_the_same(
 ) -> None:
     monkeypatch.setattr(terminal_module, "REAP_SECONDS", 0.05)
     (tmp_path / "conmon").symlink_to("/bin/sh")
-    # A shell that reads does not look after its children.
-    command = [tmp_path / "conmon", "-c", "sleep 999 & echo $!; read -r line"]
+    # A shell that reads does not look after its children. After `echo` it would.
+    command = [tmp_path / "conmon", "-c", "sh -c 'echo $$; exec sleep 999' & read -r line"]
 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as conmon:
         assert conmon.stdout is not None
