@@ -69,7 +69,8 @@ class Shell:
         return (self.directory / name).read_bytes()
 
 
-@pytest.fixture(scope="module")
+# Not of the module: a worker may get its tests in two parts, and his name is taken by then.
+@pytest.fixture(scope="session")
 def user(cloud: Cloud) -> dict[str, Any]:
     """The user of the examples: his session."""
     body = {"username": "eddison", "display_name": "Eddison", "password": PASSWORD}
