@@ -416,7 +416,8 @@ BY_RBAC = [
 ]
 
 
-@pytest.fixture(scope="module")
+# Not of the module: a worker may get its tests in two parts, and what it makes stays.
+@pytest.fixture(scope="session")
 def account(running_kubernetes: Kubernetes) -> Identity:
     """With a container, and a namespace of somebody else's beside it."""
     identity = account_of_file(running_kubernetes.server)
