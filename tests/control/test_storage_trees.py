@@ -35,7 +35,7 @@ import control.storage.folders
 from control.errors import BadRequest, Unavailable
 from control.quota import usage
 from control.quota.ledger import Ledger
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage.folders import (
     ENTRIES_MAX,
     WHOLE_AT_ONCE,
@@ -660,7 +660,7 @@ def test_a_recount_finds_the_same(cloud: Cloud, space: str, client: httpx.Client
     # Whole folders call for recounts. One of them that met the file's deletion and undeletion, of
     # one inode, leaves it out, until the next, which these called for as well.
     directory = cloud.cluster.state / "control" / "usage"
-    ledger = Ledger.open(directory, map_bytes=Settings.map_bytes)
+    ledger = Ledger.open(directory, map_bytes=ControlSettings().map_bytes)
     with contextlib.closing(ledger):
 
         def is_settled() -> bool:
