@@ -45,6 +45,7 @@ from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import encode_frame, encode_head
 from gfs.protocol.messages import (
+    PACKET_BYTES_MAX,
     PACKETS_IN_FLIGHT_MIN,
     SMALL_BYTES_MAX,
     Entry,
@@ -255,6 +256,8 @@ class Upload:
         self._unfinished: deque[ChainWriter] = deque()
         self._in_flight_bytes = 0
         self._buffer: mmap.mmap | bytearray | None = None
+        #: What fills it, where it is: the caller's own bytes, which nobody can change.
+        self._lent: memoryview | None = None
         self._room = 0
         self._filled = 0
         self._offset = 0  # in the chunk being written, of the buffer's first byte
@@ -284,7 +287,8 @@ class Upload:
         self.length += count
 
     async def write(self, data: Buffer) -> None:
-        """Copy ``data`` into buffers, sending those that are full."""
+        """Copy ``data`` into buffers, sending those that are full. Of ``bytes`` whole packets are
+        sent from where they are."""
         with memoryview(data) as given:
             if not given.nbytes:
                 return  # what is empty cannot be cast
@@ -294,7 +298,13 @@ class Upload:
             while done < len(source):
                 with await self.buffer() as free:
                     count = min(len(free), len(source) - done)
-                    free[:count] = source[done : done + count]
+                    piece = source[done : done + count]
+                    # A buffer of the pool is kept for them all the same: they count as its memory.
+                    if count == PACKET_BYTES_MAX and type(data) is bytes:
+                        self._lent = piece
+                    else:
+                        free[:count] = piece
+                        piece.release()
                 self.advance(count)
                 done += count
 
@@ -320,7 +330,8 @@ class Upload:
         buffer, self._buffer = self._buffer, None
         pooled = buffer if isinstance(buffer, mmap.mmap) else None
         count, self._filled, self._room = self._filled, 0, 0
-        view = memoryview(buffer if buffer is not None else b"")[:count]
+        lent, self._lent = self._lent, None
+        view = lent or memoryview(buffer if buffer is not None else b"")[:count]
         packet = OutPacket(
             offset=self._offset,
             data=view,

@@ -26,7 +26,7 @@ from gfs.client.append import Appender
 from gfs.client.core import SUSPECT_SECONDS
 from gfs.client.files import NewFile
 from gfs.client.mutate import _lease, _send_all
-from gfs.client.upload import ChainBroken
+from gfs.client.upload import ChainBroken, ChainWriter, OutPacket
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 from gfs.errors import ChunkUnavailable, DiskFull, NotEnoughChunkservers
 from gfs.protocol.messages import (
@@ -220,6 +220,27 @@ async def test_every_kind_of_source_and_target(
         assert sum(steps) == size
     assert target.read_bytes() == sink.getvalue() == data
     assert sorted(os.listdir(tmp_path)) == ["source", "target"], "no parts are left"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@over_seeds(1)
+async def test_bytes_are_sent_from_where_they_are_and_what_may_change_is_copied(
+    chance: Random, fs: Client, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either takes a buffer of the client's, so that as many wait as its memory allows."""
+    sent: list[tuple[object, bool]] = []
+    transmit = ChainWriter.transmit
+
+    async def noted(self: ChainWriter, packet: OutPacket) -> None:
+        sent.append((packet.data.obj, packet.pooled is not None))
+        await transmit(self, packet)
+
+    monkeypatch.setattr(ChainWriter, "transmit", noted)
+    data = content(chance, 2 * MIB + 5)
+    await fs.put(kind(data), "/file")
+    assert [one is data for one, _ in sent] == [kind is bytes, kind is bytes, False]
+    assert all(is_pooled for _, is_pooled in sent)
+    assert await fs.get("/file") == data
 
 
 @over_seeds(1)
