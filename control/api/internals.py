@@ -18,6 +18,7 @@ from control.identity.credentials import (
     current_scopes,
     is_live,
 )
+from control.identity.keys import shared_secret
 from control.identity.passwords import (
     PASSWORD_BYTES_MAX,
     PASSWORD_LENGTH_MIN,
@@ -28,7 +29,6 @@ from control.identity.passwords import (
     new_password,
 )
 from control.identity.rows import (
-    Secret,
     ServiceAccount,
     Session,
     Token,
@@ -61,6 +61,7 @@ from control.quota.limits import (
     limits_of,
     override,
     overrides,
+    save_floors,
 )
 from control.quota.usage import (
     Change,

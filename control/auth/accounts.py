@@ -9,7 +9,15 @@ import msgspec
 from quart import Response
 
 from control.api import SESSION, BadRequest, Call, Control, NoSuchThing, Route, Txn, json_array
-from control.api.internals import ServiceAccount, accounts, check_grants, clean_label, ids, tokens
+from control.api.internals import (
+    ServiceAccount,
+    accounts,
+    check_grants,
+    clean_label,
+    ids,
+    people,
+    tokens,
+)
 from control.auth.shapes import (
     AccountBody,
     AccountInfo,
@@ -117,7 +125,7 @@ class AccountRoutes:
                     f"you have {ACCOUNTS_MAX} service accounts, no more are allowed: delete some"
                 )
             row = msgspec.structs.replace(draft, serial=time.time_ns())
-            accounts.insert(txn, row)
+            people.add_account(txn, row)
             return row
 
         return _info(await call.write(decide), 0)
@@ -136,9 +144,7 @@ class AccountRoutes:
     async def delete(self, call: Call) -> Status:
         def decide(txn: Txn) -> None:
             row = _own(txn, call)
-            for token in tokens.by(txn, "account", row.id):
-                tokens.delete(txn, token.id)
-            accounts.delete(txn, row.id)
+            people.delete_account(txn, row.id)
 
         await call.write(decide)
         return Status()
@@ -148,7 +154,7 @@ class AccountRoutes:
             row = _own(txn, call)
             scopes = check_grants(self._control.scopes, row.user_id, body.scopes)
             row = msgspec.structs.replace(row, scopes=scopes)
-            accounts.put(txn, row)
+            people.change_account(txn, row)
             return _info(row, _count(txn, row))
 
         return await call.write(decide)

@@ -203,7 +203,7 @@ class AdminRoutes:
         session_id = call.query(SessionQuery).id
 
         def decide(txn: Txn) -> None:
-            if sessions.delete(txn, session_id) is None:
+            if people.end_session(txn, session_id) is None:
                 raise NoSuchThing("no such session")
 
         await call.write(decide)

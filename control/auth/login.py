@@ -31,7 +31,6 @@ from control.api.internals import (
     network_of,
     new_password,
     people,
-    sessions,
     users,
 )
 from control.auth.failures import Attempt, Failures
@@ -138,7 +137,7 @@ class LoginRoutes:
         who = call.principal
         if who is not None and who.is_session:
             session_id = who.credential_id
-            await self._control.records.write(lambda txn: sessions.delete(txn, session_id))
+            await self._control.records.write(lambda txn: people.end_session(txn, session_id))
         return Status()
 
     async def change_password(self, call: Call, body: PasswordBody) -> Status:

@@ -27,6 +27,7 @@ from control.api.internals import (
     clean_label,
     current_scopes,
     is_live,
+    people,
     tokens,
     users,
 )
@@ -115,7 +116,7 @@ class TokenRoutes:
             row = tokens.get(txn, call.params["id"])
             if row is None or row.user_id != user_id or row.purpose:
                 raise NoSuchThing(MISSING)
-            tokens.delete(txn, row.id)
+            people.revoke_token(txn, row.id)
 
         await call.write(decide)
         return Status()

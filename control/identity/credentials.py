@@ -54,7 +54,7 @@ from control.identity.rows import (
     users,
 )
 from control.identity.users import note_place
-from control.records import Records, Table, Txn
+from control.records import Records, Txn
 from gfs.errors import DiskFailed, GfsError
 
 log = logging.getLogger(__name__)
@@ -468,7 +468,7 @@ class Credentials:
             looked_at = _some(sessions.scan(txn, after=self._session_cursor))
         gone = [row.id for row in looked_at if row.expires_at <= now]
         if gone:
-            await self._records.write(lambda txn: _delete_all(sessions, txn, gone))
+            await self._records.write(lambda txn: [sessions.delete(txn, id_) for id_ in gone])
         self._session_cursor = looked_at[-1].id if len(looked_at) == SWEEP_ROWS else ""
 
     async def _sweep_tokens(self) -> None:
@@ -477,7 +477,7 @@ class Credentials:
             looked_at = _some(tokens.scan(txn, after=self._token_cursor))
         gone = [row.id for row in looked_at if row.expires_at and row.expires_at <= long_ago]
         if gone:
-            await self._records.write(lambda txn: _delete_all(tokens, txn, gone))
+            await self._records.write(lambda txn: [tokens.delete(txn, id_) for id_ in gone])
         self._token_cursor = looked_at[-1].id if len(looked_at) == SWEEP_ROWS else ""
 
 
@@ -532,8 +532,3 @@ def _principal(user: User, credential_id: str, grants: Mapping[str, list[str]] |
 
 def _some(rows: Iterable[RowT]) -> list[RowT]:
     return list(itertools.islice(rows, SWEEP_ROWS))
-
-
-def _delete_all(table: Table[RowT], txn: Txn, keys: Iterable[str]) -> None:
-    for key in keys:
-        table.delete(txn, key)

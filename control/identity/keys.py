@@ -223,14 +223,8 @@ class SigningKeys:
         """The keys in records that several machines share. The first process creates them."""
 
         def create(txn: Txn) -> str:
-            if secret_rows.get(txn, _SIGNING) is None:
-                keys = _encoded([_new_key(time.time)]).decode()
-                secret_rows.put(txn, Secret(_SIGNING, keys))
-            service = secret_rows.get(txn, _SERVICE)
-            if service is None:
-                service = Secret(_SERVICE, secrets.token_hex(KEY_BYTES))
-                secret_rows.put(txn, service)
-            return service.text.strip()
+            shared_secret(txn, _SIGNING, lambda: _encoded([_new_key(time.time)]).decode())
+            return shared_secret(txn, _SERVICE, lambda: secrets.token_hex(KEY_BYTES)).strip()
 
         return cls(Rows(records), records.write_at_start(create))
 
@@ -300,6 +294,16 @@ class SigningKeys:
         self._keys = {key.id: (key, key.raw) for key in keys}
         self._current = keys[-1]
         self._seen = seen
+
+
+def shared_secret(txn: Txn, name: str, make: Callable[[], str]) -> str:
+    """The secret of this name in records that several machines share; ``make`` gives a new one if
+    there is none."""
+    row = secret_rows.get(txn, name)
+    if row is None:
+        row = Secret(name, make())
+        secret_rows.put(txn, row)
+    return row.text
 
 
 def _new_key(clock: Callable[[], float]) -> SigningKey:

@@ -1,4 +1,5 @@
-"""Users: their names, their creation and deletion, in transactions of the callers."""
+"""Users: their names, their creation and deletion, and the end of what they log in with, in
+transactions of the callers."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from control.errors import BadRequest, Conflict, NoSuchThing
 from control.identity import ids
 from control.identity.rows import (
     Places,
+    ServiceAccount,
+    Session,
     User,
     accounts,
     folded,
@@ -136,6 +139,33 @@ def _end_sessions(txn: Txn, user_id: str, kept: str = "") -> None:
     for session in list(sessions.by(txn, "user", user_id)):
         if session.id != kept:
             sessions.delete(txn, session.id)
+
+
+def end_session(txn: Txn, session_id: str) -> Session | None:
+    """Returns the session that ended; None if there is none."""
+    return sessions.delete(txn, session_id)
+
+
+def revoke_token(txn: Txn, token_id: str) -> None:
+    """Without effect if there is no such token."""
+    tokens.delete(txn, token_id)
+
+
+def add_account(txn: Txn, account: ServiceAccount) -> None:
+    """Raises Taken if there is one with its id."""
+    accounts.insert(txn, account)
+
+
+def change_account(txn: Txn, account: ServiceAccount) -> None:
+    """Replace the one with its id."""
+    accounts.put(txn, account)
+
+
+def delete_account(txn: Txn, account_id: str) -> None:
+    """Delete a service account with its tokens."""
+    for token in tokens.by(txn, "account", account_id):
+        tokens.delete(txn, token.id)
+    accounts.delete(txn, account_id)
 
 
 def note_place(txn: Txn, user_id: str, network: str, now: int) -> None:

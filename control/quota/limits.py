@@ -3,7 +3,7 @@ administrators override them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -101,6 +101,15 @@ def override(txn: Txn, user_id: str, changes: Mapping[str, int | None]) -> None:
 def forget_limits(txn: Txn, user_id: str) -> None:
     """Remove the limits of a user who is deleted."""
     overrides.delete(txn, user_id)
+
+
+def save_floors(txn: Txn, rows: Iterable[Floor]) -> None:
+    """Replace the floors of these users; one of nothing is none."""
+    for row in rows:
+        if row.files or row.bytes:
+            floors.put(txn, row)
+        else:
+            floors.delete(txn, row.user_id)
 
 
 def check_quota(name: str, limit: int, used: int, more: int, reserved: int = 0) -> None:

@@ -32,13 +32,14 @@ from control.api import (
     Txn,
 )
 from control.api.internals import (
-    Secret,
     Token,
     check_grants,
     clean_label,
     locked,
     make_private_directory,
+    people,
     read_secret,
+    shared_secret,
     tokens,
     write_secret,
 )
@@ -122,9 +123,7 @@ def _key_in_file(directory: Path) -> str:
 
 def _key_in_rows(txn: Txn) -> str:
     """The same of records that several machines share."""
-    row = shared_secrets.get(txn, NAME) or Secret(NAME, Fernet.generate_key().decode())
-    shared_secrets.put(txn, row)
-    return row.text
+    return shared_secret(txn, NAME, lambda: Fernet.generate_key().decode())
 
 
 class Cipher:
@@ -305,8 +304,7 @@ class Keys:
             if row is None or row.user_id != call.user.user_id:
                 raise NoSuchThing(MISSING)
             access_keys.delete(txn, row.access_key_id)
-            if tokens.get(txn, row.token_id) is not None:
-                tokens.delete(txn, row.token_id)
+            people.revoke_token(txn, row.token_id)
 
         await call.write(decide)
         return Status()

@@ -15,7 +15,17 @@ from functools import partial
 import trio
 
 from control.api import Records, RecordsFailed, Txn
-from control.api.internals import PAGE_ROWS, Change, Floor, Ledger, Tally, floors, in_pages, usage
+from control.api.internals import (
+    PAGE_ROWS,
+    Change,
+    Floor,
+    Ledger,
+    Tally,
+    floors,
+    in_pages,
+    save_floors,
+    usage,
+)
 from control.storage.permission import owner_of
 from control.storage.rows import SNAPSHOTS, Space, spaces
 from control.storage.spaces import all_in_pages
@@ -185,14 +195,8 @@ class Recounts:
             rows = [Floor(id_, used.files, used.bytes) for id_, used in now]
             changed = [row for row in rows if floors.get(txn, row.user_id) != row]
 
-        def write(txn: Txn) -> None:
-            for row in changed:
-                floors.put(txn, row)
-                if not (row.files or row.bytes):
-                    floors.delete(txn, row.user_id)
-
         if changed:
-            await self._records.write(write)
+            await self._records.write(partial(save_floors, rows=changed))
         await trio.lowlevel.checkpoint()
         return some[-1] if len(some) == PAGE_ROWS else None
 

@@ -8,7 +8,8 @@ A *room* is a package below ``gfs`` or ``control``. Its *door* is the ``__all__`
 ``__init__``: names, and modules whose own names are open to all. A room within a room is
 entered through the outer one's door by those outside of that. Tests may look into a room.
 
-A class that has grown large is several: :func:`test_no_class_is_large`.
+A class that has grown large is several: :func:`test_no_class_is_large`. A table is written in the
+room that declares its rows: :func:`test_a_room_writes_its_own_tables_alone`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import operator
 from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+
+from control.identity import rows as identity_rows
+from control.identity import users as people
+from control.records import Table
+from control.storage import rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +169,70 @@ def test_what_goes_past_a_door(importer: str, line: str, is_past: bool) -> None:
         *("gfs.room", "gfs.room.listed", "gfs.room.hidden", "gfs.room.inner", "gfs.room.inner.z")
     }
     assert bool(list(past_doors(importer, ast.parse(line), rooms, names))) == is_past
+
+
+WRITES = {"copy_index", "copy_row", "delete", "insert", "put", "reindex"}
+
+
+def written_elsewhere(tree: ast.AST, module: ModuleType) -> Iterator[str]:
+    """Where a module names the method that writes a table of another room, or writes in a
+    transaction what no name of its own tells to be a table."""
+    calls = {node.func: node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or node.attr not in WRITES:
+            continue
+        place = f"{module.__name__}:{node.lineno} {ast.unparse(node)}"
+        try:
+            found = operator.attrgetter(ast.unparse(node.value))(module)
+        except AttributeError:
+            named = [node.value, *(calls[node].args if node in calls else [])]
+            if "txn" in map(ast.unparse, named):
+                yield place
+        else:
+            if isinstance(found, Table) and room_of(found.row.__module__) != room_of(
+                module.__name__
+            ):
+                yield place
+
+
+def room_of(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def test_a_room_writes_its_own_tables_alone() -> None:
+    """Others call a function of the owner, which knows what else must change with a row."""
+    found = [
+        each
+        for name, path in modules().items()
+        # Those two are below the tables, and write keys and bytes.
+        if room_of(name) not in {"control.records", "control.volatile"} and "control." in name
+        for each in written_elsewhere(
+            ast.parse(path.read_text(encoding="utf-8")), importlib.import_module(name)
+        )
+    ]
+    assert not found, "tables of other rooms:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_elsewhere"),
+    [
+        ("spaces.put(txn, space)", False),
+        ("partial(rows.spaces.put, row=space)", False),
+        ("people.delete(txn, user_id, [])", False),
+        ("await fs.delete(path)", False),
+        ("users.get(txn, user_id)", False),
+        ("users.delete(txn, user_id)", True),
+        ("partial(users.put, row=user)", True),
+        ("identity_rows.users.insert(txn, user)", True),
+        ("self.table.put(txn, row)", True),
+        ("txn.put(users, key, data)", True),
+    ],
+)
+def test_what_writes_a_table_of_another_room(line: str, is_elsewhere: bool) -> None:
+    here = ModuleType("control.storage.here")
+    here.__dict__.update(rows=rows, spaces=rows.spaces, people=people)
+    here.__dict__.update(identity_rows=identity_rows, users=identity_rows.users)
+    assert bool(list(written_elsewhere(ast.parse(line), here))) == is_elsewhere
 
 
 METHODS_MAX, ATTRIBUTES_MAX = 30, 20
