@@ -7,20 +7,18 @@ Work that has to wait is left in queues for :mod:`gfs.master.upkeep`.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import dataclass, field
 
 from gfs.config import MasterSettings
-from gfs.diagnostics import event
 from gfs.errors import NotFound
 from gfs.io import DiskSpace, World
 from gfs.master.metadata import HANDLE_RANGE, Committer, Effects, QuorumWatermark, Store
-from gfs.master.metadata.rows import DRAINED, DRAINING, NOT_DRAINING
 from gfs.master.metadata.trash import TrashBook
 from gfs.master.replicas import (
     Balancer,
+    Drains,
     GarbageCollector,
     Goals,
     Membership,
@@ -29,14 +27,11 @@ from gfs.master.replicas import (
 )
 from gfs.master.rules import trash_purge
 from gfs.master.tables import (
-    LIVE,
-    STOPPED,
     GarbageTable,
     LeaseTable,
     LocationTable,
     ReplicaMap,
     ReservationTable,
-    Server,
     ServerTable,
 )
 from gfs.metrics import Operations
@@ -45,21 +40,40 @@ from gfs.protocol.messages import (
     Done,
     ElectionReply,
     ForgetShadow,
-    ServerStatus,
     ShadowStatus,
 )
 
-log = logging.getLogger(__name__)
 
-#: After so many ``dead_seconds`` a chunk that no chunkserver has reported is declared lost.
-LOST_PERIODS = 2
-
-
-DRAIN_NAMES = {NOT_DRAINING: "", DRAINING: "draining", DRAINED: "drained"}
+def _not_elected() -> ElectionReply:
+    return ElectionReply(0)
 
 
 async def _without_shadows(request: ForgetShadow) -> Done:
     raise NotFound(f"there is no shadow master {request.address}")
+
+
+@dataclass
+class Process:
+    """What the process that a master runs in knows: it has the connections, the shadow masters
+    (:mod:`gfs.master.shadows.log_sender`), the candidate and the certificate."""
+
+    #: Connections served now, for metrics.
+    connections: set[BulkConnection] = field(default_factory=set)
+    shadow_status: Callable[[], list[ShadowStatus]] = list
+    forget_shadow: Callable[[ForgetShadow], Awaitable[Done]] = _without_shadows
+    #: Who has the hold, if an engine elects the masters.
+    election: Callable[[], ElectionReply] = _not_elected
+    #: When this server's certificate ends; 0: it has none.
+    certificate_until_ns: Callable[[], int] = int
+
+
+@dataclass
+class MetadataDisk:
+    """The disk that the metadata is on, as :mod:`gfs.master.upkeep.metadata_disk` last saw it."""
+
+    space: DiskSpace | None = None
+    #: Mutations that make the metadata grow are refused.
+    is_low: bool = False
 
 
 class Master:
@@ -69,65 +83,41 @@ class Master:
         self.world = world
         self.settings = settings
         self.store = store
-        self.clock = clock = world.clock
+        clock, now = world.clock, world.clock.monotonic()
         # The world's own generator may cost a system call per number.
         self.rng = rng = random.Random(world.random.getrandbits(64))
-        self.began_at = clock.monotonic()
         watermark = QuorumWatermark(clock, settings.shadow_wait_seconds)
         self.committer = Committer(world, store, settings.answers_seconds, self._applied, watermark)
-        self.uptime = self.committer.uptime
         self.servers = ServerTable(
-            store.known_servers(), settings.heartbeat_seconds, settings.dead_seconds, self.began_at
+            store.known_servers(), settings.heartbeat_seconds, settings.dead_seconds, now
         )
-        self.locations = LocationTable()
-        self.garbage = GarbageTable(settings.garbage_grace_seconds)
         end = store.state.handle_end
         self.reservations = reservations = ReservationTable(end - HANDLE_RANGE, end)
         self.leases = leases = LeaseTable(settings.lease_seconds, settings.lease_margin_seconds)
         if store.epoch > 1 or store.state.term:
-            leases.old_until = self.began_at + settings.lease_seconds
+            leases.old_until = now + settings.lease_seconds
         self.trash = TrashBook(store)
-        self.replica_map = known = ReplicaMap(
-            clock, store, self.servers, self.locations, self.garbage
-        )
+        garbage = GarbageTable(settings.garbage_grace_seconds)
+        self.replica_map = known = ReplicaMap(clock, store, self.servers, LocationTable(), garbage)
         self.goals = goals = Goals(known, store, settings.forgetful_seconds)
-        self.repair, self.salvage = goals.repair, goals.salvage
         self.membership = Membership(store, known, goals, reservations)
         self.new_chunks = NewChunks(rng, settings, store, self.committer, known, reservations)
         self.collector = GarbageCollector(store, known, goals, reservations, leases)
         self.planner = RepairPlanner(rng, settings, store, known, goals, leases)
         self.balancer = Balancer(settings, store, known, goals, self.planner, reservations, leases)
+        self.drains = Drains(known, goals, reservations)
         self.operations = Operations(settings.slow_seconds)
-        #: Connections served now, for metrics.
-        self.connections: set[BulkConnection] = set()
-        #: Commands about shadow masters: see :mod:`gfs.master.shadows.log_sender`.
-        self.shadow_status: Callable[[], list[ShadowStatus]] = list
-        self.forget_shadow: Callable[[ForgetShadow], Awaitable[Done]] = _without_shadows
-        #: Who has the hold, if an engine elects the masters.
-        self.election: Callable[[], ElectionReply] = partial(ElectionReply, 0)
-        #: Held while it is decided whether a server can be drained: one at a time.
-        self.drain_checked = False
-        #: All chunks must be evaluated, because the drain of a server has begun or was cancelled.
-        self.rescan_wanted = False
-        self.disk_low = False
-        self.metadata_disk: DiskSpace | None = None
-        #: When this server's certificate ends; 0: it has none.
-        self.certificate_until_ns: Callable[[], int] = int
+        self.metadata_disk = MetadataDisk()
+        self.process = Process()
 
     @property
     def now(self) -> float:
-        return self.clock.monotonic()
-
-    @property
-    def may_declare_lost(self) -> bool:
-        """Whether chunkservers had the time to report all replicas, also those that
-        were being written or verified when this master began."""
-        return self.now >= self.began_at + LOST_PERIODS * self.settings.dead_seconds
+        return self.world.clock.monotonic()
 
     @property
     def is_maintained(self) -> bool:
         """Whether a chunkserver is under maintenance, so that its time has to be counted."""
-        now_ns = self.uptime.now_ns()
+        now_ns = self.committer.uptime.now_ns()
         return any(server.maintenance_until_ns > now_ns for server in self.servers.all())
 
     def _applied(self, effects: Effects) -> None:
@@ -147,7 +137,7 @@ class Master:
         for inode, length in effects.grown:
             self.trash.grown(inode, length)
         for server_id, draining in effects.drains:
-            self.set_draining(server_id, draining)
+            self.drains.set(server_id, draining)
         for server_id, until_ns in effects.maintenance:
             self.servers.maintain(server_id, until_ns)
 
@@ -162,69 +152,3 @@ class Master:
             if not self.replica_map.in_safe_mode
             else None
         )
-
-    def set_draining(self, server_id: str, draining: int) -> None:
-        """Set the state of a server's drain, which is durable already."""
-        server = self.servers.by_id.get(server_id)
-        if server is None or server.draining == draining:
-            return
-        if not server.draining:
-            self.servers.granting_then[server.index] = frozenset(self.replica_map.raising)
-        state = DRAIN_NAMES[draining] or "not drained any more"
-        log.info(
-            "chunkserver %s: %s",
-            server_id,
-            state,
-            extra=event("drain", server=server_id, state=state),
-        )
-        self.servers.set_draining(server, draining)
-        self.rescan_wanted = True
-
-    def is_empty(self, server: Server) -> bool:
-        """Whether a draining server has no replicas, and cannot get any."""
-        index = server.index
-        return (
-            not self.replica_map.in_safe_mode
-            and server.state == LIVE
-            and server.registration.is_complete
-            and not server.chunks
-            and not self.locations.counts.get(index)
-            and not server.transfers.clones_in
-            and not self.reservations.at(index)
-            and self.replica_map.raising.keys().isdisjoint(
-                self.servers.granting_then.get(index, ())
-            )
-            and not any(
-                self.garbage.at(index, handle) for handle in self.garbage.among(self.repair.lost)
-            )
-        )
-
-    def server_status(self, server: Server) -> ServerStatus:
-        draining = server.draining
-        known = self.locations.counts.get(server.index, 0)
-        if draining == DRAINED and server.state == LIVE and (known or server.chunks):
-            draining = DRAINING  # it came back with replicas
-        status = ServerStatus(
-            server.id,
-            server.address,
-            server.rack,
-            server.state,
-            max(0, int((self.now - server.last_heard) * 1000)),
-            server.chunks,
-            server.disks,
-            DRAIN_NAMES[draining],
-            scrub=server.particulars.scrub,
-            certificate_until_ns=server.particulars.certificate_until_ns,
-            maintenance_ms=max(0, server.maintenance_until_ns - self.uptime.now_ns()) // 1_000_000,
-        )
-        if draining == DRAINED and server.state != LIVE:
-            status.state = STOPPED  # as intended: it is not missing
-        if draining == DRAINING:
-            status.drain_chunks = max(known, server.chunks)
-            status.drain_uploads = self.reservations.at(server.index)
-            status.drain_lost = sum(
-                self.garbage.at(server.index, handle) is not None
-                and not self.salvage.is_pending(handle)
-                for handle in self.garbage.among(self.repair.lost)
-            )
-        return status

@@ -396,10 +396,10 @@ class _Process:
     ) -> None:
         master = Master(self._world, self._settings, self._store)
         shadows = Shadows(master)
-        master.shadow_status, master.forget_shadow = shadows.status, shadows.forget
-        master.certificate_until_ns = lambda: identity.certificate_until_ns
+        master.process.shadow_status, master.process.forget_shadow = shadows.status, shadows.forget
+        master.process.certificate_until_ns = lambda: identity.certificate_until_ns
         if candidate is not None:
-            master.election, shadows.check = candidate.status, candidate.check
+            master.process.election, shadows.check = candidate.status, candidate.check
         self._metrics.collect = partial(families, master)
         async with trio.open_nursery() as nursery:
 
@@ -422,7 +422,7 @@ class _Process:
             if candidate is not None:
                 connection = partial(_guarded, candidate, connection)
             nursery.start_soon(
-                serve, self._world, self._listener, identity, connection, master.connections
+                serve, self._world, self._listener, identity, connection, master.process.connections
             )
             log.info(
                 "cluster %s, epoch %d, term %d, at %s",

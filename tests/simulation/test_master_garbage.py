@@ -736,11 +736,11 @@ class Cell:
             yield "replicas of chunks that were never handed out are gone"
         master = self.master
         for name, count in (
-            ("endangered", master.repair.endangered),
+            ("endangered", master.goals.repair.endangered),
             ("surplus", len(master.goals.surplus)),
             ("moves", len(master.goals.moves)),
-            ("garbage", sum(not lost.issuperset({h}) for h in master.garbage.replicas)),
-            ("lost", len(master.repair.lost - lost)),
+            ("garbage", sum(not lost.issuperset({h}) for h in master.replica_map.garbage.replicas)),
+            ("lost", len(master.goals.repair.lost - lost)),
         ):
             if count:
                 yield f"{name}: {count}"
@@ -1169,7 +1169,7 @@ def test_a_replica_that_was_gone_during_a_failed_grant_counts_after_the_next() -
         request = messages.AcquireLease(0, "c", cell.number(), file.inode, 0, 1, [])
         await cell.request(request)
         indexes = {master.servers.by_id[server.id].index for server in holders}
-        assert set(master.locations.get(file.handle)) == indexes
+        assert set(master.replica_map.locations.get(file.handle)) == indexes
 
     run(0, happen)
 
@@ -1190,13 +1190,13 @@ def test_a_copy_that_is_gone_before_its_reply_was_taken_does_not_count() -> None
         for server in cell.servers:
             server.delay = 0.3
         await cell.take(Step("set_goal", 0, 0, 1, 0.0))
-        await become(lambda: file.handle in master.repair.active)
-        target = master.repair.active[file.handle].target
+        await become(lambda: file.handle in master.goals.repair.active)
+        target = master.goals.repair.active[file.handle].target
         disk = cell.by_id[target.id].disk
         await become(lambda: file.handle in disk)
         version = disk.pop(file.handle).version
         cell.upkeep.reports.take_gone(target, _record.pack(file.handle, version, 0))
-        assert file.handle in master.repair.active
+        assert file.handle in master.goals.repair.active
         await trio.sleep(20.0)
         assert len(cell.holders(file.handle, version)) == 2
 

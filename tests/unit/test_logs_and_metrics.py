@@ -254,7 +254,7 @@ def test_what_is_to_be_copied_is_counted_at_the_mean_length_of_chunks(tmp_path: 
     async def look(seed: int) -> list[Metric]:
         world = Universe(seed).machine("master").start_process().world
         master = Master(world, MasterSettings(), store)
-        master.repair.update(1, 1, 3)
+        master.goals.repair.update(1, 1, 3)
         return list(families(master))
 
     try:

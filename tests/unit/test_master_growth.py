@@ -109,8 +109,8 @@ def server_with_many(master: Master) -> Server:
     servers = [master.servers._add(f"server-{n}", f"10.0.0.{n}:1", "", 0.0) for n in range(2)]
     for handle in range(1, MANY):
         for server in servers:
-            master.locations.add(handle, server.index, 1)
-            master.garbage.hold(server.index, MANY + handle, 1, STALE, 0.0)
+            master.replica_map.locations.add(handle, server.index, 1)
+            master.replica_map.garbage.hold(server.index, MANY + handle, 1, STALE, 0.0)
     return servers[0]
 
 
@@ -127,8 +127,8 @@ def test_what_a_server_does_not_have_any_more_is_taken_off_it_in_slices(
         counter.count(kind, name)
     assert counter.most_in_a_slice(taken(server)) < SLICE + PAGE
     assert server.registration.is_complete or how == "dies"
-    assert master.locations.counts == {0: 0, 1: MANY - 1}
-    assert master.garbage.counts[STALE] == MANY - 1
+    assert master.replica_map.locations.counts == {0: 0, 1: MANY - 1}
+    assert master.replica_map.garbage.counts[STALE] == MANY - 1
 
 
 def test_a_drain_looks_at_every_chunk(master: Master) -> None:
@@ -156,7 +156,7 @@ def test_garbage_is_evaluated_in_slices_when_a_server_is_back(
 ) -> None:
     server = server_with_many(master)
     for handle in range(1, MANY):
-        master.garbage.hold(1, handle, 1, STALE, 0.0)
+        master.replica_map.garbage.hold(1, handle, 1, STALE, 0.0)
     server.rpc, server.state = object(), SILENT  # type: ignore[assignment]
     if how == "registered":
         master.servers.registration_complete(server)
@@ -169,13 +169,13 @@ def test_garbage_is_evaluated_in_slices_when_a_server_is_back(
 
 
 def test_totals_cost_the_same_with_many_lost_chunks(master: Master, counter: Counter) -> None:
-    master.repair.lost.update(range(1, MANY))
+    master.goals.repair.lost.update(range(1, MANY))
     for handle in (5, MANY + 5):
-        master.garbage.hold(0, handle, 1, CORRUPT, 0.0)
+        master.replica_map.garbage.hold(0, handle, 1, CORRUPT, 0.0)
     counter.count(GarbageTable, "of_kind")
     assert cluster_totals(master, 0).corrupt_kept == 1
     assert counter.calls == 1
-    master.repair.lost.clear()
+    master.goals.repair.lost.clear()
     assert cluster_totals(master, 0).corrupt_kept == 0
 
 
@@ -211,7 +211,7 @@ def test_searches_of_a_large_trash_neither_overlap_nor_follow_each_other_at_once
     monkeypatch.setattr(master.goals, "mark_trashed", search)
     monkeypatch.setattr(upkeep, "_act", lambda: None)
     master.replica_map.in_safe_mode = False
-    master.repair.update(1, 1, 3)
+    master.goals.repair.update(1, 1, 3)
     now = master.now
     upkeep._tick(now - 300.0, 0.5)
     ((_, (first,)),) = nursery.tasks
@@ -245,7 +245,7 @@ def test_the_trash_is_searched_once_for_servers_that_die_together(
     for _, arguments in nursery.tasks:
         for slices in arguments:
             assert set(slices) == {None}
-    assert (set(master.locations.counts.values()), searched) == ({0}, 1)
+    assert (set(master.replica_map.locations.counts.values()), searched) == ({0}, 1)
 
 
 @pytest.mark.parametrize("name", ["look_at_revived", "evaluate_changed"])
@@ -349,7 +349,7 @@ async def test_what_waits_to_be_deleted_waits_in_the_trash(
         return [(Reclaimed(1, 1, 1), Done(id=0))]
 
     monkeypatch.setattr(master.committer, "perform_all", perform_all)
-    master.garbage.counts[ORPHANED] = backlog
+    master.replica_map.garbage.counts[ORPHANED] = backlog
     with trio.move_on_after(10.0):
         async with trio.open_nursery() as reclaiming:
             reclaiming.start_soon(Reclaim(master).run)

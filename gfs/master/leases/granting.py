@@ -247,8 +247,8 @@ class Grants:
     async def _wait_for_clone(self, handle: int) -> None:
         master = self._master
         with trio.move_on_after(CLONE_WAIT_SECONDS):
-            while handle in master.repair.active and handle not in master.goals.moves:
-                await master.clock.sleep(CLONE_POLL_SECONDS)
+            while handle in master.goals.repair.active and handle not in master.goals.moves:
+                await master.world.clock.sleep(CLONE_POLL_SECONDS)
 
     def _candidates(
         self, handle: int, chunk: Chunk, failed: frozenset[int], *, or_failed: bool = False
@@ -257,7 +257,7 @@ class Grants:
         ``or_failed``, those at failed servers: such a server may be back, and no other
         has the chunk."""
         master = self._master
-        holders = master.locations.get(handle)
+        holders = master.replica_map.locations.get(handle)
         servers = [master.servers.get(index) for index in holders]
         there = [server for server in servers if server.state == LIVE and server.rpc is not None]
         live = [server for server in there if server.index not in failed]
@@ -351,7 +351,7 @@ class Grants:
                     index=request.index,
                     handle=handle,
                     version=version,
-                    time_ns=master.clock.time_ns(),
+                    time_ns=master.world.clock.time_ns(),
                 ),
                 partial(master.goals.set_locations, handle, version, indexes, version, gone),
             )

@@ -8,6 +8,7 @@ rules (:mod:`gfs.master.rules`):
 whether it is below, at or above it
 :class:`.reports.Reports`                     what chunkservers report of their replicas
 :class:`.membership.Membership`               chunkservers and disks that come and go
+:class:`.drains.Drains`                       chunkservers that give up their replicas
 :class:`.new_chunks.NewChunks`                handles and servers for new chunks
 :class:`.repair_planner.RepairPlanner`        which copies are made now
 :class:`.balancer.Balancer`                   which replicas are moved now
@@ -20,6 +21,7 @@ tasks of :mod:`gfs.master.upkeep` send the orders.
 """
 
 from gfs.master.replicas.balancer import Balancer
+from gfs.master.replicas.drains import DRAIN_NAMES, Drains
 from gfs.master.replicas.garbage_collector import GarbageCollector
 from gfs.master.replicas.goals import SLICE, Goals
 from gfs.master.replicas.membership import Membership
@@ -28,8 +30,10 @@ from gfs.master.replicas.repair_planner import RepairPlanner
 from gfs.master.replicas.reports import Reports, reported_replicas
 
 __all__ = [
+    "DRAIN_NAMES",
     "SLICE",
     "Balancer",
+    "Drains",
     "GarbageCollector",
     "Goals",
     "Membership",

@@ -192,7 +192,9 @@ class ChunkserverSession:
     def _note_append(self, appended: AppendedChunk) -> None:
         """Take the length after an append, so that listings are up to date, and a
         replica that has lost bytes which every other has is detected."""
-        plan = partial(plan_note_append, appended=appended, time_ns=self._master.clock.time_ns())
+        plan = partial(
+            plan_note_append, appended=appended, time_ns=self._master.world.clock.time_ns()
+        )
         self._master.committer.submit("", 0, plan, lambda _: None)
 
     def _orders(self, server: Server, leases: list[int]) -> Orders:

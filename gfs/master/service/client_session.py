@@ -204,7 +204,7 @@ class ClientSession:
         return ListReply(0, entries, more)
 
     def _list_trash(self, rpc: Rpc, message: ListTrash, body: bytes, txn: Txn) -> Message:
-        book, wall_ns = self._master.trash, self._master.uptime.wall_ns
+        book, wall_ns = self._master.trash, self._master.committer.uptime.wall_ns
         entries, cursor = trash.page(
             txn, book, message.path, message.cursor, message.limit, wall_ns
         )
@@ -237,8 +237,8 @@ class ClientSession:
         random one, to spread the readers. If there are only damaged ones, these: most
         of their blocks are good, and readers verify each."""
         master = self._master
-        holders = master.locations.get(handle)
-        if not holders and handle in master.salvage.handles:
+        holders = master.replica_map.locations.get(handle)
+        if not holders and handle in master.goals.salvage.handles:
             return master.replica_map.damaged_holders(handle, version)
         if len(holders) > 1:
             at = int(master.rng.random() * len(holders))
@@ -280,7 +280,7 @@ class ClientSession:
                 uploads.published(master, upload)
             answer(outcome)
 
-        time_ns = master.clock.time_ns()
+        time_ns = master.world.clock.time_ns()
         plan = partial(
             plan_publish,
             request=message,
@@ -295,7 +295,7 @@ class ClientSession:
         _check_u64(message.modified_ns)
         self._check_growth()
         sources, goal = uploads.check_join(self._master, message, body)
-        time_ns = self._master.clock.time_ns()
+        time_ns = self._master.world.clock.time_ns()
         self._master.committer.submit(
             message.client,
             message.sequence,
@@ -343,7 +343,7 @@ class ClientSession:
     def _mutate(
         self, rpc: Rpc, message: Mutation, plan: Callable[[Txn, Any, int], Planned]
     ) -> None:
-        time_ns = self._master.clock.time_ns()
+        time_ns = self._master.world.clock.time_ns()
         job: Plan = lambda txn: plan(txn, message, time_ns)  # noqa: E731 - it is called once
         answer = self._answerer(rpc, message)
         self._master.committer.submit(message.client, message.sequence, job, answer)
@@ -374,7 +374,7 @@ class ClientSession:
     def _check_growth(self) -> None:
         """Refuse mutations that add rows when the disk is nearly full, so that
         deletions remain possible."""
-        if self._master.disk_low:
+        if self._master.metadata_disk.is_low:
             raise DiskFull("the master's metadata disk is nearly full: free some space there")
 
     # --- what takes longer -------------------------------------------------------------------
@@ -522,8 +522,8 @@ ANSWERS: dict[type[Message], Answer] = {
     DiskOrder: _commanded(drain_command.order_disk),
     ReportReplica: ClientSession._report_replica,
     Promote: ClientSession._promote,
-    Election: lambda session, rpc, message, body, txn: session._master.election(),
-    ForgetShadow: _commanded(lambda master, message: master.forget_shadow(message)),
+    Election: lambda session, rpc, message, body, txn: session._master.process.election(),
+    ForgetShadow: _commanded(lambda master, message: master.process.forget_shadow(message)),
     ForgetServer: _commanded(operator_commands.forget),
     Maintenance: _commanded(operator_commands.maintain),
     Repair: _commanded(operator_commands.repair),

@@ -35,7 +35,7 @@ async def disk_usage(master: Master, request: DiskUsage) -> DiskUsageReply:
     while True:
         with master.store.read() as txn:
             entries, deleted = trash.page(
-                txn, master.trash, path, deleted, trash.ROWS_MAX, master.uptime.wall_ns
+                txn, master.trash, path, deleted, trash.ROWS_MAX, master.committer.uptime.wall_ns
             )
         for entry in entries:
             # A deleted directory is not counted yet if these are negative.

@@ -16,6 +16,7 @@ from gfs.master.metadata.operations import DrainSet
 from gfs.master.metadata.rows import DRAINING, NOT_DRAINING, unpack_chunk, unpack_u64
 from gfs.master.replicas import SLICE
 from gfs.master.rules.drain_admission import Needs, Remaining, why_not
+from gfs.master.service.status import server_status
 from gfs.master.tables import LIVE, Server
 from gfs.protocol.messages import DiskOrder, DiskOrderReply, Done, Drain, DrainReply
 
@@ -34,7 +35,7 @@ async def drain(master: Master, request: Drain) -> DrainReply:
         await _set(master, server, NOT_DRAINING)
     else:
         await _drain(master, server, request.fewer_racks)
-    return DrainReply(id=0, server=master.server_status(server))
+    return DrainReply(id=0, server=server_status(master, server))
 
 
 async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
@@ -66,14 +67,14 @@ async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
 async def _drain(master: Master, server: Server, fewer_racks: bool) -> None:
     if server.draining:
         return
-    if master.drain_checked:
+    if master.drains.is_deciding:
         raise Busy("another chunkserver is about to be drained: try again")
-    master.drain_checked = True
+    master.drains.is_deciding = True
     try:
         await _check(master, server, fewer_racks)
         await _set(master, server, DRAINING)
     finally:
-        master.drain_checked = False
+        master.drains.is_deciding = False
 
 
 async def _set(master: Master, server: Server, draining: int) -> None:
@@ -107,7 +108,7 @@ async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
     needs = Needs(each.index for each in staying)
     for part in _all_chunks(master):
         for handle, goal, length in part:
-            needs.add(goal, length, master.locations.get(handle))
+            needs.add(goal, length, master.replica_map.locations.get(handle))
         await trio.lowlevel.checkpoint()
     remaining = [Remaining(each.index, each.rack, each.free_bytes) for each in staying]
     new_goal = master.settings.replication
@@ -138,4 +139,4 @@ def drained(master: Master) -> list[Server]:
     if not master.servers.draining:
         return []
     draining = [server for server in master.servers.all() if server.draining == DRAINING]
-    return [server for server in draining if master.is_empty(server)]
+    return [server for server in draining if master.drains.is_empty(server)]

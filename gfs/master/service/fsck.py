@@ -109,7 +109,7 @@ class FsckWalk:
 
     def _take_chunk(self, path: str, inode: int, chunk: lookups.FileChunk) -> None:
         master = self._master
-        holders = [master.servers.get(i) for i in master.locations.get(chunk.handle)]
+        holders = [master.servers.get(i) for i in master.replica_map.locations.get(chunk.handle)]
         positions = self._book.positions(holders)
         damaged = [] if holders else master.replica_map.damaged_holders(chunk.handle, chunk.version)
         lease = master.leases.current(chunk.handle, master.now)
@@ -137,14 +137,14 @@ class FsckWalk:
 
 def garbage_page(master: Master, request: ListGarbage) -> ListGarbageReply:
     limit = max(1, min(request.limit, GARBAGE_PAGE_MAX))
-    found, more = master.garbage.page(request.after, limit)
+    found, more = master.replica_map.garbage.page(request.after, limit)
     replicas = [
         GarbageReplica(
             master.servers.get(index).id,
             handle,
             known.version,
             known.kind,
-            master.garbage.is_kept(index, handle),
+            master.replica_map.garbage.is_kept(index, handle),
         )
         for handle, index, known in found
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gfs.master.master import Master
 from gfs.master.metadata import State, terms
-from gfs.master.service.status import all_totals, metadata_space
+from gfs.master.service.status import all_totals, metadata_space, server_status
 from gfs.metrics import (
     Values,
     certificate_family,
@@ -37,7 +37,7 @@ def families(
     with master.store.read() as txn:
         totals = all_totals(master, txn)
     committer, store = master.committer, master.store
-    servers = [master.server_status(server) for server in master.servers.ordered()]
+    servers = [server_status(master, server) for server in master.servers.ordered()]
     space: Values = {
         (("server", server.id), ("disk", disk.path)): disk.free_bytes
         for server in servers
@@ -54,7 +54,7 @@ def families(
     yield gauge(
         "gfs_master_commits_queued", "Mutations that wait for a commit", committer.queued_weight
     )
-    shadows = master.shadow_status()
+    shadows = master.process.shadow_status()
     yield gauge(
         "gfs_master_shadow_behind_operations",
         "Operations that a shadow master has not acknowledged",
@@ -121,7 +121,7 @@ def families(
     yield gauge(
         "gfs_master_repair_bytes",
         "Bytes to be copied until all chunks are at their goal, at the mean length of chunks",
-        master.repair.missing
+        master.goals.repair.missing
         * _stored_bytes(store.state, totals.replaced_bytes)
         // max(1, totals.chunks),
     )
@@ -185,7 +185,7 @@ def families(
     yield gauge(
         "gfs_master_connections",
         "Connections served",
-        label("role", Counter(one.peer_role for one in master.connections)),
+        label("role", Counter(one.peer_role for one in master.process.connections)),
     )
     yield gauge(
         "gfs_master_chunkservers_draining",
@@ -203,5 +203,5 @@ def families(
             "Free bytes on the metadata's disk",
             metadata.disk_free_bytes,
         )
-    yield from certificate_family(master.certificate_until_ns())
+    yield from certificate_family(master.process.certificate_until_ns())
     yield from operation_families("gfs_master", master.operations)

@@ -76,7 +76,7 @@ def _plan_repair(txn: Txn, changes: dict[str, int]) -> Planned:
 
 
 def _repair_reply(master: Master) -> RepairReply:
-    queue, limits = master.repair, master.planner.limits
+    queue, limits = master.goals.repair, master.planner.limits
     ranks = []
     for danger, handles in queue.ranks():
         looked = handles[:LENGTHS_MAX]
@@ -134,7 +134,7 @@ async def maintain(master: Master, request: Maintenance) -> Done:
                 f"chunkserver {server.id} is dead: its replicas are being copied from others "
                 "already"
             )
-        until_ns = master.uptime.now_ns() + request.seconds * 1_000_000_000
+        until_ns = master.committer.uptime.now_ns() + request.seconds * 1_000_000_000
     plan = partial(_plan_maintenance, server_id=server.id, until_ns=until_ns)
     await master.committer.perform(plan)
     return Done(id=0)
@@ -153,7 +153,7 @@ async def forget(master: Master, request: ForgetServer) -> Done:
     _check_forgettable(master, server)
     await master.committer.perform(partial(_plan_forget, server_id=server.id))
     if master.servers.by_id.get(server.id) is server and server.state != LIVE:
-        master.garbage.forget_server(server.index)
+        master.replica_map.garbage.forget_server(server.index)
         master.servers.forget(server)
     return Done(id=0)
 
@@ -164,7 +164,7 @@ def _plan_forget(txn: Txn, server_id: str) -> Planned:
 
 def _check_forgettable(master: Master, server: Server) -> None:
     is_away = server.state == DEAD or (server.draining == DRAINED and server.state != LIVE)
-    if not is_away and master.uptime.now_ns() < server.maintenance_until_ns:
+    if not is_away and master.committer.uptime.now_ns() < server.maintenance_until_ns:
         raise InvalidArgument(
             f"chunkserver {server.id} is under maintenance: gfs maintenance {server.id} off; if "
             "it is gone for good it is declared dead soon after, and can be forgotten then"
@@ -175,7 +175,7 @@ def _check_forgettable(master: Master, server: Server) -> None:
             "one that is gone for good can be forgotten when it is dead"
         )
     if (
-        master.locations.counts.get(server.index)
+        master.replica_map.locations.counts.get(server.index)
         or master.reservations.at(server.index)
         or master.leases.are_at(server.index)
         or server.transfers.clones_in

@@ -373,7 +373,7 @@ class Snapshots:
             while self._master.leases.holds_all or (
                 self._old and self._old_of(run.request) is None
             ):
-                await self._master.clock.sleep(POLL_SECONDS)
+                await self._master.world.clock.sleep(POLL_SECONDS)
             async with self._turn:
                 outcome = await self._make(run)
         except GfsError as error:
@@ -390,7 +390,7 @@ class Snapshots:
             log.info("a snapshot that the previous master began is continued")
             return await self._make_whole(run, *old)
         begun: SnapshotBegun | None = None
-        time_ns = master.clock.time_ns()
+        time_ns = master.world.clock.time_ns()
 
         def begin(txn: Txn) -> Planned:
             nonlocal begun
@@ -459,7 +459,7 @@ class Snapshots:
                     pieces = walk.next(txn)  # a grant that was under way may have added chunks
             await self._end_leases(pieces)
             if pieces:
-                plan = partial(plan_copy, pieces=pieces, time_ns=master.clock.time_ns())
+                plan = partial(plan_copy, pieces=pieces, time_ns=master.world.clock.time_ns())
                 operation, _ = await master.committer.perform(plan)
                 if not isinstance(operation, SnapshotCopied):
                     raise AssertionError("a piece is copied")
@@ -476,7 +476,7 @@ class Snapshots:
             request=run.request,
             copy=copy,
             reply=done,
-            time_ns=master.clock.time_ns(),
+            time_ns=master.world.clock.time_ns(),
         )
         return await master.committer.ask(run.request.client, run.request.sequence, plan)
 
@@ -490,7 +490,7 @@ class Snapshots:
         with trio.move_on_after(QUIET_SECONDS) as scope:
             while self._grants.is_busy(inodes):
                 waited = True
-                await self._master.clock.sleep(POLL_SECONDS)
+                await self._master.world.clock.sleep(POLL_SECONDS)
         if scope.cancelled_caught:
             raise Busy("a chunk to be copied is leased again and again: try again")
         return waited
@@ -518,7 +518,7 @@ class Snapshots:
                     await slots.acquire_on_behalf_of(handle)
                     nursery.start_soon(self._fence, handle, fenced, slots)
             if not fenced.issuperset(leased):
-                await master.clock.sleep(ABANDON_REST_SECONDS)
+                await master.world.clock.sleep(ABANDON_REST_SECONDS)
 
     async def _fence(self, handle: int, fenced: set[int], slots: trio.CapacityLimiter) -> None:
         try:
@@ -572,7 +572,7 @@ class Snapshots:
             log.info("the lease of chunk %x must expire first: %s", handle, error)
             with trio.move_on_after(QUIET_SECONDS):
                 while master.leases.current(handle, master.now) is not None:
-                    await master.clock.sleep(POLL_SECONDS)
+                    await master.world.clock.sleep(POLL_SECONDS)
         finally:
             master.leases.revoking.discard(handle)
             slots.release_on_behalf_of(handle)
@@ -584,12 +584,12 @@ class Snapshots:
         master = self._master
         while True:
             # Nobody waits for an answer, so it does not wait for shadow masters.
-            plan = partial(plan_abandon, copy=copy, time_ns=master.clock.time_ns())
+            plan = partial(plan_abandon, copy=copy, time_ns=master.world.clock.time_ns())
             outcome = await master.committer.ask("", 0, plan)
             if not isinstance(outcome, GfsError):
                 return
             log.warning("a snapshot could not be given up: %s", outcome)
-            await master.clock.sleep(ABANDON_REST_SECONDS)
+            await master.world.clock.sleep(ABANDON_REST_SECONDS)
 
     async def _take_up_old(self) -> None:
         """Continue snapshots that a former master began, when their clients ask again."""
@@ -602,7 +602,7 @@ class Snapshots:
                     await trio.lowlevel.checkpoint()
                 self._old[under_way.source] = under_way, walk
             master.leases.holds_all = False
-        await master.clock.sleep(OLD_SECONDS)
+        await master.world.clock.sleep(OLD_SECONDS)
         async with self._turn:
             for under_way, _ in self._old.values():
                 log.info(

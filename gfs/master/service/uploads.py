@@ -198,7 +198,7 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 known.client != request.client or known.version >= chunk.version
             ):
                 continue
-            if master.garbage.is_scheduled(handle):
+            if master.replica_map.garbage.is_scheduled(handle):
                 continue
             if txn.get(handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
                 continue
@@ -206,13 +206,15 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 server.index
                 for at in chunk.servers
                 if (server := master.servers.by_id.get(request.servers[at])) is not None
-                and not master.garbage.was_ordered(server.index, handle, now)
+                and not master.replica_map.garbage.was_ordered(server.index, handle, now)
             ]
             if not servers:
                 continue  # collected everywhere, or about to be
-            doubted = frozenset(i for i in servers if master.garbage.at(i, handle) is None)
+            doubted = frozenset(
+                i for i in servers if master.replica_map.garbage.at(i, handle) is None
+            )
             for index in servers:
-                master.garbage.drop(index, handle)
+                master.replica_map.garbage.drop(index, handle)
             reservation = Reservation(
                 chunk.version,
                 tuple(dict.fromkeys(servers)),
@@ -320,10 +322,10 @@ def _holders(
         holders = tuple(
             index
             for index in claimed
-            if (known := master.garbage.at(index, handle)) is not None
+            if (known := master.replica_map.garbage.at(index, handle)) is not None
             and known.kind == ORPHANED
             and known.version == chunk.version
-            and not master.garbage.is_scheduled(handle)
+            and not master.replica_map.garbage.is_scheduled(handle)
         )
     if holders:
         return holders
@@ -348,7 +350,7 @@ def published(master: Master, upload: Upload) -> None:
         known: list[int] = []
         for index in holders:
             server = master.servers.get(index)
-            master.garbage.drop(index, handle)
+            master.replica_map.garbage.drop(index, handle)
             # The server died during the commit, or came back without the replica.
             if server.state == DEAD or (reservation is not None and index in reservation.absent):
                 continue
@@ -357,15 +359,15 @@ def published(master: Master, upload: Upload) -> None:
             if untold or (reservation is not None and index in reservation.doubted):
                 master.replica_map.suspect(server, handle)
             known.append(index)
-        for index in master.locations.add_all(handle, known, new.version):
+        for index in master.replica_map.locations.add_all(handle, known, new.version):
             reported = master.servers.get(index).registration.reported
             if reported is not None:
                 reported.add(handle)
         if (
-            len(master.locations.get(handle)) != upload.replication
-            or handle in master.garbage.replicas
+            len(master.replica_map.locations.get(handle)) != upload.replication
+            or handle in master.replica_map.garbage.replicas
             # A server may have reported its replica before, while shadow masters were waited for.
-            or master.repair.is_known(handle)
+            or master.goals.repair.is_known(handle)
             # A server may have been drained since the chunk was placed.
             or not master.servers.draining.isdisjoint(holders)
         ):

@@ -153,7 +153,7 @@ class Shadows:
         while True:
             self._advance_watermark()
             self._update_counted()
-            await self._master.clock.sleep(SWEEP_SECONDS)
+            await self._master.world.clock.sleep(SWEEP_SECONDS)
             self._watermark.expire()
             now = self._master.now
             for known, seconds in ((self._away, AWAY_SECONDS), (self._backups, BACKUP_SECONDS)):
@@ -283,7 +283,7 @@ class Shadows:
         if before is not None:
             before.rpc.close()
         self.followers[follower.address] = follower
-        master.locations.watchers.append(follower.changed)
+        master.replica_map.locations.watchers.append(follower.changed)
         self._level_at.setdefault(follower.address, master.now)
         self._acked(follower, follower.acked)
         self._remember(follower.address)
@@ -298,7 +298,7 @@ class Shadows:
                 while not follower.rpc.closed:
                     await self._send_next(follower, nursery)
         finally:
-            master.locations.unwatch(follower.changed)
+            master.replica_map.locations.unwatch(follower.changed)
             if self.followers.get(follower.address) is follower:
                 del self.followers[follower.address]
                 self._away[follower.address] = (follower.acked, master.now)
@@ -355,7 +355,7 @@ class Shadows:
         while changed and len(taken) < LOCATIONS_PER_BATCH:
             handle = next(iter(changed))
             del changed[handle]
-            holders = master.locations.get(handle)
+            holders = master.replica_map.locations.get(handle)
             taken.append((handle, [master.servers.get(index).id for index in holders]))
         return taken
 
@@ -402,11 +402,11 @@ class Shadows:
         try:
             with trio.move_on_after(RETIRE_SECONDS) as scope:
                 while not master.committer.is_idle:
-                    await master.clock.sleep(0.01)
+                    await master.world.clock.sleep(0.01)
                 while follower.acked < master.committer.sequence:
                     if follower.rpc.closed:
                         raise Busy("the connection of the shadow master ended")
-                    await master.clock.sleep(0.01)
+                    await master.world.clock.sleep(0.01)
             if scope.cancelled_caught:
                 raise Busy(f"{request.address} did not catch up within {RETIRE_SECONDS:g} s")
             if self.check is not None:
@@ -572,7 +572,7 @@ class ShadowSession:
     def _begin_copy(self) -> None:
         if self._snapshot is not None:
             raise ProtocolError("a second copy was requested before the end of the first")
-        if self._master.disk_low:
+        if self._master.metadata_disk.is_low:
             raise Busy("the master's metadata disk is nearly full: no copy is made now")
         try:
             self._shadows._snapshots.acquire_on_behalf_of_nowait(self._slot)
@@ -586,9 +586,9 @@ class ShadowSession:
     async def _watch_copy(self) -> None:
         """End a snapshot that is not read, which would keep its pages from reuse."""
         while self._snapshot is not None:
-            await self._master.clock.sleep(1.0)
+            await self._master.world.clock.sleep(1.0)
             late = self._master.now - self._asked_at > COPY_SECONDS
-            if self._snapshot is not None and (late or self._master.disk_low):
+            if self._snapshot is not None and (late or self._master.metadata_disk.is_low):
                 log.warning(
                     "a copy for a shadow master was given up: no piece was requested in time, "
                     "or the disk is nearly full"
@@ -611,6 +611,6 @@ class ShadowSession:
         try:
             reply.id = message.id
             rpc.send(reply)
-            await self._master.clock.sleep(0.1)  # let it be sent before the connection ends
+            await self._master.world.clock.sleep(0.1)  # let it be sent before the connection ends
         finally:
             self._shadows.retired.set()

@@ -100,7 +100,7 @@ class ShadowMaster:
     def __init__(self, world: World, settings: MasterSettings, store: Store) -> None:
         #: The tables, which only the log and reports change.
         self.tables = Master(world, settings, store)
-        self.reports = FollowedReports(store, self.tables.locations)
+        self.reports = FollowedReports(store, self.tables.replica_map.locations)
         #: The master that is followed, or was last.
         self.master_address = ""
         #: The newest known operation of the master.
@@ -129,7 +129,7 @@ class ShadowMaster:
     def applied(self, effects: Effects) -> None:
         """Update the parts for what a commit has changed."""
         for freed in effects.freed:
-            self.tables.locations.pop(freed.handle)
+            self.tables.replica_map.locations.pop(freed.handle)
         self.tables.track(effects)
 
     def forget_servers(self) -> None:
@@ -142,7 +142,7 @@ class ShadowMaster:
                 server
                 for server in map(servers.get, servers.not_live)
                 if server.rpc is None
-                and not self.tables.locations.counts.get(server.index)
+                and not self.tables.replica_map.locations.counts.get(server.index)
                 and txn.get(server.id.encode(), None, txn.db.servers) is None
             ]
         for server in gone:
@@ -154,7 +154,9 @@ class ShadowMaster:
         for handle, ids in changes:
             known = [self.tables.servers.by_id.get(server_id) for server_id in ids]
             # Their version matters only where replicas are deleted.
-            self.tables.locations.replace(handle, [server.index for server in known if server], 0)
+            self.tables.replica_map.locations.replace(
+                handle, [server.index for server in known if server], 0
+            )
 
 
 class ShadowAnswers:

@@ -132,9 +132,9 @@ class Shadow:
     async def _serve(self) -> None:
         """Follow and answer. Returns when promoted; raises Diverged (in a group)."""
         shadow = ShadowMaster(self._world, self._settings, self._store)
-        shadow.tables.certificate_until_ns = lambda: self._identity.certificate_until_ns
+        shadow.tables.process.certificate_until_ns = lambda: self._identity.certificate_until_ns
         if self._candidate is not None:
-            shadow.tables.election = self._candidate.status
+            shadow.tables.process.election = self._candidate.status
         self._metrics.collect = partial(
             families, shadow.tables, lambda: (shadow.behind_operations, shadow.behind_seconds)
         )
@@ -204,7 +204,7 @@ class Shadow:
                 self._listener,
                 self._identity,
                 connection,
-                shadow.tables.connections,
+                shadow.tables.process.connections,
             )
             log.info("shadow master of cluster %s at %s", self._store.cluster, self._address)
             self._started()
@@ -220,7 +220,7 @@ class Shadow:
         while True:
             await self._world.clock.sleep(TICK_SECONDS)
             counts.start()
-            for server in tables.servers.tick(tables.now, tables.uptime.now_ns()):
+            for server in tables.servers.tick(tables.now, tables.committer.uptime.now_ns()):
                 if server.rpc is not None:
                     server.rpc.close()
                 died = partial(tables.membership.server_died, server)

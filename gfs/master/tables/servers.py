@@ -42,6 +42,8 @@ PLACEABLE_SECONDS = 0.25
 FAILED_SECONDS = 5.0
 #: A dead server without replicas is removed from the table after this long.
 FORGET_SECONDS = 7 * 24 * 3600.0
+#: After so many ``dead_seconds`` a chunk that no chunkserver has reported is declared lost.
+LOST_PERIODS = 2
 RECENT_DECAY_PER_SECOND = 0.93
 
 LIVE, SILENT, DEAD = "live", "silent", "dead"
@@ -229,6 +231,7 @@ class ServerTable:
     ) -> None:
         self._silent_seconds = min(SILENT_HEARTBEATS * heartbeat_seconds, dead_seconds)
         self._dead_seconds = dead_seconds
+        self._began_at = now
         self.by_id: dict[str, Server] = {}
         self.by_index: list[Server | None] = []
         #: Indexes of the servers that are not live.
@@ -272,6 +275,11 @@ class ServerTable:
 
     def all(self) -> list[Server]:
         return list(self.by_id.values())
+
+    def had_time_to_report(self, now: float) -> bool:
+        """Whether chunkservers had the time to report all replicas, also those that
+        were being written or verified when this master began."""
+        return now >= self._began_at + LOST_PERIODS * self._dead_seconds
 
     # --- coming and going ----------------------------------------------------------
 

@@ -30,7 +30,7 @@ class Balancing:
     async def run(self) -> None:
         master, rest = self._master, REBALANCE_SECONDS
         while True:
-            await master.clock.sleep(rest)
+            await master.world.clock.sleep(rest)
             if guarded(master.balancer.may_move, False):
                 master.balancer.balancing = await self._rebalance()
             else:
@@ -43,7 +43,7 @@ class Balancing:
         master = self._master
         has_moved = False
         guarded(master.balancer.begin_balancing, None)
-        for todo in master.locations.slices(SLICE):
+        for todo in master.replica_map.locations.slices(SLICE):
             while len(todo) and guarded(master.balancer.may_move, False):
                 planned = guarded(partial(master.balancer.plan_moves, todo), None)
                 if planned is None:
@@ -55,7 +55,7 @@ class Balancing:
                 if todo:
                     with trio.move_on_after(SLOT_SECONDS):
                         await self._copies.order_ended.wait()
-            await master.clock.sleep(RESCAN_REST_SECONDS)
+            await master.world.clock.sleep(RESCAN_REST_SECONDS)
         # Moves under way may have hidden that more should be moved.
         return has_moved or self._is_moving()
 

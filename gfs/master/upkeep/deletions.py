@@ -49,6 +49,6 @@ class Deletions:
                     return  # it may still do so: its reports of them are ignored for a while
                 except (GfsError, ConnectionError) as error:
                     log.warning("chunkserver %s did not delete replicas: %s", server.id, error)
-                master.garbage.answered(server.index)
+                master.replica_map.garbage.answered(server.index)
         finally:
             self._collecting.discard(server.index)

@@ -77,7 +77,7 @@ class Elections:
     async def _elect_best(self, handle: int) -> None:
         master = self._master
         found: list[tuple[Server, VerifyReply]] = []
-        asked = master.garbage.of_kind(handle, FORGETFUL)
+        asked = master.replica_map.garbage.of_kind(handle, FORGETFUL)
         async with trio.open_nursery() as nursery:
             for index in asked:
                 nursery.start_soon(self._verify_first, master.servers.get(index), handle, found)

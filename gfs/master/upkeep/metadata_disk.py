@@ -21,10 +21,10 @@ async def watch_space(master: Master, directory: str) -> None:
         try:
             space = await master.world.run_blocking(master.world.files.space, directory)
             low = space.free_bytes < METADATA_RESERVE_BYTES
-            master.metadata_disk = space
+            master.metadata_disk.space = space
         except OSError as error:
             log.debug("the free space of %s cannot be read: %s", directory, error)
-        if low != master.disk_low:
-            master.disk_low = low
+        if low != master.metadata_disk.is_low:
+            master.metadata_disk.is_low = low
             log.warning("the metadata's disk is %s", "nearly full" if low else "fine again")
-        await master.clock.sleep(SPACE_SECONDS)
+        await master.world.clock.sleep(SPACE_SECONDS)

@@ -80,11 +80,11 @@ class Reclaim:
         is_due = False
         while True:
             if master.committer.watermark.refusal() is not None:
-                await master.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
+                await master.world.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
                 continue
             at_once, is_due = RECLAIMS_AT_ONCE if is_due else 1, False
             try:
-                plan = partial(_plan_reclaim, master.uptime, master.is_maintained)
+                plan = partial(_plan_reclaim, master.committer.uptime, master.is_maintained)
                 done = await master.committer.perform_all([plan] * at_once)
                 is_due = isinstance(done[-1][0], Reclaimed)
                 if not is_due:
@@ -92,10 +92,10 @@ class Reclaim:
             except GfsError as error:
                 log.warning("deleted files could not be reclaimed: %s", error)
             if not is_due:
-                await master.clock.sleep(RECLAIM_REST_SECONDS)
-            elif master.garbage.backlog[0] >= BACKLOG_CALM:
-                rests = master.garbage.backlog[0] // BACKLOG_CALM
-                await master.clock.sleep(rests * RECLAIM_REST_SECONDS)
+                await master.world.clock.sleep(RECLAIM_REST_SECONDS)
+            elif master.replica_map.garbage.backlog[0] >= BACKLOG_CALM:
+                rests = master.replica_map.garbage.backlog[0] // BACKLOG_CALM
+                await master.world.clock.sleep(rests * RECLAIM_REST_SECONDS)
 
     async def _make_room(self) -> None:
         """Purge the trash early if a write would otherwise fail: see
@@ -106,12 +106,14 @@ class Reclaim:
             return
         if self._is_leaving(now) or now < self._room_after:
             return
-        short = short.without({i: master.garbage.leaving_bytes(i) for i in short.missing})
+        short = short.without(
+            {i: master.replica_map.garbage.leaving_bytes(i) for i in short.missing}
+        )
         if short.wanted <= 0:
             self._room_after = now + ROOM_REST_HEARTBEATS * master.settings.heartbeat_seconds
             return
         search = trash_purge.Search(
-            master.store, master.locations.get, short, master.uptime.now_ns()
+            master.store, master.replica_map.locations.get, short, master.committer.uptime.now_ns()
         )
         for _ in search.run():
             await trio.lowlevel.checkpoint()
@@ -121,7 +123,7 @@ class Reclaim:
         for start in range(0, len(rows), ROWS_MAX):
             part = rows[start : start + ROWS_MAX]
             wanted = [(row.due_ns, row.inode) for row in part]
-            plan = partial(plan_empty_early, time_ns=master.clock.time_ns(), wanted=wanted)
+            plan = partial(plan_empty_early, time_ns=master.world.clock.time_ns(), wanted=wanted)
             operation, _ = await master.committer.perform(plan)
             if isinstance(operation, TrashEmptied):
                 self._purged(part, search.bytes, set(operation.rows))
@@ -156,7 +158,10 @@ class Reclaim:
         with master.store.read() as txn:
             while self._leaving:
                 handle = self._leaving[-1]
-                if handle in master.garbage.replicas or chunk_row(txn, handle) is not None:
+                if (
+                    handle in master.replica_map.garbage.replicas
+                    or chunk_row(txn, handle) is not None
+                ):
                     rest = ROOM_REST_HEARTBEATS * master.settings.heartbeat_seconds
                     self._room_after = now + rest
                     return True

@@ -55,7 +55,7 @@ class Upkeep:
         self._mark_after = float("-inf")
         #: Names of passes of which one runs at a time.
         self._running: set[str] = set()
-        self._passes = Passes(master.clock, nursery, self._act)
+        self._passes = Passes(master.world.clock, nursery, self._act)
         self.start_pass = self._passes.start
         self._copies = Copies(master, nursery, self._act)
         self._deletions = Deletions(master, nursery)
@@ -79,7 +79,7 @@ class Upkeep:
         interval = min(0.5, master.settings.heartbeat_seconds / 2)
         before = master.now
         while True:
-            await master.clock.sleep(interval)
+            await master.world.clock.sleep(interval)
             now = master.now
             late = now - before - interval
             if late > LATE_SECONDS:
@@ -94,7 +94,7 @@ class Upkeep:
 
     def _tick(self, now: float, passed: float) -> None:
         master = self._master
-        dead = master.servers.tick(now, master.uptime.now_ns())
+        dead = master.servers.tick(now, master.committer.uptime.now_ns())
         for server in dead:
             log.warning(
                 "chunkserver %s (%s) is dead",
@@ -113,19 +113,19 @@ class Upkeep:
             if handle not in master.reservations.publishing:
                 master.collector.give_up_reservation(handle, at_once=False)
         master.leases.expire(now)
-        master.garbage.expire(now)
+        master.replica_map.garbage.expire(now)
         master.replica_map.suspects.expire(now)
-        for server in master.servers.forgettable(now, master.locations.counts):
+        for server in master.servers.forgettable(now, master.replica_map.locations.counts):
             if master.reservations.at(server.index):
                 continue  # an upload that once had a replica there continues
-            master.garbage.forget_server(server.index)
+            master.replica_map.garbage.forget_server(server.index)
             master.servers.forget(server)
             master.committer.submit("", 0, partial(forget, server_id=server.id), lambda _: None)
         if now - self._started >= REGISTRATION_PERIODS_MAX * master.settings.dead_seconds:
             master.servers.awaited.clear()  # connected, but never done with registering
         if master.replica_map.in_safe_mode and not master.servers.awaited:
             self._leave_safe_mode()
-        if master.repair.endangered and now >= self._mark_after:
+        if master.goals.repair.endangered and now >= self._mark_after:
             self._mark_after = math.inf  # until that ended
             self.start_pass(self._mark_trashed(now))
         self._trash_counts.start()
@@ -133,8 +133,8 @@ class Upkeep:
             self._start_one(master.goals.look_at_revived)
         if master.goals.to_evaluate:
             self._start_one(master.goals.evaluate_changed)
-        if master.rescan_wanted and not master.replica_map.in_safe_mode:
-            master.rescan_wanted = False
+        if master.drains.rescan_wanted and not master.replica_map.in_safe_mode:
+            master.drains.rescan_wanted = False
             self.start_pass(master.goals.scan_all())
         for server in drained(master):
             plan = partial(plan_drain, server_id=server.id, draining=DRAINED)
@@ -171,7 +171,7 @@ class Upkeep:
 
     async def _rescan_regularly(self) -> None:
         while True:
-            await self._master.clock.sleep(RESCAN_SECONDS)
+            await self._master.world.clock.sleep(RESCAN_SECONDS)
             await self._passes.run(self._master.goals.scan_all(), RESCAN_REST_SECONDS)
 
     def _act(self) -> None:

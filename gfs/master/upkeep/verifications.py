@@ -40,7 +40,7 @@ class Verifications:
             server = master.servers.by_index[key[0]]
             if server is None or server.state != LIVE or server.rpc is None:
                 del master.replica_map.suspects.to_verify[key]
-                master.repair.unblock(key[1])
+                master.goals.repair.unblock(key[1])
             elif self._verifying.get(server.index, 0) < VERIFIES_PER_SERVER:
                 del master.replica_map.suspects.to_verify[key]
                 master.replica_map.suspects.verifying.add(key)
