@@ -1042,10 +1042,11 @@ class RevokeLease(Message, tag=71):
 
 
 class CloneChunk(Message, tag=72):
-    """Copy a replica from one of ``sources``; answered by Done when the copy is complete.
+    """With ``salvage``: no replica of the chunk is good. Make a good one of at least
+    ``length`` bytes from the good blocks of those at all ``sources``, and of the one that
+    may be at the target. Answered by Done when it is complete.
 
-    With ``salvage`` no source is good: make a good replica of at least ``length`` bytes
-    from the good blocks of all of them, and of the one that may be at the target.
+    Without it, from a master of release 0.1: copy a replica from one of ``sources``.
 
     After ``seconds`` the server and the master give it up.
     """
@@ -1059,12 +1060,16 @@ class CloneChunk(Message, tag=72):
 
 
 class CloneChunks(Message, tag=75):
-    """Copy small replicas from ``source``, many at a time. Answered by CloneChunksReply
-    when each is complete, or was given up. ``seconds`` as in CloneChunk."""
+    """Copy one replica, or small ones many at a time, from ``source``. Answered by
+    CloneChunksReply when each is complete, or was given up. ``seconds`` as in CloneChunk.
+
+    What cannot be copied from ``source`` is copied from one of ``others``; a server of
+    release 0.1 leaves that to the master's next order."""
 
     source: str  # address
     replicas: list[ReplicaName]
     seconds: int = 60
+    others: list[str] = []  # addresses
 
 
 class CloneChunksReply(Message, tag=76):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import forks
 import pytest
@@ -219,3 +220,38 @@ def test_a_rolling_upgrade_and_the_way_back_fail_no_call(mixed: Mixed) -> None:
     mixed.end_loads()
     for release in ("old", "new"):
         mixed.gfs_of(release, "fsck", "/")
+
+
+def test_masters_of_either_release_have_chunkservers_of_the_other_copy(mixed: Mixed) -> None:
+    """Large replicas, and small ones together."""
+    mixed.replace("chunkserver-4", "new")
+    files = {f"/{size}": os.urandom(size) for size in (0, 10, 70_000, 300_000, 1_000_000)}
+    for name, data in files.items():
+        (mixed.directory / "data").write_bytes(data)
+        mixed.gfs_of("new", "put", str(mixed.directory / "data"), name)
+
+    def servers() -> dict[str, dict[str, Any]]:
+        shown = json.loads(mixed.gfs_of("new", "status", "--json"))["servers"]
+        return {server["address"]: server for server in shown}
+
+    def drain(name: str) -> None:
+        address = mixed.addresses[name]
+        mixed.gfs_of("new", "drain", "--no-wait", address)
+        wait_for(lambda: servers()[address]["drain"] == "drained", f"drained {name}")
+        mixed.gfs_of("new", "drain", "--cancel", address)
+
+    def has_all(name: str) -> bool:
+        # The empty file has no chunk.
+        return bool(servers()[mixed.addresses[name]]["chunks"] == len(files) - 1)
+
+    drain("chunkserver-4")
+    drain("chunkserver-1")
+    wait_for(lambda: has_all("chunkserver-4"), "replicas on the newer chunkserver")
+    mixed.replace("b", "new")
+    mixed.promote("b")
+    drain("chunkserver-2")
+    wait_for(lambda: has_all("chunkserver-1"), "replicas on the older chunkserver")
+    for name, data in files.items():
+        mixed.gfs_of("new", "get", name, str(mixed.directory / "read"))
+        assert (mixed.directory / "read").read_bytes() == data
+        (mixed.directory / "read").unlink()

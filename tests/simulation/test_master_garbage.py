@@ -429,10 +429,10 @@ class Server:
         raise failure
 
     def _clone_many(self, order: messages.CloneChunks) -> messages.CloneChunksReply:
-        failures = []
+        failures, sources = [], [order.source, *order.others]
         for name in order.replicas:
             try:
-                self._clone(messages.CloneChunk(0, name.handle, name.version, [order.source]))
+                self._clone(messages.CloneChunk(0, name.handle, name.version, sources))
             except GfsError as error:
                 server = getattr(error, "server", "")
                 failures.append(messages.CloneFailure(name.handle, error.code, str(error), server))

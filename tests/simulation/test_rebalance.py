@@ -171,13 +171,14 @@ async def test_a_chunk_that_could_not_be_moved_rests(
     """The same moves began again in every pass, for as long as they failed."""
     begun: dict[int, list[float]] = {}
 
-    async def refused(rpc: Rpc, clone: Clone, seconds: int) -> None:
+    async def refused(rpc: Rpc, order: list[Clone], seconds: int) -> dict[int, Exception]:
+        (clone,) = order
         assert clone.moves
         begun.setdefault(clone.handle, []).append(trio.current_time())
         await trio.sleep(0.1)
         raise Retryable("not now")
 
-    monkeypatch.setattr(copies, "_copy_one", refused)
+    monkeypatch.setattr(copies, "_copy_all", refused)
     async with cluster_of(seed, ["a", "a", "a", "b"]) as cluster:
         await start_all_but(cluster, "chunkserver3")
         async with cluster.client() as fs:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from limits import HANG_SECONDS
 
 from gfs.blocks import BLOCK_BYTES, block_sum, block_sums, packet_sums
+from gfs.chunkserver.copies import small_replicas
 from gfs.chunkserver.copies.copy_on_write import copy
 from gfs.chunkserver.copies.new_replica import new_replica
 from gfs.chunkserver.copies.small_replicas import Batch, serve_replicas
@@ -1031,15 +1032,25 @@ async def test_the_write_intent_record_of_a_replica_that_is_gone_goes(tmp_path: 
     assert [intent.handle for intent in disk.intents.all()] == [6]
 
 
-async def test_a_small_replica_that_is_there_already_is_copied_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [[], ["another:1"]])
+async def test_small_replicas_are_copied_together_that_are_new_and_have_one_source(
+    tmp_path: Path, others: list[str]
+) -> None:
     node, _ = await holding((5, 1, b"data"), tmp_path)
     there, new = wire.ReplicaName(5, 2), wire.ReplicaName(6, 2)
+    alone: list[tuple[int, list[str]]] = []
+
+    async def cloned(node: Node, order: wire.CloneChunk) -> None:
+        alone.append((order.handle, order.sources))
+
     with (
-        mock.patch.object(Batch, "_clone", mock.AsyncMock()) as alone,
+        mock.patch.object(small_replicas, "clone", cloned),
         mock.patch.object(Batch, "_copy_all", mock.AsyncMock()) as together,
     ):
-        await Batch(node, wire.CloneChunks(1, "other:1", [there, new])).run()
-    assert (alone.mock_calls, together.mock_calls) == ([mock.call(there)], [mock.call([new])])
+        await Batch(node, wire.CloneChunks(1, "other:1", [there, new], others=others)).run()
+    sources = ["other:1", *others]
+    assert together.mock_calls == [mock.call([] if others else [new])]
+    assert alone == [(5, sources), (6, sources)][: 1 + len(others)]
     assert not node.cloning
 
 

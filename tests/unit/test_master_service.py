@@ -202,7 +202,7 @@ class FakeServer:
         self.used_leases: list[int] = []
         self.extended: list[int] = []
         self.deleted: list[tuple[int, int]] = []
-        self.clones: list[wire.CloneChunk] = []
+        self.clones: list[wire.CloneChunks] = []
         self.grants: list[wire.GrantLease] = []
         self.revoked: list[int] = []
         #: Called with each order before it is carried out; True: say nothing.
@@ -319,14 +319,15 @@ class FakeServer:
             version, length = self.replicas.get(message.handle, (0, 0))
             assert message.version <= version <= message.new_version
             self.replicas[message.handle] = (message.new_version, length)
-        elif isinstance(message, wire.CloneChunk):
+        elif isinstance(message, wire.CloneChunks):
             self.clones.append(message)
-            name = message.sources[0].partition(":")[0]
-            source = self.cluster_servers[name]
-            assert source.replicas[message.handle][0] == message.version
-            self.replicas[message.handle] = source.replicas[message.handle]
-            self.corrupt.discard(message.handle)
-            self.bad = [bad for bad in self.bad if bad.handle != message.handle]
+            source = self.cluster_servers[message.source.partition(":")[0]]
+            for name in message.replicas:
+                assert source.replicas[name.handle][0] == name.version
+                self.replicas[name.handle] = source.replicas[name.handle]
+                self.corrupt.discard(name.handle)
+                self.bad = [bad for bad in self.bad if bad.handle != name.handle]
+            return wire.CloneChunksReply(message.id, [])
         elif isinstance(message, wire.RevokeLease):
             self.revoked.append(message.handle)
         elif isinstance(message, wire.VerifyChunk):
@@ -889,7 +890,7 @@ async def test_most_endangered_chunks_are_copied_first(
         servers[1].replicas.pop(handle)
         servers[1].bad.append(wire.BadReplica(handle, 1, "corrupt"))
     for server in servers[:2]:
-        server.refuse[wire.CloneChunk] = server.refuse[wire.CloneChunks] = errors.Busy("not now")
+        server.refuse[wire.CloneChunks] = errors.Busy("not now")
     await client.until_totals(under_replicated=5)
     servers[0].stop()
     await client.until_totals(under_replicated=10)
@@ -897,11 +898,9 @@ async def test_most_endangered_chunks_are_copied_first(
         assert handle in servers[2].replicas
     spare = FakeServer(cluster, "s3")
     spare.cluster_servers = {s.id: s for s in servers}
-    spare.refuse[wire.CloneChunk] = spare.refuse[wire.CloneChunks] = errors.Busy("not now")
+    spare.refuse[wire.CloneChunks] = errors.Busy("not now")
 
     def note(message: wire.Message) -> bool:
-        if isinstance(message, wire.CloneChunk):
-            order.append(message.handle)
         if isinstance(message, wire.CloneChunks):
             order.extend(name.handle for name in message.replicas)
         return False
@@ -931,13 +930,15 @@ async def test_corrupt_replicas_are_replaced_where_they_are(
     caplog.set_level(logging.INFO, "gfs")
     handle = (await client.put("/f", servers))[0].handle
     servers[1].corrupt.add(handle)
-    servers[1].refuse[wire.CloneChunk] = errors.Busy("not yet")
+    servers[1].refuse[wire.CloneChunks] = errors.Busy("not yet")
     servers[1].bad = [wire.BadReplica(handle, 1, "corrupt")]
     await client.until_totals(corrupt=1, under_replicated=1)
     assert await client.holders("/f") == [{"s0", "s2"}]
-    del servers[1].refuse[wire.CloneChunk]
+    del servers[1].refuse[wire.CloneChunks]
     await client.until_totals(corrupt=0, under_replicated=0)
     assert await client.holders("/f") == [{"s0", "s1", "s2"}]
+    (order,) = servers[1].clones
+    assert {order.source, *order.others} == {"s0:1", "s2:1"}
     assert not any(server.deleted for server in servers)
     assert f"corrupt replica: chunk {handle:x}" in caplog.text
     assert repairs(caplog) == [{"server": "s1", "version": 1, "how": "replaced"}]
@@ -962,14 +963,14 @@ async def test_corrupt_replicas_are_deleted_once_there_are_enough(
     holders = (await client.holders("/f"))[0]
     sick = next(server for server in servers if server.id in holders)
     spare = next(server for server in servers if server.id not in holders)
-    sick.refuse[wire.CloneChunk] = errors.Busy("not me")
-    spare.refuse[wire.CloneChunk] = errors.Busy("not yet")
+    sick.refuse[wire.CloneChunks] = errors.Busy("not me")
+    spare.refuse[wire.CloneChunks] = errors.Busy("not yet")
     sick.corrupt.add(handle)
     sick.bad = [wire.BadReplica(handle, 1, "corrupt")]
     await client.until_totals(corrupt=1)
     assert not sick.deleted
     assert not repairs(caplog)
-    del spare.refuse[wire.CloneChunk]
+    del spare.refuse[wire.CloneChunks]
     await until(lambda: sick.deleted == [(handle, 1)], "the corrupt replica is deleted")
     assert repairs(caplog)[-1] == {"server": sick.id, "version": 1, "how": "deleted"}
     sick.bad = []
@@ -987,11 +988,11 @@ async def test_a_reader_s_report_is_checked_first(client: Client, servers: Serve
     await until(lambda: asked, "the server is asked")
     assert await client.holders("/f") == [{"s0", "s1", "s2"}]
     servers[2].corrupt.add(handle)
-    servers[2].refuse[wire.CloneChunk] = errors.Busy("not yet")
+    servers[2].refuse[wire.CloneChunks] = errors.Busy("not yet")
     await client.call(wire.ReportReplica(0, handle, 1, "s2", "corrupt"), wire.Done)
     await client.until_held("/f", {"s0", "s1"})
     assert asked.count(handle) == 2
-    del servers[2].refuse[wire.CloneChunk]
+    del servers[2].refuse[wire.CloneChunks]
     await client.until_held("/f", {"s0", "s1", "s2"})
 
 
@@ -1074,7 +1075,7 @@ async def test_a_replica_that_does_not_answer_is_left_behind_for_good(
         if isinstance(message, wire.GrantLease):
             mute.replicas[handle] = (message.new_version, 10)
             return True
-        return isinstance(message, wire.CloneChunk)
+        return isinstance(message, wire.CloneChunks)
 
     mute.swallow = take_and_say_nothing
     reply, chain = await client.lease(inode, 0)
@@ -1201,7 +1202,7 @@ async def test_a_version_above_the_master_s_is_taken(
     await cluster.stop()
     for server in servers[:ahead]:
         server.replicas[handle] = (2, 10)
-    servers[2].swallow = lambda message: isinstance(message, wire.CloneChunk)
+    servers[2].swallow = lambda message: isinstance(message, wire.CloneChunks)
     await cluster.start()
     client = await cluster.client()
     await client.until_held("/f", {server.id for server in servers[:ahead]})
@@ -1221,13 +1222,13 @@ async def test_short_replicas_do_not_count(
     handle = (await client.put("/f", servers))[0].handle
     await cluster.stop()
     servers[0].replicas[handle] = (1, 9)
-    servers[0].refuse[wire.CloneChunk] = errors.Busy("not yet")
+    servers[0].refuse[wire.CloneChunks] = errors.Busy("not yet")
     await cluster.start()
     client = await cluster.client()
     await client.until_totals(corrupt=1)
     # The short one may be the first to come back.
     await client.until_held("/f", {"s1", "s2"})
-    del servers[0].refuse[wire.CloneChunk]
+    del servers[0].refuse[wire.CloneChunks]
     await client.until_totals(corrupt=0, under_replicated=0)
     assert servers[0].replicas[handle] == (1, 10)
 

@@ -8,10 +8,10 @@ each file. The first sync makes the file system commit the metadata of all of th
 the others hardly wait. Then the files get their names, and each folder is synced once.
 
 The target verifies each replica as always, and each can fail by itself. A replica that
-cannot be copied in this way (it is large, or the chunk has a replica here already) is
-copied like a large one: see :mod:`gfs.chunkserver.copies.clone`. A file under a
-temporary name may have its state before its bytes are synced: after a crash it is
-deleted at the next start.
+cannot be copied in this way (it is large, the chunk has a replica here already, or the
+order names other sources for it) is copied like a large one: see
+:mod:`gfs.chunkserver.copies.clone`. A file under a temporary name may have its state
+before its bytes are synced: after a crash it is deleted at the next start.
 
 Sketch for 64 replicas of 1 KiB, idle: source 64 * (open, 2 reads, close: 40 µs); target
 64 * (create, 2 writes, start, sync, rename: 150 µs) and 10 ms of waiting for the disk.
@@ -160,7 +160,7 @@ def _read(name: ReplicaName, file: ChunkFile) -> tuple[ReplicaState, bytes]:
 
 
 class Batch:
-    """One order to copy small replicas. Carried out once."""
+    """One order to copy replicas. Carried out once."""
 
     def __init__(self, node: Node, order: CloneChunks) -> None:
         self._node = node
@@ -176,7 +176,7 @@ class Batch:
         for name in order.replicas:
             if name.handle in node.cloning:
                 self._fail(name.handle, Busy(f"chunk {name.handle:016x} is being copied already"))
-            elif node.store.is_absent(name.handle):
+            elif node.store.is_absent(name.handle) and not order.others:
                 mine.append(name)
             else:
                 self._singly.append(name)
@@ -189,13 +189,14 @@ class Batch:
         for name in self._singly:
             await self._clone(name)
         self._fail_lost()
-        log.info(
-            "copied %d of %d replicas from %s",
-            len(order.replicas) - len(self._failures),
-            len(order.replicas),
-            order.source,
-            extra=event("replicas_copied", source=order.source, replicas=len(order.replicas)),
-        )
+        if len(self._singly) < len(order.replicas):
+            log.info(
+                "copied %d of %d replicas from %s",
+                len(order.replicas) - len(self._failures),
+                len(order.replicas),
+                order.source,
+                extra=event("replicas_copied", source=order.source, replicas=len(order.replicas)),
+            )
         return CloneChunksReply(order.id, list(self._failures.values()))
 
     def _fail(self, handle: int, error: GfsError, server: str = "") -> None:
@@ -214,9 +215,9 @@ class Batch:
                 self._fail(name.handle, lost)
 
     async def _clone(self, name: ReplicaName) -> None:
-        order = CloneChunk(self._order.id, name.handle, name.version, [self._order.source])
+        sources = [self._order.source, *self._order.others]
         try:
-            await clone(self._node, order)
+            await clone(self._node, CloneChunk(self._order.id, name.handle, name.version, sources))
         except (GfsError, OSError) as error:
             failure = error if isinstance(error, GfsError) else ChunkUnavailable(str(error))
             self._fail(name.handle, failure)

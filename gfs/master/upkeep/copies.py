@@ -68,10 +68,10 @@ class Copies:
         try:
             if rpc is None:
                 raise ConnectionResetError("its connection ended")
-            if len(order) > 1:
-                failed = await _copy_many(rpc, order, self._copy_seconds())
+            if order[0].salvage:
+                await _salvage(rpc, order[0], self._copy_seconds())
             else:
-                await _copy_one(rpc, order[0], self._copy_seconds())
+                failed = await _copy_all(rpc, order, self._copy_seconds())
         except (GfsError, ConnectionError) as caught:
             failed = {clone.handle: caught for clone in order}
         for clone in order:
@@ -124,24 +124,19 @@ class Copies:
             self.start([clone])
 
 
-async def _copy_one(rpc: Rpc, clone: Clone, seconds: int) -> None:
-    order = CloneChunk(
-        id=0,
-        handle=clone.handle,
-        version=clone.version,
-        # The server itself knows its replicas.
-        sources=[s.address for s in clone.sources if s is not clone.target],
-        salvage=clone.salvage,
-        length=clone.length if clone.salvage else 0,
-        seconds=seconds,
-    )
+async def _salvage(rpc: Rpc, clone: Clone, seconds: int) -> None:
+    # The server itself knows its replicas.
+    sources = [server.address for server in clone.sources if server is not clone.target]
+    order = CloneChunk(0, clone.handle, clone.version, sources, True, clone.length, seconds)
     await rpc.call(order, seconds=seconds)
 
 
-async def _copy_many(rpc: Rpc, order: list[Clone], seconds: int) -> dict[int, Exception]:
+async def _copy_all(rpc: Rpc, order: list[Clone], seconds: int) -> dict[int, Exception]:
     """Returns the failures, by handle."""
     names = [ReplicaName(clone.handle, clone.version) for clone in order]
-    request = CloneChunks(0, order[0].sources[0].address, names, seconds)
+    source, *others = [server.address for server in order[0].sources]
+    # The first source is what the copies of one order share.
+    request = CloneChunks(0, source, names, seconds, others if len(order) == 1 else [])
     reply, _ = await rpc.call(request, seconds=seconds)
     if not isinstance(reply, CloneChunksReply):
         raise ProtocolError(f"{type(reply).__name__} as the answer to an order to copy")
