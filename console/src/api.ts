@@ -42,6 +42,8 @@ function stored(): Session | null {
 export const session = new Store<Session | null>(stored());
 /** Whether the last request was answered. */
 export const reached = new Store(true);
+/** Why what is shown is from before, for each part of it that cannot be read again. */
+export const outdated = new Store<readonly Failure[]>([]);
 /** Why the login page is shown, if a session has ended. */
 export const farewell = new Store("");
 

@@ -1,7 +1,7 @@
 // The frame around all pages, and which page is shown.
 import type { ComponentType } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { authorization, Failure, get, leave, reached, request, session, useLoad } from "./api";
+import { authorization, Failure, get, leave, request, session, useLoad } from "./api";
 import { Access } from "./pages/access";
 import { Account } from "./pages/account";
 import { Cluster } from "./pages/cluster";
@@ -19,7 +19,7 @@ import { Sessions, Users } from "./pages/users";
 import { link, place } from "./router";
 import { Store, useStore } from "./store";
 import { T } from "./texts";
-import { Button, Dialogs, Icon, Notes, say, type IconName } from "./ui";
+import { Banner, Button, Dialogs, Icon, Notes, say, type IconName } from "./ui";
 import { Panel } from "./uploads";
 
 interface Page {
@@ -79,7 +79,6 @@ export function App() {
 function Shell() {
   const user = useStore(session);
   const { path } = useStore(place);
-  const isReached = useStore(reached);
   const [open, setOpen] = useState(false);
   useEffect(() => setOpen(false), [path]);
   // Routes for everybody answer the same when the session has ended; this one notices.
@@ -124,12 +123,7 @@ function Shell() {
       </nav>
       <div class="scrim" onClick={() => setOpen(false)} />
       <main id="content" tabIndex={-1}>
-        {!isReached && (
-          <div class="banner" role="status">
-            <Icon name="warn" />
-            {T.failures.banner}
-          </div>
-        )}
+        <Banner />
         <Shown key={name} />
       </main>
       <Panel />

@@ -1,7 +1,7 @@
 // What all pages are made of.
 import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
-import { Failure, message, reached, session, type Loaded } from "./api";
+import { Failure, message, outdated, reached, session, type Loaded } from "./api";
 import { fullTime, time } from "./format";
 import { Store, useStore } from "./store";
 import { T } from "./texts";
@@ -113,20 +113,31 @@ export function Trouble({
 }: {
   on: Pick<Loaded<unknown>, "data" | "error" | "reload">;
 }) {
-  const isReached = useStore(reached);
+  const before = data !== undefined && error?.isAway ? error : null;
+  // The banner says it: here it would move what is below.
+  useEffect(() => {
+    if (!before) return;
+    outdated.set([...outdated.value, before]);
+    return () => outdated.set(outdated.value.filter((each) => each !== before));
+  }, [before]);
+  if (before) return null;
   if (!error) return data === undefined ? <p class="loading">{T.common.loading}</p> : null;
-  if (data === undefined || !error.isAway)
-    return (
-      <Problem error={error}>
-        <Button onClick={reload}>{T.failures.again}</Button>
-      </Problem>
-    );
-  // The banner says it already.
-  if (!error.status && !isReached) return null;
   return (
-    <div class="problem warn before" role="status">
+    <Problem error={error}>
+      <Button onClick={reload}>{T.failures.again}</Button>
+    </Problem>
+  );
+}
+
+/** Says that what is shown is from before, and why. It has a place of its own, and moves nothing. */
+export function Banner() {
+  const isReached = useStore(reached);
+  const [failure] = useStore(outdated);
+  if (isReached && !failure) return null;
+  return (
+    <div class="banner" role="status">
       <Icon name="warn" />
-      <span>{T.failures.before(error.message)}</span>
+      {isReached && failure ? T.failures.before(failure.message) : T.failures.banner}
     </div>
   );
 }

@@ -17,7 +17,7 @@ import trio
 from checks import get, wait_for
 from chromium import Chromium, Page
 from cloud import PASSWORD, Cloud
-from console_page import ROWS, Console
+from console_page import ROWS, WIDTHS, Console
 from limits import HANG_SECONDS
 from signals import send
 
@@ -62,6 +62,35 @@ WATCH_MOVES = """(() => {
     new PerformanceObserver((list) => list.getEntries().forEach(({ value }) => {
         window.moved += value;
     })).observe({ type: "layout-shift", buffered: true });
+})()"""
+#: Where all is that the page shows, but what says that the server is away.
+PLACES = """
+[...document.querySelectorAll("#app *:not(.banner, .banner *)")]
+    .filter((each) => each.checkVisibility({ visibilityProperty: true }))
+    .map((each) => {
+        const { x, y, width, height } = each.getBoundingClientRect();
+        return [each.cloneNode().outerHTML, x, y, width, height].join(" ");
+    })
+"""
+#: What can be read or pressed, and is below what says that.
+COVERED = """
+[...document.querySelectorAll("#app :is(h1, h2, a, p, button):not(.banner *)")].filter((each) => {
+    const [one, other] = [each, document.querySelector(".banner")]
+        .map((each) => each.getBoundingClientRect());
+    return each.checkVisibility({ visibilityProperty: true }) && one.left < other.right
+        && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+}).map((each) => each.outerHTML)
+"""
+#: Every request is answered so, until ``window.usual()``; what is looked at again is so at once.
+ANSWER_ALL = """(() => {
+    const { fetch } = window;
+    const look = () => document.dispatchEvent(new Event("visibilitychange"));
+    window.fetch = async () => ANSWER;
+    window.usual = () => {
+        window.fetch = fetch;
+        look();
+    };
+    look();
 })()"""
 #: Of any folder or trash, as if it had over 500,000 entries.
 REFUSE_ORDERS = """(() => {
@@ -544,6 +573,33 @@ async def test_nothing_moves_when_what_is_above_it_comes_late(
     assert await console.evaluate("window.moved") == 0
     paths = [each.split("?")[0] for each in console.page.asked]
     assert len(paths) == len(set(paths)), "each is asked for once"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Promise.reject(new TypeError('no server'))",
+        "new Response('{\"error\": \"No master answers.\"}', { status: 503 })",
+    ],
+    ids=["control plane", "master"],
+)
+async def test_nothing_moves_or_is_covered_while_the_server_is_away(
+    console: Console, answer: str
+) -> None:
+    await console.go("#/files")
+    await console.until("document.querySelector('.card')")
+    for width in ("laptop", "phone"):
+        await console.resize(*WIDTHS[width])
+        await console.evaluate(PAINTED)
+        places = await console.evaluate(PLACES)
+        await console.evaluate(ANSWER_ALL.replace("ANSWER", answer))
+        await console.sees("What you see is from before")
+        await console.evaluate(PAINTED)
+        assert await console.evaluate(PLACES) == places
+        assert await console.evaluate(COVERED) == []
+        await console.evaluate("window.usual()")
+        await console.misses("What you see is from before")
+        assert await console.evaluate(PLACES) == places
 
 
 async def test_on_the_way_back_to_a_folder_its_tabs_are_there(
