@@ -103,7 +103,7 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@[ ! -x console/node_modules/.bin/tsc ] || ! command -v node >/dev/null || (cd console && node_modules/.bin/tsc)
+	@tools/console.sh $(VENV) types
 
 # pytest comes last and has the last word: its summary line ends the output.
 test: lint
