@@ -104,6 +104,20 @@ REFUSE_ORDERS = """(() => {
         return new Response('{"error": "over 500,000 entries"}', { status: 400 });
     };
 })()"""
+#: How many requests had been sent when the page was first laid out for a script.
+WATCH_LAYOUT = """(() => {
+    const { fetch } = window;
+    const { scrollTo } = Element.prototype;
+    let count = 0;
+    window.fetch = (...args) => {
+        count += 1;
+        return fetch(...args);
+    };
+    Element.prototype.scrollTo = function (...args) {
+        window.sent ??= count;
+        scrollTo.apply(this, args);
+    };
+})()"""
 #: Until what is there has been painted.
 PAINTED = "new Promise((done) => setTimeout(() => requestAnimationFrame(done), 50))"
 #: The servers' last pass of verifying was long ago.
@@ -575,11 +589,24 @@ async def test_nothing_moves_when_what_is_above_it_comes_late(
     assert len(paths) == len(set(paths)), "each is asked for once"
 
 
+async def test_what_a_folder_needs_is_asked_for_before_it_is_laid_out(
+    console: Console, owner: httpx.Client
+) -> None:
+    put(owner, "a.txt", b"x")
+    await console.page.call("Page.addScriptToEvaluateOnNewDocument", source=WATCH_LAYOUT)
+    console.page.loaded = trio.Event()
+    await console.page.call("Page.reload")
+    await console.page.loaded.wait()
+    await console.until(f"{ROWS}.join() === 'a.txt'")
+    # The entries, where one may write, and whether the session goes on.
+    assert await console.evaluate("window.sent") == 3
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         "Promise.reject(new TypeError('no server'))",
-        "new Response('{\"error\": \"No master answers.\"}', { status: 503 })",
+        "new Response('{}', { status: 503 })",
     ],
     ids=["control plane", "master"],
 )

@@ -167,8 +167,9 @@ export function useEntries(base: string, folder: string, asked: typeof OWN_ORDER
   }, [key]);
   const found = kept.current;
   useLayoutEffect(() => {
-    // Others, or in another order.
-    document.getElementById("content")?.scrollTo(0, 0);
+    // Others, or in another order. It needs a layout, for which no request waits: one that is sent
+    // after it, but before the first picture, decides what may be done with the list.
+    requestAnimationFrame(() => document.getElementById("content")?.scrollTo(0, 0));
   }, [found?.key]);
   const more = async (): Promise<void> => {
     const before = kept.current;
