@@ -91,17 +91,18 @@ export function Head({
   );
 }
 
+/** Where there is nothing; `hint` says what one can do about it. */
 export function Empty({
   icon,
   title,
   hint,
   children,
-}: { icon: IconName; title: string; hint?: string } & Children) {
+}: { icon: IconName; title: string; hint: string } & Children) {
   return (
     <div class="empty">
       <Icon name={icon} />
       <h2>{title}</h2>
-      {hint && <p>{hint}</p>}
+      <p>{hint}</p>
       {children}
     </div>
   );

@@ -385,7 +385,7 @@ export function AllContainers() {
               )}
             </>
           ) : (
-            <Empty icon="box" title={T.containers.allEmpty} />
+            <Empty icon="box" title={T.containers.allEmpty} hint={T.containers.allEmptyHint} />
           )
         }
       </Wait>
@@ -406,7 +406,11 @@ export function Container() {
   }, [change]);
   const row = found.data;
   if (found.error?.status === 404 || found.error?.status === 400)
-    return <Empty icon="box" title={T.containers.gone} />;
+    return (
+      <Empty icon="box" title={T.containers.gone} hint={T.containers.goneHint}>
+        <a href={link("containers")}>{T.containers.title}</a>
+      </Empty>
+    );
   return (
     <>
       <Head
@@ -746,7 +750,13 @@ function Terminal({ row }: { row: Container }) {
   const [turn, setTurn] = useState(0);
   const [ended, setEnded] = useState<string>();
   if (row.status !== "running" && ended === undefined)
-    return <Empty icon="terminal" title={T.containers.notRunning} />;
+    return (
+      <Empty
+        icon="terminal"
+        title={T.containers.notRunning}
+        hint={T.containers.notRunningHint}
+      />
+    );
   return (
     <>
       <Wait on={shell}>

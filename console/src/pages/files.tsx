@@ -416,7 +416,7 @@ export function Files({ spaces }: { spaces: Pick<Loaded<Space[]>, "data" | "erro
           {list && entries.isLarge && <p class="about">{T.files.large}</p>}
           {list?.length === 0 &&
             (match ? (
-              <Empty icon="folder" title={T.files.noMatch} />
+              <Empty icon="folder" title={T.files.noMatch} hint={T.files.noMatchHint} />
             ) : (
               <Empty
                 icon="upload"

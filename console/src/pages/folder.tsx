@@ -97,7 +97,11 @@ function Closed({ space }: { space: string }) {
               {hasMore && <Button onClick={more}>{T.common.more}</Button>}
             </>
           ) : (
-            <Empty icon="folder" title={prefix ? T.spaces.noFiles : T.files.empty} />
+            <Empty
+              icon="folder"
+              title={prefix ? T.spaces.noFiles : T.files.empty}
+              hint={prefix ? T.spaces.noFilesHint : T.spaces.noneHint}
+            />
           )
         }
       </Wait>

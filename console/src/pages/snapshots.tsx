@@ -160,7 +160,9 @@ function One({ space, id, folder }: { space: string; id: string; folder: string 
       </Head>
       <Trouble on={entries} />
       {list && entries.isLarge && <p class="about">{T.files.large}</p>}
-      {list?.length === 0 && <Empty icon="folder" title={T.files.empty} />}
+      {list?.length === 0 && (
+        <Empty icon="folder" title={T.snapshots.none} hint={T.snapshots.noneHint} />
+      )}
       {list && list.length > 0 && (
         <div class="files">
           <Table

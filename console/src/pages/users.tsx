@@ -10,7 +10,6 @@ import {
   Button,
   confirm,
   Dialog,
-  Empty,
   Field,
   Head,
   Menu,
@@ -307,30 +306,26 @@ export function Sessions() {
     <>
       <Head title={T.sessions.title} />
       <Wait on={list}>
-        {(rows) =>
-          rows.length ? (
-            <Rows
-              label={T.sessions.title}
-              rows={rows}
-              id={(row) => row.id}
-              columns={[
-                { head: T.sessions.user, names: true, cell: (row) => row.display_name || row.username },
-                { head: T.sessions.address, cell: (row) => <code>{row.ip_address}</code> },
-                { head: T.sessions.since, kind: "later", at: (row) => row.created_at },
-                { head: T.sessions.until, kind: "later", at: (row) => row.expires_at },
-                {
-                  cell: (row) => (
-                    <Button aria-label={`${T.sessions.end}: ${row.username}`} onClick={() => end(row)}>
-                      {T.sessions.end}
-                    </Button>
-                  ),
-                },
-              ]}
-            />
-          ) : (
-            <Empty icon="users" title={T.sessions.empty} />
-          )
-        }
+        {(rows) => (
+          <Rows
+            label={T.sessions.title}
+            rows={rows}
+            id={(row) => row.id}
+            columns={[
+              { head: T.sessions.user, names: true, cell: (row) => row.display_name || row.username },
+              { head: T.sessions.address, cell: (row) => <code>{row.ip_address}</code> },
+              { head: T.sessions.since, kind: "later", at: (row) => row.created_at },
+              { head: T.sessions.until, kind: "later", at: (row) => row.expires_at },
+              {
+                cell: (row) => (
+                  <Button aria-label={`${T.sessions.end}: ${row.username}`} onClick={() => end(row)}>
+                    {T.sessions.end}
+                  </Button>
+                ),
+              },
+            ]}
+          />
+        )}
       </Wait>
     </>
   );
