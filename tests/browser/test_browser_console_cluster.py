@@ -13,6 +13,7 @@ from chromium import Chromium
 from cloud import PASSWORD, Cloud
 from console_page import Console, missing
 from elected import EtcdServer
+from limits import HANG_SECONDS
 from needs import need
 from signals import send
 
@@ -73,6 +74,16 @@ async def keep_busy(cloud: Cloud) -> None:
         await trio.sleep(0.05)
 
 
+async def wait_for_event(cloud: Cloud, kind: str) -> None:
+    """Between two looks at the cluster there are some seconds."""
+    with trio.fail_after(HANG_SECONDS):
+        while True:
+            answer = await trio.to_thread.run_sync(cloud.admin.get, "/admin/cluster/events")
+            if kind in [event["kind"] for event in answer.json()["events"]]:
+                return
+            await trio.sleep(0.2)
+
+
 async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cloud) -> None:
     for number in range(12):
         upload(cloud, f"{number}.bin", os.urandom(8 << 20))
@@ -83,6 +94,8 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
     await console.until(f"({TILE.format('Below goal')}) === '0'")
     await console.until("document.querySelectorAll('.plots canvas').length === 4")
     await console.picture("cluster")
+    place = "document.querySelector('.plots').getBoundingClientRect().y + scrollY"
+    before = await console.evaluate(place)
 
     await console.press("Pause repair")
     await console.sees("Paused: nothing is repaired")
@@ -93,7 +106,9 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
         # What to do next is named, with the command.
         await console.until("document.querySelector('.warnings .copyable code')")
         await console.until(f"Number({TILE.format('Below goal')}) > 0")
+        assert await console.evaluate(place) == before, "what is below it has moved"
         await console.picture("cluster-repair")
+        await wait_for_event(cloud, "below_goal")
         limit_repair(cloud, bytes_per_second=1 << 20, clones_total=1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_busy, cloud)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ from control.cluster.shapes import Glance
 from control.records import Records, Txn
 from control.testing import make_app
 from control.volatile import Volatile
+from gfs.chunkserver.disks.disk import STATES
 from gfs.cli.health import advice
+from gfs.master.tables import DEAD, LIVE, SILENT, STOPPED
 from gfs.protocol.messages import (
     ClusterTotals,
     Disk,
@@ -288,6 +291,19 @@ def test_an_end_of_trouble_is_an_event() -> None:
     assert list(between(replace(CALM, below_goal=3), replace(CALM, below_goal=7))) == []
     (more,) = between(replace(CALM, lost=1), replace(CALM, lost=2))
     assert more.level == "warning"
+
+
+def test_the_console_has_a_text_for_each_state_and_each_kind_of_event() -> None:
+    """So that a translation of its one file has all of them."""
+    root = Path(__file__).parents[2]
+    code = "".join(path.read_text() for path in (root / "control/cluster").glob("*.py"))
+    kinds = set(re.findall(r'Happened\(\s*"(\w+)"', code)) | {"lost", "corrupt", "below_goal"}
+    servers = {LIVE, SILENT, DEAD, STOPPED}
+    assert "disk" in kinds
+    _, *records = (root / "console/src/texts.ts").read_text().split(": {\n")
+    known = [set(re.findall(r"^ +(\w+): \"", each, re.MULTILINE)) for each in records]
+    assert any({*servers, *STATES} <= each for each in known)
+    assert any({*kinds, *(f"server_{state}" for state in servers)} <= each for each in known)
 
 
 async def test_events_are_kept_for_days_and_are_not_too_many(tmp_path: Path) -> None:

@@ -57,29 +57,31 @@ export function Cluster() {
   );
 }
 
+// As high with many as with none, so that nothing below it moves.
 function Warnings({ list }: { list: Glance["warnings"] }) {
-  if (!list.length)
-    return (
-      <p class="problem good">
-        <Icon name="check" />
-        {T.cluster.well}
-      </p>
-    );
   return (
-    <ul class="warnings">
-      {list.map(({ level, text, commands }) => (
-        <li key={text} class={`problem ${level === "warning" ? "" : "warn"}`}>
-          <Icon name="warn" />
-          <div>
-            <strong class="unseen">{T.cluster.levels[level] ?? level}: </strong>
-            {text}
-            {commands.map((command) => (
-              <Copyable key={command} text={command} />
-            ))}
-          </div>
-        </li>
-      ))}
-    </ul>
+    <div class="warnings" role="region" aria-label={T.cluster.toDo} tabIndex={0}>
+      {list.length === 0 && (
+        <p class="problem good">
+          <Icon name="check" />
+          {T.cluster.well}
+        </p>
+      )}
+      <ul>
+        {list.map(({ level, text, commands }) => (
+          <li key={text} class={`problem ${level === "warning" ? "" : "warn"}`}>
+            <Icon name="warn" />
+            <div>
+              <strong class="unseen">{T.cluster.levels[level] ?? level}: </strong>
+              {text}
+              {commands.map((command) => (
+                <Copyable key={command} text={command} />
+              ))}
+            </div>
+          </li>
+        ))}
+      </ul>
+    </div>
   );
 }
 
@@ -201,9 +203,7 @@ function Repairs({ now, done }: { now: Glance; done: () => void }) {
               T.cluster.repairNone
             )}
           </p>
-          {moves.active + moves.queued > 0 && (
-            <p class="about">{T.cluster.moves(moves.active, moves.queued)}</p>
-          )}
+          <p class="about">{T.cluster.moves(moves.active, moves.queued)}</p>
         </div>
         <Button icon={repair.paused ? "play" : "stop"} onClick={() => set(!repair.paused)}>
           {repair.paused ? T.cluster.resume : T.cluster.pause}

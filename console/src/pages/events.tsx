@@ -42,7 +42,7 @@ export function Events() {
                     kind: "wrap",
                     cell: ({ level, kind, text }) => (
                       <>
-                        <Badge kind={KINDS[level] ?? ""}>{kind.replace(/_/g, " ")}</Badge> {text}
+                        <Badge kind={KINDS[level] ?? ""}>{T.events.kinds[kind] ?? kind}</Badge> {text}
                       </>
                     ),
                   },

@@ -77,7 +77,9 @@ export function Masters() {
                     { head: T.masters.master, names: true, cell: (each) => each.address },
                     {
                       head: T.masters.state,
-                      cell: ({ state }) => <Badge kind={KINDS[state] ?? ""}>{state}</Badge>,
+                      cell: ({ state }) => (
+                        <Badge kind={KINDS[state] ?? ""}>{T.masters.states[state] ?? state}</Badge>
+                      ),
                     },
                     {
                       head: T.masters.behind,

@@ -145,7 +145,7 @@ function One({ server, done }: { server: Server; done: () => void }) {
             <code>{server.address}</code> · {T.servers.rack} {server.rack}
           </p>
         </div>
-        <Badge kind={KINDS[server.state] ?? ""}>{server.state}</Badge>
+        <Badge kind={KINDS[server.state] ?? ""}>{T.servers.states[server.state] ?? server.state}</Badge>
         {server.drain && (
           <Badge kind={server.drain === "drained" ? "good" : "info"}>
             {server.drain === "drained"
@@ -224,7 +224,8 @@ function DiskRow({ server, disk, done }: { server: Server; disk: Disk; done: () 
         <code>{disk.path}</code>
       </td>
       <td>
-        <Badge kind={KINDS[disk.state] ?? ""}>{disk.state}</Badge> {disk.reason}
+        <Badge kind={KINDS[disk.state] ?? ""}>{T.servers.states[disk.state] ?? disk.state}</Badge>{" "}
+        {disk.reason}
         {disk.errors > 0 && ` ${T.servers.errors(disk.errors)}`}
       </td>
       <td>
