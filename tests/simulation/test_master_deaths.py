@@ -26,9 +26,13 @@ class Acknowledged:
         self.done: dict[str, bytes | None] = {}
         #: Names whose last operation has no answer: either state is right.
         self.unsure: set[str] = set()
+        #: Seconds that a writer rests at most before each file.
+        self.pause = 0.0
 
     async def write(self, fs: Client, name: str) -> None:
         for number in range(1000):
+            if self.pause:
+                await trio.sleep(self.chance.uniform(0, self.pause))
             path = f"/{name}/{number % 7}/{number}"
             data = content(self.chance, self.chance.choice([0, 1, 5000, 70_000, 300_000]))
             self.sent[path] = data
