@@ -158,7 +158,7 @@ export const T = {
   preview: {
     none: "There is no preview of this kind of file.",
     large: (size: string) => `The first 512 KiB of ${size} are shown.`,
-    frame: "The file, without scripts",
+    frame: "The file, in the browser's own viewer",
   },
   uploads: {
     title: "Uploads",
@@ -405,7 +405,7 @@ export const T = {
   },
   cluster: {
     title: "Cluster",
-    toDo: "What needs to be done",
+    toDo: (count: number) => `What needs to be done: ${count}`,
     well: "Nothing needs to be done.",
     levels: { warning: "Warning", note: "Note", info: "For information" } as Record<string, string>,
     used: "Used",
@@ -480,7 +480,10 @@ export const T = {
     space: "Space",
     chunks: "Chunks",
     heartbeat: (ago: string) => `heard ${ago} ago`,
-    draining: (chunks: string) => `draining: ${chunks} chunks left`,
+    draining: (chunks: number, uploads: number, lost: number) =>
+      `draining: ${number(chunks)} chunks left` +
+      (uploads ? `, ${number(uploads)} uploads` : "") +
+      (lost ? `, ${number(lost)} of them without a good replica` : ""),
     drained: "drained: it can be stopped",
     maintenance: (left: string) => `maintenance for ${left}`,
     drain: "Drain…",

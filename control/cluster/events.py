@@ -169,6 +169,11 @@ def _of_chunks(before: Facts, now: Facts) -> Iterator[Happened]:
             yield Happened(kind, INFO, f"no chunk is {what} any more")
 
 
+def oldest(now_ns: int) -> str:
+    """No event before it is shown or kept."""
+    return f"{now_ns - DAYS * 86400 * 10**9:016x}"
+
+
 def add(txn: Txn, facts: Facts, happened: Sequence[Happened], now_ns: int) -> None:
     """Store what happened, and forget what is old."""
     last.put(txn, facts)
@@ -177,9 +182,9 @@ def add(txn: Txn, facts: Facts, happened: Sequence[Happened], now_ns: int) -> No
         id_ = f"{now_ns + number:016x}"
         events.put(txn, Event(id_, at, each.kind, each.level, each.text, each.server))
     excess = events.count(txn) - EVENTS_MAX
-    oldest = f"{now_ns - DAYS * 86400 * 10**9:016x}"
+    first = oldest(now_ns)
     for row in list(events.scan(txn)):
-        if row.id >= oldest and excess <= 0:
+        if row.id >= first and excess <= 0:
             break
         events.delete(txn, row.id)
         excess -= 1

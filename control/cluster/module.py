@@ -25,7 +25,7 @@ from control.api import (
     within,
 )
 from control.cluster import series
-from control.cluster.events import EVENTS, events
+from control.cluster.events import EVENTS, events, oldest
 from control.cluster.shapes import (
     Advice,
     DiskBody,
@@ -57,7 +57,7 @@ from control.cluster.shapes import (
 from control.cluster.watch import Watch
 from gfs.cli.health import advice, masters
 from gfs.client import cluster_space, space_of
-from gfs.config import ClientSettings, load
+from gfs.config import ClientSettings, load, split_addresses
 from gfs.errors import (
     AlreadyExists,
     Busy,
@@ -252,7 +252,7 @@ class ClusterModule(Module):
             election = await self._connection.fs.election()
         return MasterList(
             _role(status),
-            status.master or election.holder,
+            status.master or election.holder or self._named(status),
             status.term >> 32,
             status.sequence,
             status.replicas_before_ack,
@@ -277,10 +277,21 @@ class ClusterModule(Module):
             else None,
         )
 
+    def _named(self, status: StatusReply) -> str:
+        """The master's address: a master does not name itself, but it is no shadow master."""
+        shadows = {shadow.address for shadow in status.shadows}
+        others = set(split_addresses(self.control.master or "")) - shadows
+        return others.pop() if len(others) == 1 else ""
+
     async def events(self, call: Call) -> EventPage:
         query = call.query(EventQuery)
+        first = oldest(time.time_ns())
         with self.control.records.read() as txn:
-            rows = [row for row in events.scan(txn) if not query.before or row.id < query.before]
+            rows = [
+                row
+                for row in events.scan(txn)
+                if first <= row.id and (not query.before or row.id < query.before)
+            ]
         rows.reverse()
         page = [
             EventInfo(

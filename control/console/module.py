@@ -124,8 +124,8 @@ class Console(Module):
         return Response(file.data, 200, headers, content_type=file.kind)
 
     async def _loaded(self) -> Mapping[str, File]:
-        """The files by their names: half a megabyte, read once. Empty if they are not built."""
-        if self._files is None:
+        """The files by their names: half a megabyte, read once. Empty until they are built."""
+        if not self._files:
             self._files = await trio.to_thread.run_sync(_read, self.built)
         return self._files
 

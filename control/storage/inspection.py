@@ -34,9 +34,10 @@ class ReplicaInfo(msgspec.Struct):
     scrub_began_at: Annotated[
         int | None, Meta(description="The server's present pass of verifying all its replicas")
     ]
-    scrub_ended_at: Annotated[
+    scrub_ended_at: Annotated[int | None, Meta(description="The last complete pass")]
+    scrub_whole_began_at: Annotated[
         int | None,
-        Meta(description="The last complete pass: what the server had then was verified in it"),
+        Meta(description="When that one began: what was there by then was verified in it"),
     ]
 
 
@@ -191,6 +192,7 @@ class InspectionRoutes:
                 server.state if server is not None else "dead",
                 ago(server.scrub.began_ms) if server is not None else None,
                 ago(server.scrub.ended_ms) if server is not None else None,
+                ago(server.scrub.whole_began_ms) if server is not None else None,
             )
 
         chunks = [

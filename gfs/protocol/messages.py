@@ -220,6 +220,8 @@ class Scrub(Part):
     #: When this pass began, and the last complete one ended; -1: not yet.
     began_ms: int = -1
     ended_ms: int = -1
+    #: When the last complete one began: what came later was perhaps not read in it.
+    whole_began_ms: int = -1
 
 
 class ServerStatus(Part):

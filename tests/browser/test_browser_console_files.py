@@ -120,7 +120,7 @@ WATCH_LAYOUT = """(() => {
 })()"""
 #: Until what is there has been painted.
 PAINTED = "new Promise((done) => setTimeout(() => requestAnimationFrame(done), 50))"
-#: The servers' last pass of verifying was long ago.
+#: The servers' last pass of verifying began long ago, and has only just ended.
 OLD_SCRUB = """(() => {
     const { fetch } = window;
     window.fetch = async (address, options) => {
@@ -129,7 +129,9 @@ OLD_SCRUB = """(() => {
         const said = await answer.json();
         for (const { replicas } of said.chunks)
             for (const each of replicas)
-                Object.assign(each, { scrub_began_at: 2000, scrub_ended_at: 1000 });
+                Object.assign(each, {
+                    scrub_whole_began_at: 1000, scrub_ended_at: 4e9, scrub_began_at: 4e9,
+                });
         return new Response(JSON.stringify(said));
     };
 })()"""

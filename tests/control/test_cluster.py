@@ -6,7 +6,9 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -172,6 +174,7 @@ def test_masters(cloud: Cloud) -> None:
     found = ok(cloud.admin.get(f"{BASE}/masters"))
     assert (found["role"], found["shadows"], found["election"]) == ("master", [], None)
     assert found["sequence"] > 0
+    assert found["master"].startswith("127.0.0.1:")
     refused(cloud.admin.post(f"{BASE}/failover", json={}), 409, "gfs promote")
     refused(cloud.admin.delete(f"{BASE}/masters/127.0.0.1:1"), 404)
 
@@ -304,6 +307,20 @@ def test_the_console_has_a_text_for_each_state_and_each_kind_of_event() -> None:
     known = [set(re.findall(r"^ +(\w+): \"", each, re.MULTILINE)) for each in records]
     assert any({*servers, *STATES} <= each for each in known)
     assert any({*kinds, *(f"server_{state}" for state in servers)} <= each for each in known)
+
+
+async def test_what_happened_long_ago_is_not_shown(tmp_path: Path) -> None:
+    """Also while nothing happens at which it would be forgotten."""
+    now, week = time.time_ns(), 7 * 86400 * 10**9
+    records = Records.open(tmp_path, [EVENTS], sync=False)
+    for text, ago in (("old", week + 10**9), ("late", week - 60 * 10**9)):
+        happened = [Happened("k", "info", text)]
+        await records.write(partial(add, facts=CALM, happened=happened, now_ns=now - ago))
+    module = ClusterModule(Control(ControlSettings(), tmp_path / "control", []))
+    cast(Any, module).control = SimpleNamespace(records=records)
+    page = await module.events(cast(Call, SimpleNamespace(query=lambda kind: kind())))
+    assert [event.text for event in page.events] == ["late"]
+    records.close()
 
 
 async def test_events_are_kept_for_days_and_are_not_too_many(tmp_path: Path) -> None:

@@ -64,11 +64,13 @@ async def test_a_pass_outlives_restarts(
             # Less than two minutes of the pass is done again.
             assert now.done_bytes >= shares[-1] - 0.05 * now.total_bytes or now.began_ms < 9000
             ended, began = now.ended_ms, now.began_ms
+            assert (now.whole_began_ms < 0) == (ended < 0)
             assert trio.current_time() < 3 * 3600, shares
         nursery.cancel_scope.cancel()
     assert start.total_bytes == 2_000_000
     assert shares == sorted(shares), shares
     assert len(shares) >= 2, shares
+    assert now.whole_began_ms > ended  # both are ago
 
 
 @pytest.mark.costly

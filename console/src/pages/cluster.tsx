@@ -60,28 +60,31 @@ export function Cluster() {
 // As high with many as with none, so that nothing below it moves.
 function Warnings({ list }: { list: Glance["warnings"] }) {
   return (
-    <div class="warnings" role="region" aria-label={T.cluster.toDo} tabIndex={0}>
-      {list.length === 0 && (
-        <p class="problem good">
-          <Icon name="check" />
-          {T.cluster.well}
-        </p>
-      )}
-      <ul>
-        {list.map(({ level, text, commands }) => (
-          <li key={text} class={`problem ${level === "warning" ? "" : "warn"}`}>
-            <Icon name="warn" />
-            <div>
-              <strong class="unseen">{T.cluster.levels[level] ?? level}: </strong>
-              {text}
-              {commands.map((command) => (
-                <Copyable key={command} text={command} />
-              ))}
-            </div>
-          </li>
-        ))}
-      </ul>
-    </div>
+    <section class="warnings">
+      <h2>{T.cluster.toDo(list.length)}</h2>
+      <div role="group" aria-label={T.cluster.toDo(list.length)} tabIndex={0}>
+        {list.length === 0 && (
+          <p class="problem good">
+            <Icon name="check" />
+            {T.cluster.well}
+          </p>
+        )}
+        <ul>
+          {list.map(({ level, text, commands }) => (
+            <li key={text} class={`problem ${level === "warning" ? "" : "warn"}`}>
+              <Icon name="warn" />
+              <div>
+                <strong class="unseen">{T.cluster.levels[level] ?? level}: </strong>
+                {text}
+                {commands.map((command) => (
+                  <Copyable key={command} text={command} />
+                ))}
+              </div>
+            </li>
+          ))}
+        </ul>
+      </div>
+    </section>
   );
 }
 
@@ -284,7 +287,7 @@ function Plots() {
         {({ Plot }) => (
           <Wait on={series}>
             {({ at, values }) =>
-              at.length > 1 ? (
+              Object.values(values).some((each) => each.some((value) => value !== null)) ? (
                 <div class="plots">
                   {PLOTS.map(({ title, lines, format }) => (
                     <figure key={title}>

@@ -19,6 +19,7 @@ import {
   Menu,
   Rows,
   say,
+  Trouble,
   Wait,
   type Item,
 } from "../ui";
@@ -285,6 +286,7 @@ function NewContainer({ close, done }: { close: () => void; done: () => void }) 
       </div>
       <fieldset class="choices">
         <legend>{T.containers.keys}</legend>
+        <Trouble on={keys} />
         {keys.data?.map(({ id, name }) => (
           <label key={id}>
             <input type="checkbox" checked={!without.has(id)} onChange={() => toggle(id)} />

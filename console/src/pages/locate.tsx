@@ -16,6 +16,7 @@ interface Replica {
   state: string;
   scrub_began_at: number | null;
   scrub_ended_at: number | null;
+  scrub_whole_began_at: number | null;
 }
 
 interface Chunk {
@@ -36,8 +37,7 @@ interface Checked {
 
 /**
  * When a replica was last verified; 0: not yet, or it is damaged. A pass has not seen what was
- * written after it had begun. There is one after the other, so that the last complete one began
- * before the present one, and before its own end.
+ * written after it had begun. What the server got later by a copy was verified then.
  */
 function verifiedAt(entry: Entry, chunk: Chunk, replica: Replica, checked?: Checked): number {
   const bad = checked?.problems.some(
@@ -45,8 +45,8 @@ function verifiedAt(entry: Entry, chunk: Chunk, replica: Replica, checked?: Chec
       index === chunk.index && (server === replica.server || kind === "lost"),
   );
   if (checked) return bad ? 0 : checked.checked_at;
-  const { scrub_began_at: began, scrub_ended_at: ended } = replica;
-  return began && ended && Math.min(began, ended) > entry.modified_at ? ended : 0;
+  const { scrub_whole_began_at: began, scrub_ended_at: ended } = replica;
+  return began && ended && began > entry.modified_at ? ended : 0;
 }
 
 export function Locate({

@@ -55,7 +55,7 @@ export function Masters() {
             <dl class="facts">
               <dt>{T.masters.master}</dt>
               <dd>
-                <code>{master}</code>
+                {master ? <code>{master}</code> : T.cluster.unknown}
               </dd>
               <dt>{T.masters.term}</dt>
               <dd>{term}</dd>

@@ -43,6 +43,8 @@ interface Server {
   total_bytes: number;
   drain: string;
   drain_chunks: number;
+  drain_uploads: number;
+  drain_lost: number;
   maintenance_seconds: number;
   scrub: {
     done_bytes: number;
@@ -150,7 +152,7 @@ function One({ server, done }: { server: Server; done: () => void }) {
           <Badge kind={server.drain === "drained" ? "good" : "info"}>
             {server.drain === "drained"
               ? T.servers.drained
-              : T.servers.draining(number(server.drain_chunks))}
+              : T.servers.draining(server.drain_chunks, server.drain_uploads, server.drain_lost)}
           </Badge>
         )}
         {server.maintenance_seconds > 0 && (

@@ -71,10 +71,11 @@ class ServerRecord(msgspec.Struct):
     term: int = 0
     masters: list[str] = []
     #: The scrubber's present pass has read all replicas up to this handle, and began
-    #: then; the last whole pass ended then. Wall clock.
+    #: then; the last whole pass ended then, and began then. Wall clock.
     scrubbed: int = 0
     scrub_began_ns: int = 0
     scrub_ended_ns: int = 0
+    scrub_whole_began_ns: int = 0
     #: The disk that this copy is on, and all disks of the server.
     disk: str = ""
     disks: list[DiskRecord] = []

@@ -76,6 +76,7 @@ class Scrubber:
             max(self._done_bytes, self._node.store.inventory.bytes),
             self._ago_ms(record.scrub_began_ns),
             self._ago_ms(record.scrub_ended_ns),
+            self._ago_ms(record.scrub_whole_began_ns),
         )
 
     def _ago_ms(self, time_ns: int) -> int:
@@ -95,6 +96,7 @@ class Scrubber:
             if self._node.store.inventory:
                 self.passes += 1
                 record.scrub_ended_ns = clock.time_ns()
+                record.scrub_whole_began_ns = record.scrub_began_ns
             await clock.sleep(REST_SECONDS)
 
     async def _pass(self, after: int) -> None:
