@@ -506,6 +506,37 @@ async def test_an_order_that_is_refused_keeps_no_master_from_its_work(
     assert await cluster.holder() == first
 
 
+@over_seeds(2, kind=ElectedCluster)
+async def test_one_that_waits_for_the_hold_follows_nobody(
+    cluster: ElectedCluster, fs: Client
+) -> None:
+    """What it acknowledged meanwhile could have others acknowledge without it: it has been found
+    to have everything before that."""
+    first = await cluster.followed()
+    chosen, other = (name for name in cluster.masters if name != first)
+    cluster.network.partition([chosen, other], [first])
+    await trio.sleep(30)  # they have noticed
+    refusals = []
+
+    async def promote() -> None:
+        try:
+            await cluster.promote(chosen)
+        except (Busy, StaleVersion) as error:
+            refusals.append(f"{error}")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(promote)
+        await trio.sleep(6)  # five of them it looked for the master
+        cluster.network.heal()
+        while not refusals:
+            status = await fs.status()
+            states = {shadow.address: shadow.state for shadow in status.shadows}
+            assert refusals or states.get(address(chosen), "away") == "away"
+            await trio.sleep(0.5)
+    assert "did not get the hold" in refusals[0]
+    assert await cluster.followed() == first
+
+
 class Unrecorded(ElectedCluster):
     """Its first master has begun a cluster, and died before that was recorded."""
 

@@ -87,12 +87,14 @@ class KubernetesLease:
         self._threads = trio.CapacityLimiter(THREADS_MAX)
         #: The Lease that was seen last, and when its present version was seen first.
         self._seen: Object | None = None
+        #: One that was deleted since: held for its time, for its holder may not know of it.
+        self._gone: Object | None = None
         self._seen_at = 0.0
         self._version = 0
 
     async def view(self) -> View:
         self._look_at(await self._read())
-        lease = self._seen
+        lease = self._seen or self._gone
         if lease is None:
             return View(version=self._version)
         spec, notes = lease.get("spec", {}), _annotations(lease)
@@ -150,6 +152,7 @@ class KubernetesLease:
         if _version(lease) != _version(self._seen) or not self._version:
             self._seen_at = self._elapsed()
             self._version += 1
+            self._gone = self._seen if lease is None else None
         self._seen = lease
 
     def _body(self, before: Object | None, claim: Claim, transitions: int) -> Object:

@@ -167,13 +167,15 @@ class Shadow:
                     gone.set()
 
             async def begin(term: int, before: str) -> None:
-                if self._candidate is not None:
-                    await _wait_for_hold(self._candidate)
+                # First: it was found to have everything, and what it acknowledged from now on
+                # could make that untrue, for example who counts.
                 follow.cancel()
                 await gone.wait()
                 if diverged:
                     raise Busy("this shadow master is about to fetch a copy of the metadata")
                 try:
+                    if self._candidate is not None:
+                        await _wait_for_hold(self._candidate)
                     await self._begin_term(term, before)
                 except GfsError:
                     nursery.start_soon(follow_on)
