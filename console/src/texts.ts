@@ -482,8 +482,8 @@ export const T = {
     heartbeat: (ago: string) => `heard ${ago} ago`,
     draining: (chunks: number, uploads: number, lost: number) =>
       `draining: ${number(chunks)} chunks left` +
-      (uploads ? `, ${number(uploads)} uploads` : "") +
-      (lost ? `, ${number(lost)} of them without a good replica` : ""),
+      (lost ? `, ${number(lost)} of them without a good replica` : "") +
+      (uploads ? `, and ${number(uploads)} uploads` : ""),
     drained: "drained: it can be stopped",
     maintenance: (left: string) => `maintenance for ${left}`,
     drain: "Drain…",

@@ -55,7 +55,7 @@ from control.cluster.shapes import (
     TrashInfo,
 )
 from control.cluster.watch import Watch
-from gfs.cli.health import advice, masters
+from gfs.cli.health import advice, leaders, masters
 from gfs.client import cluster_space, space_of
 from gfs.config import ClientSettings, load, split_addresses
 from gfs.errors import (
@@ -70,7 +70,14 @@ from gfs.errors import (
 )
 
 if TYPE_CHECKING:
-    from gfs.protocol.messages import Disk, RepairReply, Scrub, ServerStatus, StatusReply
+    from gfs.protocol.messages import (
+        Disk,
+        ElectionReply,
+        RepairReply,
+        Scrub,
+        ServerStatus,
+        StatusReply,
+    )
 
 LOOK_SECONDS = 10.0
 #: A promotion waits for the old master and for other shadow masters.
@@ -204,7 +211,7 @@ class ClusterModule(Module):
             cluster=status.cluster,
             now=now_ns // 10**9,
             role=_role(status),
-            master=status.master,
+            master=self._master(status, election),
             used_bytes=total - free,
             free_bytes=free,
             total_bytes=total,
@@ -252,7 +259,7 @@ class ClusterModule(Module):
             election = await self._connection.fs.election()
         return MasterList(
             _role(status),
-            status.master or election.holder or self._named(status),
+            self._master(status, election),
             status.term >> 32,
             status.sequence,
             status.replicas_before_ack,
@@ -277,11 +284,12 @@ class ClusterModule(Module):
             else None,
         )
 
-    def _named(self, status: StatusReply) -> str:
-        """The master's address: a master does not name itself, but it is no shadow master."""
-        shadows = {shadow.address for shadow in status.shadows}
-        others = set(split_addresses(self.control.master or "")) - shadows
-        return others.pop() if len(others) == 1 else ""
+    def _master(self, status: StatusReply, election: ElectionReply) -> str:
+        """Its address, or nothing if that is not known."""
+        if status.role == "shadow" or election.engine:
+            return status.master or election.holder
+        found = leaders(split_addresses(self.control.master or ""), status)
+        return found.pop() if len(found) == 1 else ""
 
     async def events(self, call: Call) -> EventPage:
         query = call.query(EventQuery)

@@ -67,7 +67,7 @@ class Console(Module):
     #: Where the files are.
     built = BUILT
 
-    _files: Mapping[str, File] | None = None
+    _files: Mapping[str, File] = {}
 
     def routes(self) -> Sequence[Route]:
         return [

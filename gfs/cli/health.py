@@ -133,6 +133,12 @@ def status(
     run_with_client(cluster, work, seconds=seconds)
 
 
+def leaders(named: Sequence[str], reply: StatusReply) -> set[str]:
+    """Who of these masters may be the one that answered: one that nobody elects does not name
+    itself, but it is no shadow master."""
+    return {*named}.difference(shadow.address for shadow in reply.shadows)
+
+
 def _missing(
     reply: StatusReply,
     election: ElectionReply,
@@ -160,11 +166,8 @@ def _missing(
             "follow"
         )
     live = {server.address for server in reply.servers if server.state == "live"}
-    # A master that nobody elects does not name itself: it is the one that is no shadow master.
-    leaders = {*named}.difference(shadow.address for shadow in reply.shadows)
-    if election.engine:
-        leaders = {election.holder}
-    there = live.union(following, leaders if len(leaders) == 1 else ())
+    master = {election.holder} if election.engine else leaders(named, reply)
+    there = live.union(following, master if len(master) == 1 else ())
     if expected and expected not in there:
         yield f"the server at {expected} is not there yet"
 

@@ -71,7 +71,7 @@ class ServerRecord(msgspec.Struct):
     term: int = 0
     masters: list[str] = []
     #: The scrubber's present pass has read all replicas up to this handle, and began
-    #: then; the last whole pass ended then, and began then. Wall clock.
+    #: then; when the last whole pass ended, and began. Wall clock.
     scrubbed: int = 0
     scrub_began_ns: int = 0
     scrub_ended_ns: int = 0
