@@ -232,6 +232,11 @@ def test_a_script_has_an_administrators_token(cloud: Cloud) -> None:
 
 
 def test_without_a_master_it_says_so(cloud: Cloud) -> None:
+    (server, *_) = ok(cloud.admin.get(f"{BASE}/servers"))["servers"]
+    path = f"{BASE}/servers/{server['id']}/maintenance"
+    ok(cloud.admin.post(path, json={"seconds": 600}))
+    wait_for(lambda: ok(cloud.admin.get(f"{BASE}/events"))["events"], "an event")
+    ok(cloud.admin.post(path, json={"seconds": 0}))
     cloud.cluster.kill("master", signal.SIGSTOP)
     try:
         answers = [cloud.admin.get(path) for path in (BASE, "/storage/namespaces/default/entries")]
