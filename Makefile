@@ -1,6 +1,6 @@
 # make up      a whole cluster on this machine, in the foreground (ARGS="--port 9500")
 # make test    for everybody, all the time: linters, types, and what needs only Python (SHARE=100: all seeds)
-# .ci/run      for every change: make test SHARE=60, and one smoke test of each outside part
+# .ci/run      for every change: make test SHARE=100, and one smoke test of each outside part
 # make test-all  before a release, and each night: everything that is real, with a second try for what failed
 # make smoke   one test of each outside part, where that part is there
 # make test-kubernetes  tests with a real Kubernetes; the first time it builds one, in minutes

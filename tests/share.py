@@ -1,7 +1,7 @@
 """How much of what may be more or less is run, and which part: seeds, and examples of costly
 properties.
 
-``make test`` runs a tenth, and CI six tenths: GFS_TEST_SHARE, in percent, which is 100 where
+``make test`` runs a tenth, and CI all: GFS_TEST_SHARE, in percent, which is 100 where
 nothing is said. Of seeds GFS_TEST_TURN, any whole number, says which part: 0, the first, there.
 """
 
