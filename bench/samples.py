@@ -1,23 +1,26 @@
 """``python -m bench.samples``: random batches of samples, beside a local directory.
 
-Files of 4 KiB to 100 KiB are stored in a cluster on this machine and in a directory on the same
-disk. Then so many processes read batches of 256, drawn at random, each sample once, as the workers
-of a data loader do: by ``gfs.data.Files``, and by ``open`` and ``read``. Printed are the samples of
-all processes together in a second, *cold*, after the kernel was asked to forget the files, and
-*warm*, as far as the page cache has room for them; and the microseconds of processor time of a
-sample, the servers' with it.
+Files of 4 KiB to 100 KiB, of each order of size as many (30 KiB on average), are stored in a
+cluster on this machine, and after that in a directory on the same disk, which need not have room
+for both. Then so many processes read batches of 256, drawn at random, each sample once, as the
+workers of a data loader do: by ``gfs.data.Files``, and by ``open`` and ``read``. Printed are the
+samples of all processes together in a second, *cold*, after the kernel was asked to forget the
+files, and *warm*, as far as the page cache has room for them; and the microseconds of processor
+time of a sample, the servers' with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -61,34 +64,37 @@ class LocalFiles:
         return found
 
 
-def store(state: Path, root: Path, count: int, replication: int) -> None:
-    """The same files in both places."""
+def samples(count: int) -> Iterator[tuple[str, bytes]]:
+    """The same names and bytes each time."""
     chance = random.Random(1)
     noise = chance.randbytes(NOISE_BYTES)
-    with sync.connect(state=state) as fs:
-        for first in range(0, count, BATCH):
-            items = []
-            for number in range(first, min(first + BATCH, count)):
-                size = chance.randint(*SIZES)
-                at = chance.randrange(NOISE_BYTES - size)
-                items.append((f"/samples/{name(number)}", noise[at : at + size]))
-            for each in fs.put_many(items, replication=replication):
-                if isinstance(each, Exception):
-                    raise each
-            for path, data in items:
-                local = root / path.removeprefix("/samples/")
-                local.parent.mkdir(exist_ok=True)
-                local.write_bytes(data)
+    for number in range(count):
+        size = round(math.exp(chance.uniform(*map(math.log, SIZES))))
+        at = chance.randrange(NOISE_BYTES - size)
+        yield name(number), noise[at : at + size]
 
 
-def forget(*folders: Path) -> None:
+def store(fs: sync.Client, count: int, replication: int) -> None:
+    items = ((f"/samples/{path}", data) for path, data in samples(count))
+    while batch := list(itertools.islice(items, BATCH)):
+        for each in fs.put_many(batch, replication=replication):
+            if isinstance(each, Exception):
+                raise each
+
+
+def store_locally(root: Path, count: int) -> None:
+    for path, data in samples(count):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(data)
+
+
+def forget(folder: Path) -> None:
     """Have the kernel drop the pages of these files."""
     os.sync()
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and path.suffix not in (".mdb", ".json"):
-                with open(path, "rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix not in (".mdb", ".json"):
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def begin(barrier: Any) -> None:
@@ -112,19 +118,41 @@ def work(files: Any, seconds: float, part: slice) -> tuple[int, int, float, floa
 
 
 def rate(
-    files: Any, workers: int, seconds: float, servers: cluster.Running
+    files: Any, workers: int, seconds: float, servers: Callable[[], float]
 ) -> tuple[float, float, float]:
-    """Samples and MiB a second of all workers, and microseconds of a sample."""
+    """Samples and MiB a second of all workers, and microseconds of a sample; ``servers``: the
+    processor seconds of theirs until now."""
     context = multiprocessing.get_context("spawn")
     parts = [slice(first, None, workers) for first in range(workers)]
-    used = servers.cpu_seconds()
+    used = servers()
     # One that dies is an error here, and no wait without end.
     with ProcessPoolExecutor(workers, context, begin, (context.Barrier(workers),)) as pool:
         found = list(pool.map(partial(work, files, seconds), parts))
-    used = servers.cpu_seconds() - used + sum(each[3] for each in found)
+    used = servers() - used + sum(each[3] for each in found)
     per_s = sum(samples / took for samples, _, took, _ in found)
     mib_per_s = sum(size / took for _, size, took, _ in found) / MIB
     return per_s, mib_per_s, 1e6 * used / sum(each[0] for each in found)
+
+
+def measure(
+    place: str,
+    files: Any,
+    folder: Path,
+    arguments: argparse.Namespace,
+    servers: Callable[[], float] = lambda: 0.0,
+) -> dict[str, tuple[float, float]]:
+    result = {}
+    for workers in map(int, arguments.workers.split(",")):
+        forget(folder)
+        for state in ("cold", "warm"):
+            per_s, mib_per_s, us = rate(files, workers, arguments.seconds, servers)
+            result[f"{place}_{workers}_{state}"] = per_s, us
+            print(
+                f"{workers:3} workers, {place:5} {state} {per_s:8.0f} samples/s "
+                f"{mib_per_s:7.0f} MiB/s {us:5.0f} µs",
+                flush=True,
+            )
+    return result
 
 
 def main() -> None:
@@ -135,33 +163,27 @@ def main() -> None:
     parser.add_argument("--replication", type=int, default=1, help="reads need one replica")
     parser.add_argument("--dir", help="where the data goes (default: the temporary directory)")
     arguments = parser.parse_args()
+    count: int = arguments.files
     started, load_before = time.time(), os.getloadavg()[0]
-    result: dict[str, Any] = {"files": arguments.files}
+    result: dict[str, Any] = {"files": count}
+
+    def stored(where: str, since: float) -> None:
+        print(f"{count} files stored {where} in {time.time() - since:.0f} s", flush=True)
+
     with (
         cluster.interrupted_cleanly(),
-        tempfile.TemporaryDirectory(prefix="gfs-local-", dir=arguments.dir) as scratch,
         cluster.running(folder=arguments.dir) as servers,
+        sync.connect(state=servers.state) as fs,
     ):
-        root = Path(scratch)
-        store(servers.state, root, arguments.files, arguments.replication)
-        print(f"{arguments.files} files stored in {time.time() - started:.0f} s", flush=True)
-        with sync.connect(state=servers.state) as fs:
-            paths = (f"/samples/{name(n)}" for n in range(arguments.files))
-            places = {
-                "gfs": gfs.data.Files(fs, paths),
-                "local": LocalFiles(root, arguments.files),
-            }
-            for workers in map(int, arguments.workers.split(",")):
-                for place, files in places.items():
-                    forget(root, servers.state)
-                    for state in ("cold", "warm"):
-                        per_s, mib_per_s, us = rate(files, workers, arguments.seconds, servers)
-                        result[f"{place}_{workers}_{state}"] = per_s, us
-                        print(
-                            f"{workers:3} workers, {place:5} {state} {per_s:8.0f} samples/s "
-                            f"{mib_per_s:7.0f} MiB/s {us:5.0f} µs",
-                            flush=True,
-                        )
+        store(fs, count, arguments.replication)
+        stored("in gfs", started)
+        remote = gfs.data.Files(fs, (f"/samples/{name(n)}" for n in range(count)))
+        result |= measure("gfs", remote, servers.state, arguments, servers.cpu_seconds)
+    with tempfile.TemporaryDirectory(prefix="gfs-local-", dir=arguments.dir) as scratch:
+        began = time.time()
+        store_locally(Path(scratch), count)
+        stored("locally", began)
+        result |= measure("local", LocalFiles(Path(scratch), count), Path(scratch), arguments)
     result["circumstances"] = circumstances(started, load_before)
     OUT.mkdir(exist_ok=True)
     (OUT / "samples.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
