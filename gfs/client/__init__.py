@@ -4,10 +4,11 @@
 """
 
 from gfs.client.append import Record
-from gfs.client.client import Client, LocateReport, connect, find_credentials, find_masters
+from gfs.client.client import Client, connect, find_credentials, find_masters
 from gfs.client.errnos import as_built_in, errno_of
 from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import MENDING, ChunkReport, FsckProblem, FsckReport
+from gfs.client.operator import LocateReport
 from gfs.client.read import BlockStream
 from gfs.client.rescue import Rescued
 from gfs.client.transfer import LocalPart, check_free

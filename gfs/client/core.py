@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 import trio
@@ -55,6 +56,22 @@ BUSY_SECONDS = 1.0
 RELEASE_SECONDS = 1.0
 #: Well below the master's client_silence_seconds.
 UPKEEP_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def flat_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery that raises a single failure without a group: its tasks never fail, so
+    an exception is the caller's own."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__
 
 
 class Reserved:

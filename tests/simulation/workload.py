@@ -27,9 +27,9 @@ from gfs.client import Client, Entry, ExistingFile, NewFile
 from gfs.client import Record as AppendedRecord
 from gfs.client import append as appending
 from gfs.client.append import records_of
-from gfs.client.client import LocateReport
 from gfs.client.core import ClientCore
 from gfs.client.master import CALL_SECONDS
+from gfs.client.operator import LocateReport
 from gfs.errors import (
     AlreadyExists,
     DirectoryNotEmpty,

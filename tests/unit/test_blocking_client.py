@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import isfunction, signature
+from inspect import getmembers, isfunction, signature
 from threading import get_ident
 from typing import Any
 
@@ -14,7 +14,7 @@ from gfs.client.sync import SyncClient
 
 #: Not for threads that block: pieces of one buffer, and what only gfs and its control plane use.
 ASYNC_ALONE = {"stream", "files", "prune", "order_disk"}
-NAMES = {name for name, each in vars(Client).items() if name[0] != "_" and isfunction(each)}
+NAMES = {name for name, _ in getmembers(Client, isfunction) if name[0] != "_"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - ASYNC_ALONE))
