@@ -7,6 +7,7 @@ and another process goes on. So is a seed that takes too long, with where it was
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -136,6 +137,10 @@ def _serve(connection: Connection, run: Callable[[int], T], patience: float, los
         connection.send((lost(seed, f"{_too_long(patience)}; it was at\n{where}", True), True))
         os._exit(1)
 
+    # As the servers do: the heap of the imports is not walked for each few hundred objects.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     # Whoever started this process is interrupted as well, and ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, give_up)
