@@ -119,7 +119,7 @@ def test_the_command_that_replays_a_seed_is_exact(
 @pytest.mark.parametrize(
     ("count", "faults"),
     # In half an hour nobody is away for an hour: a seed in which that is so costs ten others.
-    [(share(8), []), (1, ["--faults", "all", "--rate", "2", "--hours", "0.5"])],
+    [(share(4), []), (1, ["--faults", "all", "--rate", "2", "--hours", "0.5"])],
     ids=["own", "all"],
 )
 def test_a_seed_is_the_same_run_in_every_process(count: int, faults: list[str]) -> None:

@@ -247,7 +247,7 @@ def fill(cluster: SimCluster, name: str) -> None:
 @pytest.mark.parametrize(
     ("sizes", "files", "left_min"), [(OF_100_MIB, 60, 16), ((40 * MIB, 200 * MIB), 80, 41)]
 )
-@over_seeds(3)
+@over_seeds(2)
 async def test_without_space_anywhere_the_oldest_of_the_trash_goes(
     seed: int,
     chance: Random,
