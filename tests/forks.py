@@ -21,6 +21,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import select
 import signal
 import socket
@@ -55,6 +56,10 @@ CLONE_PARENT = 0x8000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 #: Why the test that runs may start no process (tests/tiers.py).
 refused = ""
+#: A directory with ``gfs`` and ``control`` of another release, of which every second chunkserver
+#: then is.
+OTHERS = os.environ.get("GFS_TEST_OTHERS", "")
+SECOND = re.compile(r"/chunkserver-[0-9]*[02468]$")
 #: None of our processes has so many descriptors when it begins.
 DESCRIPTOR_MIN = 200
 
@@ -260,6 +265,9 @@ def _become(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
+    if OTHERS and "chunkserver" in arguments and any(map(SECOND.search, arguments)):
+        started = [sys.executable, "-m", "gfs.cli", *arguments]
+        os.execve(sys.executable, started, {**environment, "PYTHONPATH": OTHERS})
     sys.argv = [str(GFS_CLI / "__main__.py"), *arguments]
     return _fork_what_it_starts(arguments)
 
