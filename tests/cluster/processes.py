@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -22,20 +24,31 @@ from gfs.state import make_key
 
 T = TypeVar("T")
 
-#: Not that of a test which has a seed: two runs of it at once would want the same ports.
-_ANY = random.SystemRandom()
+#: Below those that the kernel gives to whoever listens at port 0: a chunkserver that starts sooner
+#: than the master would now and then get the master's. And below those of containers
+#: (``tests/podman``).
+PORTS = range(10_000, 20_000)
+#: ``gfs up`` uses some that follow the one that it is given.
+FOLLOWING = 16
+WORKERS_MAX = 4
+
+
+def _ports() -> Iterator[int]:
+    """Each worker has its own, and none comes again soon: who gets one listens a while later."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = PORTS[worker * FOLLOWING :: WORKERS_MAX * FOLLOWING]
+    # Not the order of a test that has a seed: two runs of it at once would want the same ports.
+    yield from itertools.cycle(random.SystemRandom().sample(mine, len(mine)))
+
+
+_candidates = _ports()
 
 
 def free_port() -> int:
-    """Below those that the kernel gives to whoever listens at port 0: a chunkserver
-    that starts sooner than the master would now and then get the master's. And below
-    those of containers (``tests/podman``)."""
-    while True:
-        with (
-            suppress(OSError),
-            socket.create_server(("127.0.0.1", _ANY.randrange(10_000, 20_000))) as server,
-        ):
-            return int(server.getsockname()[1])
+    for port in _candidates:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError
 
 
 class Processes:

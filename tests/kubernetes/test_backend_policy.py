@@ -223,7 +223,8 @@ BY_POLICY = [
         service(FOUR),
         "no addresses",
         spec__externalTrafficPolicy="Local",
-        spec__healthCheckNodePort=30123,
+        # Of those that no service gets without asking for it.
+        spec__healthCheckNodePort=30023,
     ),
     *changed(
         service(),
