@@ -119,6 +119,14 @@ def exchange(
         found = re.search(rb"\r\ncontent-length: (\d+)", answer, re.IGNORECASE)
         left = int(found[1]) - len(body) if found else 0
         pieces, buffer = [body], bytearray(1 * MIB)
+        if re.search(rb"\r\ntransfer-encoding: chunked", answer, re.IGNORECASE):
+            # It begins before it is known how it ends.
+            while not b"".join(pieces).endswith(b"0\r\n\r\n"):
+                if not (data := connection.recv(64 * KIB)):
+                    raise RuntimeError("hung up in a body")
+                pieces.append(data)
+            if b"<Error>" in b"".join(pieces):
+                raise RuntimeError(f"answered {b''.join(pieces)[-500:]!r}")
         while left > 0:
             size = connection.recv_into(buffer)
             if not size:
