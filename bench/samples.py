@@ -5,8 +5,8 @@ cluster on this machine, and after that in a directory on the same disk, which n
 for both. Then so many processes read batches of 256, drawn at random, each sample once, as the
 workers of a data loader do: by ``gfs.data.Files``, and by ``open`` and ``read``. Printed are the
 samples of all processes together in a second, *cold*, after the kernel was asked to forget the
-files, and *warm*, as far as the page cache has room for them; and the microseconds of processor
-time of a sample, the servers' with it.
+files, and *warm*, of those samples alone that were read cold just before; and the microseconds of
+processor time of a sample, the servers' with it.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def begin(barrier: Any) -> None:
     start = barrier
 
 
-def work(files: Any, seconds: float, part: slice) -> tuple[int, int, float, float]:
+def work(files: Any, seconds: float, part: slice, most: int) -> tuple[int, int, float, float]:
     order = list(range(len(files)))
     random.Random(0).shuffle(order)
-    mine = order[part]
+    mine = order[part][:most]
     files.__getitems__([0])  # it is connected then
     start.wait(START_SECONDS)
     samples = size = 0
@@ -118,20 +118,23 @@ def work(files: Any, seconds: float, part: slice) -> tuple[int, int, float, floa
 
 
 def rate(
-    files: Any, workers: int, seconds: float, servers: Callable[[], float]
-) -> tuple[float, float, float]:
-    """Samples and MiB a second of all workers, and microseconds of a sample; ``servers``: the
-    processor seconds of theirs until now."""
+    files: Any, most: Sequence[int], seconds: float, servers: Callable[[], float]
+) -> tuple[list[int], float, float, float]:
+    """How many samples each worker read, of at most so many; samples and MiB a second of all
+    workers; and microseconds of a sample. ``servers``: the processor seconds of theirs until now.
+    """
+    workers = len(most)
     context = multiprocessing.get_context("spawn")
     parts = [slice(first, None, workers) for first in range(workers)]
     used = servers()
     # One that dies is an error here, and no wait without end.
     with ProcessPoolExecutor(workers, context, begin, (context.Barrier(workers),)) as pool:
-        found = list(pool.map(partial(work, files, seconds), parts))
+        found = list(pool.map(partial(work, files, seconds), parts, most))
     used = servers() - used + sum(each[3] for each in found)
     per_s = sum(samples / took for samples, _, took, _ in found)
     mib_per_s = sum(size / took for _, size, took, _ in found) / MIB
-    return per_s, mib_per_s, 1e6 * used / sum(each[0] for each in found)
+    counts = [each[0] for each in found]
+    return counts, per_s, mib_per_s, 1e6 * used / sum(counts)
 
 
 def measure(
@@ -144,8 +147,9 @@ def measure(
     result = {}
     for workers in map(int, arguments.workers.split(",")):
         forget(folder)
+        counts = [len(files)] * workers
         for state in ("cold", "warm"):
-            per_s, mib_per_s, us = rate(files, workers, arguments.seconds, servers)
+            counts, per_s, mib_per_s, us = rate(files, counts, arguments.seconds, servers)
             result[f"{place}_{workers}_{state}"] = per_s, us
             print(
                 f"{workers:3} workers, {place:5} {state} {per_s:8.0f} samples/s "

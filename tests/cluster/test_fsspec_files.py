@@ -74,6 +74,19 @@ def test_a_url_with_the_address_and_a_file_with_the_key(cluster: Cluster, here: 
     fs, path = fsspec.url_to_fs(url, **options)
     assert fs.info(path)["replication"] == 1
     assert fs.fsid == f"gfs_{fs.client.status().cluster}"
+    # The key is in memory now, and in nothing that is printed, pickled or sent.
+    secret = (cluster.state / "cluster.key").read_text().strip()
+    with fs.open(path) as file:
+        shown = [
+            repr(fs),
+            repr(fs.client),
+            repr(file),
+            fs.to_json(),
+            str(fs.to_dict()),
+            fs._fs_token,
+        ]
+    shown += [pickle.dumps(fs).decode("latin1"), str(vars(fs)), str(fs.storage_options)]
+    assert not [text for text in shown if secret[:16] in text or secret[:16].upper() in text]
     fs.close()
 
 
@@ -1067,6 +1080,35 @@ def test_errors_are_the_built_in_ones_with_the_path(fs: GfsFileSystem, here: str
     assert not fs.exists(f"{here}/../outside")
     assert not fs.exists(f"{here}/file/below")
     assert fs.find(here) == [f"{here}/file", f"{here}/full/file"]
+
+
+def test_a_mapper_is_a_dictionary_of_files(fs: GfsFileSystem, here: str) -> None:
+    mapper = fs.get_mapper(f"{here}/map")
+    wanted = {"a": b"1", "deep/b": b"22", "deep/er/c": b""}
+    mapper["a"] = b"old"
+    mapper.setitems(wanted)
+    assert (dict(mapper), len(mapper), sorted(mapper)) == (wanted, 3, sorted(wanted))
+    assert fs.find(here) == [f"{here}/map/{name}" for name in sorted(wanted)]
+    assert ("deep/b" in mapper, "deep" in mapper, "none" in mapper) == (True, False, False)
+    assert mapper.getitems(["deep/b", "none"], on_error="omit") == {"deep/b": b"22"}
+    with pytest.raises(KeyError, match="none"):
+        mapper["none"]
+    with pytest.raises(KeyError):
+        del mapper["none"]
+    for key in ("none", "deep"):
+        assert mapper.get(key, b"other") == b"other"
+    with pytest.raises(ValueError, match="x//b"):
+        mapper["x//b"] = b""
+    assert mapper.pop("a") == b"1"
+    del mapper["deep/b"]
+    assert dict(mapper) == {"deep/er/c": b""}
+    assert dict(fs.get_mapper(f"{here}/map/deep/er")) == {"c": b""}
+    fs.client.put(b"another's", f"{here}/map/later")
+    assert mapper["later"] == b"another's"
+    mapper.clear()
+    assert (dict(mapper), fs.find(here)) == ({}, [])
+    with pytest.raises(ValueError, match="none"):
+        fs.get_mapper(f"{here}/none", check=True)
 
 
 @blocks_left_open

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from harness import GFS, Cluster, content
-from limits import wait_for
+from limits import HANG_SECONDS, wait_for
 from mounts import Mount, mounted, sh
 
 from gfs.client.sync import SyncClient
@@ -289,6 +289,57 @@ def test_what_was_synced_is_there_after_kill_9(
         assert mount.stop() == 0
 
 
+@pytest.mark.parametrize("length", [1000, 9 * MIB])
+def test_a_change_that_was_synced_is_there_after_kill_9(
+    environment: dict[str, str], tmp_path: Path, client: SyncClient, length: int
+) -> None:
+    """Of files that were there: changed in place, longer, shorter, emptied, under another name."""
+    old, new = content(1, length), content(2, 700)
+    wanted = {
+        "in-place": old[:100] + new + old[100 + len(new) :],
+        "appended": old + new,
+        "shorter": old[:300],
+        "longer": old + bytes(50_000),
+        "emptied": new,
+        "renamed": new + old[len(new) :],
+        "replaced": new,
+    }
+    with mounted(tmp_path / "m", environment) as mount:
+        top = mount.path / f"changed-{length}"
+        top.mkdir()
+        kept = []
+
+        def opened(name: str, flags: int = 0) -> int:
+            kept.append(os.open(top / name, os.O_RDWR | flags))
+            return kept[-1]
+
+        for name in wanted:
+            (top / name).write_bytes(old)
+        os.rename(top / "renamed", top / "before")
+        (top / "beside").write_bytes(b"")
+        os.pwrite(opened("in-place"), new, 100)
+        os.write(opened("appended", os.O_APPEND), new)
+        os.ftruncate(opened("shorter"), 300)
+        os.ftruncate(opened("longer"), length + 50_000)
+        os.write(opened("emptied", os.O_TRUNC), new)
+        os.write(opened("before"), new)
+        os.write(opened("beside"), new)
+        os.rename(top / "before", top / "renamed")
+        for file in kept:
+            os.fsync(file)
+        os.rename(top / "beside", top / "replaced")
+        os.pwrite(kept[0], b"neither closed nor synced", len(wanted["in-place"]))
+        mount.kill()
+        for file in kept:
+            with suppress(OSError):  # nobody answers
+                os.close(file)
+        paths = {name: f"/{top.name}/{name}" for name in wanted}
+        assert client.get(paths["in-place"])[:length] == wanted.pop("in-place")
+        for name, data in wanted.items():
+            assert client.get(paths[name]) == data, name
+        assert sorted(each.path for each in client.list(f"/{top.name}")) == sorted(paths.values())
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "fusermount3"])
 def test_what_was_written_is_stored_when_it_ends(
     environment: dict[str, str], tmp_path: Path, client: SyncClient, how: str
@@ -359,16 +410,29 @@ def test_a_full_cluster_has_no_space_left(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(environment: dict[str, str], tmp_path: Path) -> None:
-    def refused(*arguments: str) -> str:
-        command = [*GFS, "mount", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode
+    def refused(*arguments: str, code: int = 2, **changes: str) -> str:
+        done = subprocess.run(
+            [*GFS, *arguments],
+            env={**environment, **changes},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANG_SECONDS,
+        )
+        assert done.returncode == code
         assert len(done.stderr.splitlines()) == 1, done.stderr
         return done.stderr
 
     (tmp_path / "file").touch()
-    assert "make it first" in refused("/", str(tmp_path / "nothing"))
-    assert "make it first" in refused("/", str(tmp_path / "file"))
-    assert "no such file or directory" in refused("/nothing", str(tmp_path))
+    here = str(tmp_path)
+    assert "make it first" in refused("mount", "/", f"{here}/nothing")
+    assert "make it first" in refused("mount", "/", f"{here}/file")
+    assert "no such file or directory" in refused("mount", "/nothing", here, code=1)
+    assert "'..'" in refused("mount", "/a/../../b", here, code=1)
+    down = {"GFS_CLIENT_RETRY_SECONDS": "0.1"}
+    away = refused("--master", "127.0.0.1:1", "mount", "/", here, code=3, **down)
+    assert "127.0.0.1:1" in away
+    assert "/no.key" in refused("mount", "/", here, GFS_KEY_FILE="/no.key", GFS_MASTER="[::1]:1")
+    assert "'host' is not an address" in refused("--master", "host", "mount", "/", here)
     with mounted(tmp_path / "m", environment):
-        assert "mounted there already" in refused("/", str(tmp_path / "m"))
+        assert "mounted there already" in refused("mount", "/", str(tmp_path / "m"))

@@ -1,4 +1,4 @@
-"""The recipe of docs/mount.md, as a user runs it."""
+"""The recipes of docs/mount.md and docs/python.md for a shell, as a user runs them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 import sys
 from pathlib import Path
 
-from harness import Cluster
+import pytest
 from mounts import sh
 from readme import ROOT, blocks
 
+from gfs.client.sync import SyncClient
 
+
+@pytest.mark.parametrize(("page", "printed"), [("mount", "sources.list.d"), ("python", "3\n")])
 def test_the_page_shows_what_happens(
-    cluster: Cluster, environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], client: SyncClient, tmp_path: Path, page: str, printed: str
 ) -> None:
-    ran = [text for language, text in blocks(ROOT / "docs" / "mount.md") if language == "sh"]
-    assert ran
+    (text,) = [text for language, text in blocks(ROOT / "docs" / f"{page}.md") if language == "sh"]
+    client.mkdir("/notes", exist_ok=True)  # a block before it has made it
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    names = " ".join(f"{name}={environment[name]}" for name in ("GFS_STATE",))
-    for text in ran:
-        script = text.replace("/mnt/gfs", str(tmp_path / "gfs"))
-        printed = sh(f"export {names} PATH={path}\n{script}", tmp_path)
-        assert "sources.list.d" in printed
-        assert not (tmp_path / "gfs").is_mount()
+    script = text.replace("/mnt/gfs", str(tmp_path / "gfs"))
+    names = f"export GFS_STATE={environment['GFS_STATE']} PATH={path}"
+    assert printed in sh(f"{names}\n{script}", tmp_path)
+    assert not (tmp_path / "gfs").is_mount()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,8 +189,26 @@ async def test_a_file_of_which_a_chunk_is_unavailable_fails_its_own_writers_alon
 def test_what_a_mount_needs_is_named_if_it_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyfuse3", None)
-    with pytest.raises(StartupError, match=r"needs pyfuse3 .*pip install .*apt-get install fuse3"):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/fuse")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setitem(sys.modules, "pyfuse3", SimpleNamespace())
+    check(tmp_path)
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "pyfuse3", None)
+        with pytest.raises(
+            StartupError, match=r"needs pyfuse3 .*pip install .*apt-get install fuse3"
+        ):
+            check(tmp_path)
+    with monkeypatch.context() as missing:
+        missing.setattr(os.path, "exists", lambda path: False)
+        with pytest.raises(StartupError, match=r"no /dev/fuse: .*modprobe fuse"):
+            check(tmp_path)
+    with monkeypatch.context() as missing:
+        missing.setattr(shutil, "which", lambda name: None)
+        with pytest.raises(StartupError, match="without fusermount3: apt-get install fuse3"):
+            check(tmp_path)
+        missing.setattr(os, "geteuid", lambda: 0)
         check(tmp_path)
 
 
