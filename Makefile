@@ -90,7 +90,7 @@ install-s3: .venv-s3/.installed
 # An environment without the project: its clients want other versions of what we use.
 .venv-s3/.installed: $(VENV)/.installed tests/s3/clients.txt
 	@$(BIN)/python -m venv .venv-s3
-	@.venv-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3/clients.txt
+	@.venv-s3/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r tests/s3/clients.txt
 	@touch $@
 
 up: install
