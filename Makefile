@@ -116,8 +116,9 @@ test: lint
 smoke: install
 	@$(PYTEST) -m smoke $(shell grep -rl --include='test_*.py' 'mark\.smoke' tests) $(ARGS)
 
-# What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: the next seven add it.
-test-all: install
+# What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: packages of Python are added here,
+# the rest by the next seven.
+test-all: install-foreign install-s3
 	@GFS_TEST_SHARE=$(SHARE) $(PYTEST) $(SPREAD) -m "real and not thin" tests $(ARGS)
 
 test-kubernetes: install

@@ -3,10 +3,10 @@
 Files of 4 KiB to 100 KiB, of each order of size as many (30 KiB on average), are stored in a
 cluster on this machine, and after that in a directory on the same disk, which need not have room
 for both. Then so many processes read batches of 256, drawn at random, each sample once, as the
-workers of a data loader do: by ``gfs.data.Files``, and by ``open`` and ``read``. Printed are the
-samples of all processes together in a second, *cold*, after the kernel was asked to forget the
-files, and *warm*, of those samples alone that were read cold just before; and the microseconds of
-processor time of a sample, the servers' with it.
+workers of a data loader do: by ``gfs.data.Files``, and by ``open`` and ``read``. Printed is the sum
+of the samples that each process read in a second, *cold*, after the kernel was asked to forget the
+files, and *warm*, for only the samples just read cold; and the microseconds of processor time of a
+sample, the servers' with it.
 """
 
 from __future__ import annotations

@@ -291,8 +291,8 @@ class _Try:
             published = False  # by another writer
         if published:
             self._clear()
-            with suppress(GfsError):  # the checkpoint is there all the same
-                self._delete_old()
+        with suppress(GfsError):  # the checkpoint is there all the same
+            self._delete_old()
 
     def _is_there(self) -> bool:
         try:

@@ -526,13 +526,13 @@ class Contents:
             self.dirty_since = float("inf")
 
 
-async def store_attributes(shared: Open, node: Node) -> None:
+async def store_attributes(shared: Open, node: Node, *, with_time: bool = True) -> None:
     entry = await shared.client.set_attributes(
         shared.nodes.path(node),
         {POSIX: node.posix.text()},
-        modified_ns=node.mtime_ns,
+        modified_ns=node.mtime_ns if with_time else 0,
         expect=node.entry.inode,
     )
-    node.entry = entry
+    node.entry, node.mtime_ns = entry, entry.modified_ns
     shared.nodes.stored(node)
     node.changed = False

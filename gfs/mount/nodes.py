@@ -64,6 +64,12 @@ class Node:
         self.posix = replace(self.posix.without_privileges(), ctime_ns=now)
         self.changed = True
 
+    def named(self, name: str, at_ns: int = 0) -> None:
+        """This name in the directory was made or went, at that time: what the master will say of
+        it when it is asked the next time."""
+        self.mtime_ns = at_ns or time.time_ns()
+        self.touched(name)
+
     def touched(self, name: str) -> None:
         """What has this name in the directory was changed here, or has it no more."""
         for names in self.listings.values():

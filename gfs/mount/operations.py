@@ -224,7 +224,9 @@ class Operations(pyfuse3.Operations):
         contents = self.open_files.get(node)
         if contents is None:
             try:
-                await store_attributes(self.open_files, node)
+                # A directory's is the master's, which may know of later changes in it.
+                with_time = fields.update_mtime or not node.is_directory
+                await store_attributes(self.open_files, node, with_time=with_time)
             finally:
                 if not node.is_open:
                     self._tree.give_up(node)

@@ -51,7 +51,8 @@ class Tree:
         shown.st_blksize = MIB
         shown.st_mtime_ns = node.mtime_ns
         shown.st_atime_ns = node.posix.atime_ns or node.mtime_ns
-        shown.st_ctime_ns = max(node.posix.ctime_ns, node.entry.modified_ns)
+        changed_ns = node.mtime_ns if node.is_directory else node.entry.modified_ns
+        shown.st_ctime_ns = max(node.posix.ctime_ns, changed_ns)
         node.shown = (length, node.mtime_ns)
         return shown
 
@@ -100,7 +101,7 @@ class Tree:
     def made(self, parent: Node, name: str, entry: Entry) -> Node:
         node = self.nodes.found(parent, name, entry, self.posix(entry))
         self.take(node, entry)
-        parent.touched(name)
+        parent.named(name, entry.created_ns)
         return node
 
     def give_up(self, node: Node) -> None:

@@ -28,7 +28,7 @@ class Unlinking:
         await self._client.delete(self._tree.child(parent, name), expect=node.entry.inode)
         node.unlinked = True
         self._nodes.detach(node)
-        parent.touched(name)
+        parent.named(name)
 
     async def delete_known(self, parent: Node, name: str, is_directory: bool) -> bool:
         """Delete what the kernel has just looked up, if it is of that kind, not open here, and
@@ -49,7 +49,7 @@ class Unlinking:
                 self._tree.child(parent, name), self._tree.child(self._nodes.root, hidden)
             )
             self._hide(node, hidden)
-        parent.touched(name)
+        parent.named(name)
         await self.delete_hidden(node)
 
     async def rename(
@@ -74,8 +74,8 @@ class Unlinking:
                 if kept is not None:
                     self._hide_kept(there, kept)
             self._nodes.move(node, parent, new)
-        old_parent.touched(old)
-        parent.touched(new)
+        old_parent.named(old)
+        parent.named(new)
         if there is not None:
             await self.delete_hidden(there)
 

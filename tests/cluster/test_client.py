@@ -166,10 +166,14 @@ def test_the_blocking_client_starts_again_after_a_fork(cluster: Cluster) -> None
 def test_the_client_needs_no_server_extras() -> None:
     code = """
 import sys
-for name in ("lmdb", "click", "rich", "quart", "hypercorn", "cryptography"):
+for name in ("awscrt", "lmdb", "click", "rich", "argon2", "cryptography", "h11", "httpx", "jwt",
+             "quart", "quart_trio", "hypercorn", "kubernetes", "psycopg", "torch", "wsproto"):
     sys.modules[name] = None
-import gfs, gfs.client.sync, gfs.fsspec
-assert gfs.connect and gfs.Client and gfs.fsspec.GfsFileSystem
+import gfs, gfs.client.sync, gfs.data
+assert gfs.connect and gfs.Client and gfs.data.Files
+assert "fsspec" not in sys.modules
+import gfs.fsspec
+assert gfs.fsspec.GfsFileSystem
 assert not {"gfs.master", "gfs.chunkserver", "gfs.cluster", "control"} & sys.modules.keys()
 """
     python("-c", code)

@@ -108,6 +108,22 @@ def test_a_name_is_taken_once(client: sync.SyncClient, runs: str) -> None:
     assert names(client, runs) == ["x", "y"]
 
 
+@pytest.mark.parametrize("says", [0, 1])
+def test_any_of_several_writers_says_how_many_are_kept(
+    client: sync.SyncClient, runs: str, says: int
+) -> None:
+    def save(step: int, writer: int) -> None:
+        part = {"writer": writer, "writers": 2, "attempt": "a"}
+        path = f"{runs}/{step}"
+        with gfs.data.checkpoint(client, path, keep=1 if writer == says else None, **part) as there:
+            client.put(b"", f"{there}/{writer}")
+
+    with ThreadPoolExecutor(2) as pool:
+        for step in range(4):  # either may be the one that gives it its name
+            list(pool.map(save, [step] * 2, range(2)))
+            assert gfs.data.checkpoints(client, runs) == [f"{runs}/{step}"]
+
+
 def test_retention_deletes_the_oldest_checkpoints_and_nothing_else(
     client: sync.SyncClient, runs: str
 ) -> None:

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from limits import wait_for
 from mounts import Mount, sh
 
 from gfs.client.sync import SyncClient
@@ -72,6 +73,39 @@ def test_times_modes_and_owners_are_kept_in_the_cluster(one: Mount, two: Mount, 
     sh("echo y >>f", here)
     assert stat.S_IMODE((here / "f").stat().st_mode) == 0o751  # who writes it takes the privilege
     assert (here / "f").stat().st_mtime > 1_600_000_000
+
+
+def test_a_directory_is_changed_by_each_name_that_comes_or_goes(
+    two: Mount, here: Path, client: SyncClient
+) -> None:
+    """And by nothing else: not when what is in a file is written again."""
+    there = two.path / here.name
+    (here / "d").mkdir()
+    (here / "e").mkdir()
+
+    def change(command: str, *directories: str) -> None:
+        sh("touch -d @7 d e", here)
+        assert {path.stat().st_mtime for path in (here / "d", here / "e")} == {7}
+        sh(command, here)
+        wait_for(lambda: times(there) == times(here), "the other machine to see it")
+        assert [name for name in ("d", "e") if times(here)[name] != 7] == [*directories]
+
+    def times(at: Path) -> dict[str, float]:
+        return {name: (at / name).stat().st_mtime for name in ("d", "e")}
+
+    change("echo x >d/f", "d")
+    change("echo longer >>d/f; echo y >d/f; chmod 600 d/f; touch d/f; truncate -s 0 d/f; cat d/f")
+    change("mv d/f e/f", "d", "e")
+    change("echo new >d/new; mv d/new e/f", "d", "e")
+    change("mv e/f e/g", "e")
+    change("mkdir e/below; touch e/below/deep", "e")
+    change("touch e/below/further; chmod 700 d; chown 3 e")
+    change("rm e/g; ln -s nowhere d/link", "d", "e")
+    change("rm -r e/below", "e")
+    sh("touch -d @7 d e", here)
+    client.put(b"x", f"/{here.name}/d/theirs")
+    wait_for(lambda: times(here)["d"] != 7, "the other client's name to be seen")
+    assert times(here)["e"] == 7
 
 
 def test_what_there_is_not_is_refused(here: Path) -> None:

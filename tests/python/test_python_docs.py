@@ -1,4 +1,5 @@
-"""Every block of docs/python.md, as a user runs it whose cluster is where ``gfs up`` keeps it."""
+"""Every block of Python in docs/python.md, as a user runs it whose cluster is where ``gfs up``
+keeps it."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_pyarrow_reads_what_a_query_needs(
     assert set(opened) == {"/arrow/parts/kind=b/part-0.parquet"}
     assert len(found) == ((table.kind == "b") & (table.number < 1000)).sum()
 
-    # One of twenty groups of rows has what is asked for, and all of its columns are.
+    # Only one of twenty row groups is asked for, with all of its columns.
     rows = 20 * ROWS
     data = pyarrow.table({"number": range(rows), "noise": [os.urandom(16) for _ in range(rows)]})
     pyarrow.parquet.write_table(data, "/arrow/one.parquet", filesystem=fs, row_group_size=ROWS)

@@ -292,6 +292,9 @@ class NamespaceMachine(RuleBasedStateMachine):
         self.numbers = itertools.count(1)
         #: What was answered: number -> (plan, outcome).
         self.answered: dict[int, tuple[Plan, Outcome]] = {}
+        #: The names in each directory, by its inode, and when they were looked at.
+        self.names: dict[int, set[Path]] = {}
+        self.looked_at = 0
 
     def teardown(self) -> None:
         if not hasattr(self, "real"):
@@ -517,7 +520,11 @@ class NamespaceMachine(RuleBasedStateMachine):
             assert self.real.perform(partial(plan_abandon, copy=begun.copy, time_ns=7)) is None
         else:
             plan = partial(
-                plan_finish, request=request, copy=begun.copy, reply=walk.reply, time_ns=7
+                plan_finish,
+                request=request,
+                copy=begun.copy,
+                reply=walk.reply,
+                time_ns=next(self.real.times),
             )
             self.carry_out([(plan, lambda model: model.carry_out(call))])
             self.copied_inodes()
@@ -714,6 +721,20 @@ class NamespaceMachine(RuleBasedStateMachine):
             assert entry.chunks == -(-entry.length // CHUNK)
 
     @invariant()
+    def directories_whose_names_changed_say_when(self) -> None:
+        found = self.everything()
+        with self.real.store.read() as txn:
+            found[()] = lookups.stat(txn, "/")
+        before, self.names = self.names, {}
+        for path, entry in found.items():
+            if entry.kind == "directory":
+                names = {below for below in found if below and below[:-1] == path}
+                self.names[entry.inode] = {below[-1:] for below in names}
+                if before.get(entry.inode, self.names[entry.inode]) != self.names[entry.inode]:
+                    assert entry.modified_ns > self.looked_at, path
+        self.looked_at = next(self.real.times)
+
+    @invariant()
     def same_listings(self) -> None:
         tree = self.model.tree
         with self.real.store.read() as txn:
@@ -901,6 +922,52 @@ def test_times_and_attributes_are_set_and_stay(real: Real) -> None:
     too_many = wire.SetAttributes(0, CLIENT, 9, "/f", {f"n{n}": "" for n in range(16)})
     (outcome,) = real.commit([(9, lambda txn: plan_set_attributes(txn, too_many))])
     assert isinstance(outcome, InvalidArgument)
+
+
+def test_a_directory_was_changed_when_a_name_in_it_was_made_or_went(real: Real) -> None:
+    numbers = itertools.count(1)
+
+    def times() -> dict[str, int]:
+        with real.store.read() as txn:
+            return {path: lookups.stat(txn, path).modified_ns for path in ("/", "/a", "/b")}
+
+    def changed(plan: Callable[[Txn, int], Planned]) -> str:
+        """The directories of which that is told."""
+        before, number = times(), next(numbers)
+        (outcome,) = real.commit([(number, lambda txn: plan(txn, 1000 + number))])
+        assert isinstance(outcome, wire.Message), outcome
+        now = times()
+        assert {now[path] for path in now if now[path] != before[path]} <= {1000 + number}
+        return " ".join(path for path in now if now[path] != before[path])
+
+    def put(path: str) -> Callable[[Txn, int], Planned]:
+        request = wire.Publish(0, CLIENT, 0, path, 0, 3, True, True, [])
+        return lambda txn, at: plan_publish(txn, request, [], 3, at)
+
+    def rename(source: str, target: str) -> Callable[[Txn, int], Planned]:
+        request = wire.Rename(0, CLIENT, 0, source, target, True, True)
+        return lambda txn, at: plan_rename(txn, request, at)
+
+    for path in ("/a", "/b"):
+        made = wire.MakeDirectory(0, CLIENT, 1, path, True, False)
+        real.commit([(next(numbers), lambda txn, made=made: plan_make_directory(txn, made, 1))])
+    tell = wire.SetAttributes(0, CLIENT, 0, "/a", {"x": "y"}, [])
+    delete = wire.Delete(0, CLIENT, 0, "/a/h", False, -1, False)
+    undelete = wire.Undelete(0, CLIENT, 0, "/a/h", "/b/back")
+    make = wire.MakeDirectory(0, CLIENT, 0, "/b/made/deep", True, True)
+    assert changed(put("/a/f")) == "/a"
+    assert changed(put("/a/f")) == ""  # the same name for other bytes
+    assert changed(put("/a/below/g")) == "/a"
+    assert changed(put("/a/below/h")) == ""
+    assert changed(rename("/a/f", "/b/f")) == "/a /b"
+    assert changed(put("/b/g")) == "/b"
+    assert changed(rename("/b/g", "/b/f")) == "/b"
+    assert changed(rename("/b/f", "/a/h")) == "/a /b"
+    assert changed(lambda txn, at: plan_delete(txn, delete, at, KEPT_NS)) == "/a"
+    assert changed(lambda txn, at: plan_undelete(txn, undelete, at)) == "/b"
+    assert changed(lambda txn, at: plan_make_directory(txn, make, at)) == "/b"
+    assert changed(lambda txn, at: plan_make_directory(txn, make, at)) == ""
+    assert changed(lambda txn, at: plan_set_attributes(txn, tell)) == ""
 
 
 def test_length_only_grows_and_within_the_chunks(real: Real) -> None:

@@ -405,6 +405,15 @@ def _make_directories(txn: Txn, directories: list[NewDirectory], time_ns: int) -
         )
         _new_inode(txn, made.inode, row)
         txn.state.directories += 1
+        _names_changed(txn, made.parent, time_ns)
+
+
+def _names_changed(txn: Txn, directory: int, time_ns: int) -> None:
+    """A directory is changed when a name in it is made, or is gone, as POSIX has it."""
+    key = pack_u64(directory)
+    row = unpack_inode(txn.get(key, b"", txn.db.inodes))
+    if row.modified_ns != time_ns:
+        txn.put(key, row._replace(modified_ns=time_ns).pack(), txn.db.inodes)
 
 
 def directory_row(time_ns: int, attributes: dict[str, str]) -> Inode:
@@ -449,6 +458,8 @@ def _put_file(txn: Txn, op: FilePublished, chunks: int) -> None:
     if op.replaced:
         due_ns = max(_now_ns(txn, op), op.kept_ns)
         _to_trash(txn, due_ns, op.parent, op.name, op.replaced, op.path)
+    else:
+        _names_changed(txn, op.parent, op.time_ns)
     txn.put(entry_key(op.parent, op.name), pack_entry(op.inode, KIND_FILE), db.entries)
     row = Inode(
         KIND_FILE,
@@ -476,6 +487,8 @@ def _renamed(txn: Txn, op: Renamed) -> None:
         pack_entry(op.inode, op.kind),
         txn.db.entries,
     )
+    _names_changed(txn, op.source_parent, op.time_ns)
+    _names_changed(txn, op.target_parent, op.time_ns)
 
 
 def _deleted(txn: Txn, op: Deleted) -> None:
@@ -484,6 +497,7 @@ def _deleted(txn: Txn, op: Deleted) -> None:
     due_ns = max(now_ns, op.kept_ns)
     deleted_ns = op.time_ns if due_ns > now_ns else 0
     _to_trash(txn, due_ns, op.parent, op.name, op.inode, op.path, deleted_ns)
+    _names_changed(txn, op.parent, op.time_ns)
 
 
 def _now_ns(
@@ -554,6 +568,7 @@ def _undeleted(txn: Txn, op: Undeleted) -> None:
     row = row._replace(flags=row.flags & ~FLAG_TRASHED)
     txn.put(key, row.pack(), db.inodes)
     txn.put(entry_key(op.parent, op.name), pack_entry(op.inode, op.kind), db.entries)
+    _names_changed(txn, op.parent, op.time_ns)
     _count(txn, row, 1)
 
 
@@ -815,6 +830,7 @@ def _snapshot_finished(txn: Txn, op: SnapshotFinished) -> None:
     txn.put(key, row.pack(), txn.db.inodes)
     entry = pack_entry(op.copy, row.kind)
     txn.put(entry_key(op.parent, op.name), entry, txn.db.entries)
+    _names_changed(txn, op.parent, op.time_ns)
     _count(txn, row, 1)
     _end_snapshot(txn, op.copy)
 
