@@ -10,6 +10,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import trio
 from lifeline import Lifeline
@@ -37,7 +38,7 @@ class ElectionEngine(Protocol):
 
 class EtcdServer:
     """A real one, or a member of a cluster of them (``peers``: name → URL). ``tls`` is a directory
-    with the certificates of the server, which its clients need, too."""
+    with the certificates of the server, which its clients need, too. ``url``: for clients."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class EtcdServer:
         tls: Path | None = None,
         name: str = "default",
         peers: dict[str, str] | None = None,
+        url: str = "",
     ) -> None:
         self._directory = directory
         directory.mkdir()
@@ -58,8 +60,9 @@ class EtcdServer:
             self.trust.load_cert_chain(tls / "cert.pem", tls / "key.pem")
         self._name = name
         self._peers = peers or {name: f"http://127.0.0.1:{free_port()}"}
-        self.port = free_port()
-        self.elect = f"etcd://127.0.0.1:{self.port}/test"
+        self.url = url or f"http{'' if tls is None else 's'}://127.0.0.1:{free_port()}"
+        self.port = urlsplit(self.url).port
+        self.elect = f"etcd://{self.url.partition('//')[2]}/test"
         self.begin()
         if peers is None:
             self.wait()
@@ -71,10 +74,6 @@ class EtcdServer:
         for member in members:
             member.wait()
         return members
-
-    @property
-    def url(self) -> str:
-        return f"http{'' if self._tls is None else 's'}://127.0.0.1:{self.port}"
 
     def begin(self) -> None:
         client, peer = self.url, self._peers[self._name]
@@ -109,6 +108,14 @@ class EtcdServer:
         ):
             return bool(json.load(reply)["health"] == "true")
         return False
+
+    def ask(self, what: str, **request: object) -> Any:
+        """By its JSON gateway."""
+        body = json.dumps(request).encode()
+        with urllib.request.urlopen(
+            f"{self.url}/v3/{what}", body, timeout=HANG_SECONDS, context=self.trust
+        ) as reply:
+            return json.load(reply)
 
     def freeze(self) -> None:
         self.process.freeze()

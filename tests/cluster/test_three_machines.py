@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from elected import EtcdServer
 from forks import Command
 from harness import PATIENT, environment
-from lifeline import Lifeline
 from limits import HANG_SECONDS, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -70,19 +70,26 @@ class Machines:
         self.log = open(directory / "log", "ab")  # noqa: SIM115 - closed in stop
         for name in "abcd":
             self.make(name)
-        clients = [f"http://{self._network}.{number}:2379" for number in (1, 2, 3)]
-        peer = f"http://{self._network}.1:2380"
-        self._etcd = Lifeline(
-            [
-                *(shutil.which("etcd") or "etcd", "--data-dir", str(directory / "etcd")),
-                *("--listen-client-urls", ",".join(clients), "--listen-peer-urls", peer),
-                *("--advertise-client-urls", clients[0], "--initial-advertise-peer-urls", peer),
-                *("--initial-cluster", f"default={peer}", "--log-level", "warn"),
-                "--unsafe-no-fsync",
-            ],
-            log=directory / "etcd.log",
-            directory=directory,
-        )
+        self._peers = {n: f"http://{self._network}.{'abc'.index(n) + 1}:2380" for n in EACH}
+        self._etcds = {name: self.etcd(name, "new") for name in EACH}
+        for member in self._etcds.values():
+            member.wait()
+
+    def etcd(self, name: str, state: str) -> EtcdServer:
+        """This machine's member."""
+        url = self._peers[name].replace(":2380", ":2379")
+        options = ("--initial-cluster-state", state)
+        at = self.directory / name / "etcd"
+        return EtcdServer(at, *options, name=name, peers=self._peers, url=url)
+
+    def replace_etcd(self, name: str) -> None:
+        """As etcd's documentation says of a member that is lost for good."""
+        other = next(member for at, member in self._etcds.items() if at != name)
+        (lost,) = (m for m in other.ask("cluster/member/list")["members"] if m["name"] == name)
+        other.ask("cluster/member/remove", ID=lost["ID"])
+        other.ask("cluster/member/add", peerURLs=[self._peers[name]])
+        self._etcds[name] = self.etcd(name, "existing")
+        self._etcds[name].wait()
 
     def make(self, name: str) -> None:
         for path in ("srv/gfs/1/a", "srv/gfs/1/b", "backup"):
@@ -93,6 +100,7 @@ class Machines:
             process = self._units.pop(key)
             process.kill()
             process.wait()
+        self._etcds[name].stop()
         shutil.rmtree(self.directory / name)
         self.make(name)
 
@@ -211,7 +219,8 @@ class Machines:
             finally:
                 process.kill()
                 process.wait()
-        self._etcd.kill()
+        for member in self._etcds.values():
+            member.stop()
         self.log.close()
 
 
@@ -278,6 +287,7 @@ def test_the_day_is_as_the_page_has_it(machines: Machines) -> None:
             run(heading)
         wait_for(lambda: at_work(4), "fourth chunkserver")
         machines.burn("c")
+        machines.replace_etcd("c")
         run("Lose a machine")
         wait_for(lambda: at_work(4), "fourth chunkserver")
         run("Drain")
