@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import (
-    asynccontextmanager,
-)
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,9 +18,7 @@ from gfs.client.core import ClientCore, flat_nursery
 from gfs.client.master import MasterClient
 from gfs.client.operator import Operator
 from gfs.config import ClientSettings
-from gfs.errors import (
-    SettingsError,
-)
+from gfs.errors import SettingsError
 from gfs.io import World, real_world
 from gfs.protocol.credentials import Credentials, load_credentials
 from gfs.protocol.handshake import Identity

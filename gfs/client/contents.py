@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import (
-    suppress,
-)
+from contextlib import suppress
 from typing import Literal, overload
 
 from gfs.blocks import Buffer
@@ -25,9 +23,7 @@ from gfs.errors import (
     IsADirectory,
     NotFound,
 )
-from gfs.protocol.messages import (
-    Entry,
-)
+from gfs.protocol.messages import Entry
 
 
 class Contents(Names):

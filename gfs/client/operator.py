@@ -9,9 +9,7 @@ from gfs.client import fsck
 from gfs.client.core import one_request
 from gfs.client.fsck import ChunkReport, FsckReport
 from gfs.client.names import Names
-from gfs.errors import (
-    IsADirectory,
-)
+from gfs.errors import IsADirectory
 from gfs.protocol.messages import (
     AcceptRestore,
     Disk,
