@@ -26,7 +26,7 @@ from gfs.errors import ChunkUnavailable, DeadlineExceeded, FileChanged, GfsError
 from gfs.mount.extents import Extents
 from gfs.mount.forward import Forward
 from gfs.mount.nodes import Node, Nodes
-from gfs.mount.posix import POSIX
+from gfs.mount.posix import POSIX, Posix
 from gfs.mount.space import storing
 
 log = logging.getLogger(__name__)
@@ -448,7 +448,7 @@ class Contents:
         assert self._whole is not None
         node, nodes = self._node, self._shared.nodes
         for last in (*[False] * (TRIES - 1), True):
-            path = nodes.path(node)
+            path, posix = nodes.path(node), node.posix
             try:
                 async with storing(self._client):
                     entry = await self._client.put(
@@ -465,7 +465,7 @@ class Contents:
                 if nodes.path(node) == path:
                     await self._take_inode(path)
             else:
-                self._is_stored(entry)
+                self._is_stored(entry, posix)
                 return
 
     async def _take_inode(self, path: str) -> None:
@@ -490,6 +490,7 @@ class Contents:
                 file.path = self._shared.nodes.path(self._node)
                 await self._take_inode(file.path)
                 file.expect(self._node.entry.inode)
+                posix = self._node.posix
                 file.describe(self._described(), self._node.mtime_ns)
                 await file.close()
         except BaseException as error:
@@ -499,12 +500,12 @@ class Contents:
                 await stream.abort()
             raise
         assert file.entry is not None
-        self._is_stored(file.entry)
+        self._is_stored(file.entry, posix)
 
-    def _is_stored(self, entry: Entry) -> None:
+    def _is_stored(self, entry: Entry, posix: Posix) -> None:
         node = self._node
         self._shared.nodes.stored_as(node, entry)
-        node.changed = False
+        node.stored_with(posix)
         # The kernel has the same bytes: it wrote them.
         node.cached = (entry.inode, entry.digest) if entry.digest else None
         self.stored.forget()
@@ -527,12 +528,15 @@ class Contents:
 
 
 async def store_attributes(shared: Open, node: Node, *, with_time: bool = True) -> None:
+    posix = node.posix
     entry = await shared.client.set_attributes(
         shared.nodes.path(node),
-        {POSIX: node.posix.text()},
+        {POSIX: posix.text()},
         modified_ns=node.mtime_ns if with_time else 0,
         expect=node.entry.inode,
     )
-    node.entry, node.mtime_ns = entry, entry.modified_ns
+    node.entry = entry
     shared.nodes.stored(node)
-    node.changed = False
+    node.stored_with(posix)
+    if not node.changed:
+        node.mtime_ns = entry.modified_ns

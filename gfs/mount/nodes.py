@@ -64,9 +64,13 @@ class Node:
         self.posix = replace(self.posix.without_privileges(), ctime_ns=now)
         self.changed = True
 
+    def stored_with(self, posix: Posix) -> None:
+        """The master has these attributes: what was changed here since they were sent is newer."""
+        self.changed = self.posix is not posix
+
     def named(self, name: str, at_ns: int = 0) -> None:
-        """This name in the directory was made or went, at that time: what the master will say of
-        it when it is asked the next time."""
+        """This name in the directory was made, or is gone: the directory was changed then, or now,
+        until the master is asked the next time."""
         self.mtime_ns = at_ns or time.time_ns()
         self.touched(name)
 

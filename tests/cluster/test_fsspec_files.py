@@ -167,10 +167,10 @@ thread = threading.Thread(target=fs.exists, args=("/",))
 thread.start()
 assert connects.wait(60)
 pid = os.fork()
-forked.set()
-assert fs.exists("/")
 if pid == 0:
-    os._exit(0)
+    connections._connect = connect
+    os._exit(not fs.exists("/"))
+forked.set()
 thread.join()
 assert os.waitpid(pid, 0)[1] == 0
 """

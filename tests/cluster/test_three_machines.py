@@ -85,6 +85,7 @@ class Machines:
     def replace_etcd(self, name: str) -> None:
         """As etcd's documentation says of a member that is lost for good."""
         other = next(member for at, member in self._etcds.items() if at != name)
+        other.wait()  # the lost one may have led the others
         (lost,) = (m for m in other.ask("cluster/member/list")["members"] if m["name"] == name)
         other.ask("cluster/member/remove", ID=lost["ID"])
         other.ask("cluster/member/add", peerURLs=[self._peers[name]])

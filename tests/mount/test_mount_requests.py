@@ -53,9 +53,20 @@ class Names:
             raise NotFound(path)
         return self.entries[path]
 
-    async def set_attributes(self, path: str, attributes: dict[str, str], **_: object) -> Entry:
+    async def set_attributes(
+        self, path: str, attributes: dict[str, str], *, modified_ns: int, **_: object
+    ) -> Entry:
         await trio.sleep(0.1)
-        raise MasterUnavailable("no answer from the master")
+        if self.refused is not None:
+            raise self.refused
+        return self._described(path, attributes, modified_ns)
+
+    def _described(self, path: str, attributes: dict[str, str], modified_ns: int) -> Entry:
+        entry = self.entries[path]
+        modified_ns = modified_ns or entry.modified_ns
+        made = msgspec.structs.replace(entry, attributes=attributes, modified_ns=modified_ns)
+        self.entries[path] = made
+        return made
 
     async def delete(self, path: str, *, expect: int = 0, now: bool = False) -> None:
         self.asked.append(f"delete {path} {expect}")
@@ -68,15 +79,24 @@ class Names:
         await trio.sleep(0.1)
         self.entries[target] = msgspec.structs.replace(self.entries.pop(source), path=target)
 
-    async def put(self, data: bytes, path: str, *, expect: int, **_: object) -> Entry:
+    async def put(
+        self,
+        data: bytes,
+        path: str,
+        *,
+        expect: int,
+        attributes: dict[str, str],
+        modified_ns: int,
+        **_: object,
+    ) -> Entry:
         await trio.sleep(0.1)
         if not expect and path in self.entries:
             raise AlreadyExists(path)
         if data and self.refused is not None:
             raise self.refused
         self.inode += 1
-        self.entries[path] = made = file(path, self.inode)
-        return made
+        self.entries[path] = file(path, self.inode)
+        return self._described(path, attributes, modified_ns)
 
     async def open(self, path: str, mode: str) -> ExistingFile:
         return self.files[(await self.stat(path)).inode]
@@ -226,21 +246,57 @@ async def test_what_was_looked_up_is_deleted_without_another_look(
         assert "/f" not in names.entries
 
 
+OF_THE_MODE: Any = SimpleNamespace(
+    update_size=False, update_mode=True, update_uid=False, update_gid=False,
+    update_atime=False, update_mtime=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_attributes_that_are_changed_while_others_are_stored_are_stored_too(
+    names: Names, autojump_clock: trio.testing.MockClock, is_written: bool
+) -> None:
+    """With the bytes of the file, or without."""
+    async with operating(names) as operations:
+        info, found = await operations.create(1, b"f", 0o644, 0, CALLER)
+
+        async def change(mode: int) -> None:
+            found.st_mode = mode
+            await operations.setattr(found.st_ino, found, OF_THE_MODE, info.fh, CALLER)
+
+        if is_written:
+            await operations.write(info.fh, 0, b"x")
+        node = operations.nodes[found.st_ino]
+        before = node.mtime_ns
+        async with trio.open_nursery() as nursery:
+            if is_written:
+                nursery.start_soon(operations.flush, info.fh)
+            else:
+                nursery.start_soon(change, 0o640)
+            await trio.sleep(0.05)  # it is under way
+            nursery.start_soon(change, 0o600)
+            await trio.sleep(0.01)
+            node.written()
+        await operations.flush(info.fh)
+        assert not node.changed
+        assert node.mtime_ns > before
+        stored = names.entries["/f"]
+        assert stored.attributes["posix"].split()[0] == "600"
+        assert stored.modified_ns == node.mtime_ns
+
+
 async def test_attributes_that_could_not_be_stored_hide_no_later_change(
     names: Names, autojump_clock: trio.testing.MockClock
 ) -> None:
     import pyfuse3
 
     names.entries["/f"] = file("/f", 3)
+    names.refused = MasterUnavailable("no answer from the master")
     async with operating(names) as operations:
         found = await operations.lookup(1, b"f", CALLER)
-        fields: Any = SimpleNamespace(
-            update_size=False, update_mode=True, update_uid=False, update_gid=False,
-            update_atime=False, update_mtime=False,
-        )  # fmt: skip
         found.st_mode = 0o600
         with pytest.raises(pyfuse3.FUSEError):
-            await operations.setattr(3, found, fields, None, CALLER)
+            await operations.setattr(3, found, OF_THE_MODE, None, CALLER)
         names.entries["/f"] = msgspec.structs.replace(file("/f", 3), length=9, modified_ns=2)
         await trio.sleep(2)
         shown = await operations.getattr(3, CALLER)
