@@ -783,22 +783,34 @@ class _Job:
         self.limiter.release_on_behalf_of(self.borrower)
 
 
+class _Worker:
+    """A thread: its next job, and what it sleeps on until there is one."""
+
+    __slots__ = ("job", "wake")
+
+    def __init__(self, job: _Job) -> None:
+        self.job: _Job | None = job
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
 class _Workers:
     """Threads for the blocking calls of one Trio run.
 
     With the contract of ``trio.to_thread.run_sync`` at less than half its cost,
     which a small write pays three times (once per replica): no thread names, no
-    context, no hand-over locks, and calls that end together wake the loop once.
+    context, and calls that end together wake the loop once. Each thread sleeps by itself: one that
+    takes a job from a ``queue.SimpleQueue`` wakes another one that waits there, for nothing.
     """
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self.default_limiter = trio.to_thread.current_default_thread_limiter()
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        #: The one that had work last is the next to get some, and others end in time. ``append``,
+        #: ``pop`` and ``remove`` are each one step for threads.
+        self._idle: list[_Worker] = []
         self._done: deque[_Job] = deque()
         self._waking = False  # the loop has been woken for what is in _done
-        self._idle = 0  # idle threads, less the jobs that are queued for them
-        self._lock = threading.Lock()
 
     async def run(
         self,
@@ -822,34 +834,32 @@ class _Workers:
         )
 
     def _submit(self, job: _Job) -> None:
-        with self._lock:
-            start = self._idle == 0
-            if not start:
-                self._idle -= 1
-        if start:
-            threading.Thread(target=self._work, name="gfs worker", daemon=True).start()
-        self._jobs.put(job)
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            of_new = (_Worker(job),)
+            threading.Thread(target=self._work, args=of_new, name="gfs worker", daemon=True).start()
+        else:
+            worker.job = job
+            worker.wake.release()
 
-    def _work(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get(timeout=WORKER_IDLE_SECONDS)
-            except queue.Empty:
-                with self._lock:
-                    if self._idle > 0:
-                        self._idle -= 1
-                        return
-                continue  # a job is on its way
+    def _work(self, worker: _Worker) -> None:
+        while (job := worker.job) is not None:
+            worker.job = None
             job.result = outcome.capture(job.function, *job.arguments)
             self._done.append(job)
             del job
-            with self._lock:
-                self._idle += 1
+            self._idle.append(worker)
             if not self._waking:
                 self._waking = True
                 # Fails only when the loop has crashed: then no task waits.
                 with contextlib.suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._finish)
+            if not worker.wake.acquire(timeout=WORKER_IDLE_SECONDS):
+                try:
+                    self._idle.remove(worker)
+                except ValueError:
+                    worker.wake.acquire()  # a job is on its way
 
     def _finish(self) -> None:
         # Cleared first: for what is put in after this the loop is woken again.

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gc
 import os
+import random
 import socket
 import threading
 import time
@@ -426,6 +427,35 @@ async def test_blocking_calls_run_beside_the_loop(world: World) -> None:
     assert await world.run_blocking(threading.get_ident, limiter=limiter) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await world.run_blocking(divmod, 1, 0)
+
+
+async def test_blocking_calls_one_after_another_wake_the_same_thread(world: World) -> None:
+    both = threading.Barrier(2)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(world.run_blocking, both.wait)
+    threads = [await world.run_blocking(threading.get_ident) for _ in range(20)]
+    assert len(set(threads)) == 1
+
+
+async def test_no_blocking_call_is_lost_when_threads_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call meets a thread that is just about to end, or has."""
+    monkeypatch.setattr(real, "WORKER_IDLE_SECONDS", 0.0005)
+    threads = set()
+
+    async def call(delays: random.Random) -> None:
+        for number in range(200):
+            assert await world.run_blocking(lambda n=number: n) == number
+            threads.add(await world.run_blocking(threading.get_native_id))
+            await trio.sleep(delays.uniform(0.0003, 0.0008))
+
+    with trio.fail_after(HANG_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for seed in range(3):
+                nursery.start_soon(call, random.Random(seed))
+    assert len(threads) > 3
 
 
 async def test_a_call_that_is_abandoned_keeps_its_place_until_it_ends(world: World) -> None:
