@@ -46,6 +46,9 @@ T = TypeVar("T")
 #: The size of the socket buffers that is requested; the kernel caps it at its own maximum. With
 #: 64 KiB one loopback stream reaches less than half its rate.
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+#: Of a large body so much is waited for before it is looked at; less is not worth a system call
+#: that says so.
+WAKE_BYTES_MAX, WAKE_BYTES_MIN = 256 * 1024, 8 * 1024
 #: Consecutive calls on one stream that did not have to wait, before it yields.
 TURNS_PER_YIELD = 16
 ACCEPT_BACKLOG = 512
@@ -440,6 +443,8 @@ class RealStream:
         self.peer = peer
         self._turns = 0
         self._closed = False
+        #: How many bytes the kernel waits for before it wakes this process (SO_RCVLOWAT).
+        self._wakes_at = 1
         #: Whether a worker thread is inside a system call on the socket.
         self._in_thread = False
 
@@ -471,15 +476,25 @@ class RealStream:
             return error
         return ConnectionResetError(f"the connection to {self.peer} failed: {error}")
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, least: int = 1) -> int:
         await self._turn()
         while True:
             try:
                 return self._socket.recv_into(buffer)
             except BlockingIOError:
+                self._wake_at(least)
                 await self._wait(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise self._map(error) from error
+
+    def _wake_at(self, least: int) -> None:
+        """A link brings a few kilobytes at a time, for each of which this process would be woken.
+        The kernel does it sooner than asked where its buffer is full, or nothing more comes."""
+        count = min(least, WAKE_BYTES_MAX) if least >= WAKE_BYTES_MIN else 1
+        if count != self._wakes_at:
+            self._wakes_at = count
+            with contextlib.suppress(OSError):  # closed, as the wait will say
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     async def send_all(self, *buffers: Buffer) -> None:
         await self._turn()

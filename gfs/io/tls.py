@@ -248,7 +248,7 @@ class TlsStream:
 
     # --- bytes -------------------------------------------------------------------------
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, least: int = 1) -> int:
         held = 0
         while True:
             try:
@@ -271,7 +271,9 @@ class TlsStream:
                 ) from error
             if self._outgoing.pending and not self._sending.locked():
                 await self._flush()
-            count = await self._stream.receive_into(self._piece)
+            # What is encrypted is no shorter, and a part of it may be here.
+            rest = max(1, least - self._incoming.pending)
+            count = await self._stream.receive_into(self._piece, min(rest, len(self._piece)))
             if not count:
                 return 0
             self._incoming.write(self._piece[:count])

@@ -27,8 +27,11 @@ class Stream(Protocol):
 
     peer: str
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Receive 1 … ``len(buffer)`` bytes; 0 means that the peer ended the stream."""
+    async def receive_into(self, buffer: memoryview, least: int = 1) -> int:
+        """Receive 1 … ``len(buffer)`` bytes; 0 means that the peer ended the stream.
+
+        So few as ``least`` are of no use to the caller, and the peer sends them without waiting
+        for anything: the caller may be left to sleep until they are there."""
 
     async def send_all(self, *buffers: Buffer) -> None:
         """Send all of the buffers, in order."""

@@ -153,7 +153,7 @@ class BulkConnection:
             target[:held] = self._view[self._start : self._start + held]
             self._start += held
         while held < least:
-            count = await self.stream.receive_into(target[held:])
+            count = await self.stream.receive_into(target[held:], least - held)
             if not count:
                 raise ConnectionResetError(f"{self.peer} ended the connection in mid-frame")
             held += count

@@ -91,7 +91,7 @@ class SimStream:
 
     # --- receiving -----------------------------------------------------------
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, least: int = 1) -> int:
         await trio.lowlevel.checkpoint()
         while True:
             self._check()
@@ -102,12 +102,19 @@ class SimStream:
             now = trio.current_time()
             if pipe.reset and pipe.ends_at <= now:
                 raise ConnectionResetError(f"{self.peer} reset the connection")
-            if pipe.pieces and pipe.pieces[0][0] <= now:
+            arrived = self.pending()
+            if arrived and (arrived >= least or self._is_all(arrived)):
                 return self._take(buffer, now)
             if not pipe.pieces and pipe.ends_at <= now:
                 return 0
-            next_event = min(pipe.pieces[0][0] if pipe.pieces else math.inf, pipe.ends_at)
-            await pipe.readers.wait(next_event)
+            next_event = next((at for at, _ in pipe.pieces if at > now), math.inf)
+            await pipe.readers.wait(min(next_event, pipe.ends_at))
+
+    def _is_all(self, arrived: int) -> bool:
+        """Whether no more can come before some of it is taken."""
+        pipe = self._in
+        is_full = pipe.held_bytes >= self._network.buffer_bytes and arrived == pipe.held_bytes
+        return is_full or pipe.ends_at <= trio.current_time()
 
     def _take(self, buffer: memoryview, now: float) -> int:
         room = len(buffer)

@@ -29,7 +29,7 @@ from gfs.io import Listener, Stream, World, lost_mount, real, real_world
 from gfs.io.real import split_address
 from gfs.testing import Universe
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 
 
 @pytest.fixture
@@ -93,6 +93,39 @@ async def test_what_waits_to_be_read_is_known(either_world: World) -> None:
         await until_pending(near, 3)
         assert await receive(near, 3) == b"abc"
         assert near.pending() == 0
+
+
+async def test_who_needs_much_is_not_woken_for_little(either_world: World) -> None:
+    least, buffer = 64 * KIB, memoryview(bytearray(MIB))
+    received: list[int] = []
+
+    async def receive_much(stream: Stream) -> None:
+        while sum(received) < least:
+            received.append(await stream.receive_into(buffer, least - sum(received)))
+
+    async with connected(either_world) as (near, far):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_much, far)
+            for _ in range(16):
+                await either_world.clock.sleep(0.01)
+                await near.send_all(bytes(4 * KIB))
+        assert sum(received) == least
+        assert len(received) <= 3
+        await near.send_all(b"x")
+        assert await receive(far, 1) == b"x"
+        await near.send_all(b"last")
+        near.close()
+        assert await far.receive_into(buffer, least) == 4
+        assert await far.receive_into(buffer, least) == 0
+
+
+async def test_who_needs_more_than_is_held_for_it_gets_what_there_is(either_world: World) -> None:
+    async with connected(either_world) as (near, far), trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, bytes(40 * MIB))
+        buffer, left = memoryview(bytearray(40 * MIB)), 40 * MIB
+        with trio.fail_after(HANG_SECONDS):
+            while left:
+                left -= await far.receive_into(buffer[:left], left)
 
 
 async def test_sending_nothing(either_world: World) -> None:

@@ -262,8 +262,8 @@ async def _receive(stream: Stream, count: int, pieces: list[int]) -> bytes:
     got = bytearray()
     turn = 0
     while len(got) < count:
-        buffer = memoryview(bytearray(pieces[turn % len(pieces)]))
-        number = await stream.receive_into(buffer)
+        buffer = memoryview(bytearray(min(pieces[turn % len(pieces)], count - len(got))))
+        number = await stream.receive_into(buffer, len(buffer))
         assert number
         got += buffer[:number]
         turn += 1

@@ -26,8 +26,8 @@ class Guarded:
         if not self._may_answer():
             raise ConnectionResetError("this master's hold has ended")
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        return await self._stream.receive_into(buffer)
+    async def receive_into(self, buffer: memoryview, least: int = 1) -> int:
+        return await self._stream.receive_into(buffer, least)
 
     async def send_all(self, *buffers: Buffer) -> None:
         self._check()
