@@ -135,13 +135,14 @@ def download(rest: Rest, source: Path) -> float:
 def delete_large(rest: Rest, before: int) -> None:
     """Every upload finds the disks and their caches as the one before did: with ``before`` bytes
     of other files."""
-    request = urllib.request.Request(
-        f"{rest.base}/storage/{SPACE}/large",
-        method="DELETE",
-        headers={"Authorization": f"Bearer {rest.token}"},
-    )
-    with suppress(urllib.error.HTTPError):  # the first finds none
-        urllib.request.urlopen(request, timeout=CALL_SECONDS).close()
+    for target in (f"{SPACE}/large", f"namespaces/{SPACE}/trash?path=large"):
+        request = urllib.request.Request(
+            f"{rest.base}/storage/{target}",
+            method="DELETE",
+            headers={"Authorization": f"Bearer {rest.token}"},
+        )
+        with suppress(urllib.error.HTTPError):  # the first finds none
+            urllib.request.urlopen(request, timeout=CALL_SECONDS).close()
     deadline = time.monotonic() + CALL_SECONDS
     while rest.servers.stored_bytes() > before + LEFT_BYTES_MAX:
         if time.monotonic() > deadline:
