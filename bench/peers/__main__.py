@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ from bench import cluster, report
 from bench.circumstances import OUT, add_page_option, circumstances
 from bench.peers import moosefs, ours, picture, seaweedfs
 from bench.peers.table import SYSTEMS, Result, table, turns
-from bench.peers.ways import IN_FLIGHT, Figures, meminfo
+from bench.peers.ways import IN_FLIGHT, Figures
 from gfs.blocks import MIB
 
 MODULES = {"ours": ours, "seaweedfs": seaweedfs, "moosefs": moosefs}
@@ -25,11 +24,6 @@ README = Path(__file__).parents[2] / "README.md"
 BEGIN = "<!-- bench-peers: begin (from bench/out/peers.json; nothing in here by hand) -->"
 END = "<!-- bench-peers: end -->"
 QUICK = {"mib": 64, "seconds": 1.0, "rounds": 1, "listed": 200}
-#: Page cache of a turn: of the large file three replicas by each of three ways, and for what
-#: is small.
-TURN_FILES, SMALL_BYTES = 9, 1024 * MIB
-#: Free memory that is left to others.
-SPARED_BYTES = 1024 * MIB
 
 
 def main() -> None:
@@ -70,7 +64,6 @@ def compare(arguments: argparse.Namespace) -> Result:
                 if name in not_run:
                     continue
                 print(f"round {number + 1} of {arguments.rounds}: {SYSTEMS[name]} …", flush=True)
-                use_memory_once(arguments.mib)
                 source.read_bytes()
                 try:
                     found = one_turn(name, Path(scratch), source, arguments)
@@ -108,18 +101,6 @@ def make_source(path: Path, mib: int) -> None:
     with open(path, "wb") as file:
         for _ in range(mib):
             file.write(piece)
-
-
-def use_memory_once(mib: int) -> None:
-    """A virtual machine gets a page of memory when it first writes to it, which takes four
-    times as long as to use it again: nobody's measurement shall pay for that. What is used
-    last is given out first."""
-    free, available = meminfo("MemFree", "MemAvailable")
-    size = min(TURN_FILES * mib * MIB + SMALL_BYTES, free - SPARED_BYTES, available // 2)
-    if size > 0:
-        with mmap.mmap(-1, size) as memory:
-            for at in range(0, size, mmap.PAGESIZE):
-                memory[at] = 1
 
 
 if __name__ == "__main__":
