@@ -22,7 +22,7 @@ from control.api.call import Call
 from control.api.connection import Connection, within
 from control.api.module import Module
 from control.api.route import Content, Route, Upgrade, upgrade_only
-from control.api.runtime import Control, QuotaUsage, UserDeletion
+from control.api.runtime import Control, NamespaceDeletion, QuotaUsage, UserDeletion
 from control.api.workloads import Workload, WorkloadsOf
 from control.errors import (
     ApiError,
@@ -95,6 +95,7 @@ __all__ = [
     "Forbidden",
     "Limits",
     "Module",
+    "NamespaceDeletion",
     "Need",
     "NoSuchThing",
     "Principal",

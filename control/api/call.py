@@ -70,14 +70,18 @@ class Call:
         return self.request.remote_addr or ""
 
     def header(self, name: str) -> str | None:
-        return self.request.headers.get(name)
+        """The value of a header, the first if it is there several times. Raises
+        RequestHeaderFieldsTooLarge if it is longer than its bound (:mod:`control.http.texts`)."""
+        value: str | None = self.request.headers.get(name)
+        return value
 
     def query(self, kind: type[QueryT]) -> QueryT:
         """The query parameters as ``kind``; of a repeated one, the first value.
 
         Raises BadRequest that names the parameter.
         """
-        return _converted(self.request.args.to_dict(), kind)
+        args = self.request.args
+        return _converted({n: args[n] for n in kind.__struct_encode_fields__ if n in args}, kind)
 
     def path(self, kind: type[QueryT]) -> QueryT:
         """The path's parameters as ``kind``. Raises BadRequest that names the parameter."""

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from control.api.route import SYSTEM
 from control.errors import ENDED, InTheWay, InvalidToken, explain
-from control.http import Explained, Proxies, Refusal, Slots, network_of
+from control.http import (
+    Explained,
+    HeaderTexts,
+    ParameterTexts,
+    Proxies,
+    Refusal,
+    Slots,
+    network_of,
+)
 from control.identity import ids
 from control.identity import users as people
 from control.identity.access import LOGGED_IN_OR_COOKIE, decide, decide_target

@@ -36,6 +36,8 @@ DIRECTORY = "control"
 
 #: Part of a transaction that deletes the user of this id.
 UserDeletion = Callable[[Txn, str], None]
+#: Part of the transaction that ends the storage namespace of this id.
+NamespaceDeletion = Callable[[Txn, str], None]
 
 
 class QuotaUsage(NamedTuple):
@@ -58,6 +60,8 @@ class Contribution:
     schemas: ClassVar[Sequence[Schema]] = ()
     #: Deletes or changes the rows of a user who is deleted, in the same transaction.
     on_user_deleted: ClassVar[UserDeletion | None] = None
+    #: Deletes the rows about a storage namespace that is deleted, in the same transaction.
+    on_namespace_deleted: ClassVar[NamespaceDeletion | None] = None
     #: The usage of quotas that it accounts for.
     usage: ClassVar[QuotaUsage | None] = None
 
@@ -137,6 +141,12 @@ class Control:
         """The functions to call in the transaction that deletes a user."""
         of_modules = [kind.on_user_deleted for kind in self._installed]
         return [forget_limits, *(deletion for deletion in of_modules if deletion is not None)]
+
+    @property
+    def namespace_deletions(self) -> list[NamespaceDeletion]:
+        """The functions to call in the transaction that ends a storage namespace."""
+        of_modules = [kind.on_namespace_deleted for kind in self._installed]
+        return [deletion for deletion in of_modules if deletion is not None]
 
     @property
     def schemas(self) -> list[Schema]:

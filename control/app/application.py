@@ -27,6 +27,7 @@ import trio
 from quart import Response
 from quart.wrappers import Request
 from quart_trio import QuartTrio
+from werkzeug.exceptions import RequestHeaderFieldsTooLarge
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from control.api import (
@@ -366,7 +367,7 @@ class ControlApp(QuartTrio):
             response.headers.setdefault(name, value)
         response.headers["X-Request-Id"] = request_name(number)
         if owner is None:
-            self._cors.mark(response.headers, request.headers.get("Origin"))
+            self._cors.mark(response.headers, _origin(request))
         path = f"port {owner.port}" if owner else "none" if route is None else route.path
         self.metrics.note(request.method, path, response.status_code, time.perf_counter() - began)
         return response
@@ -434,7 +435,7 @@ class ControlApp(QuartTrio):
             await socket.close(OUR_FAULT, _cut(message, CLOSE_REASON_BYTES_MAX))
             return None
         response = _error_answer(status, message, headers)
-        self._cors.mark(response.headers, request.headers.get("Origin"))
+        self._cors.mark(response.headers, _origin(request))
         note(response.status_code)
         return response
 
@@ -473,7 +474,7 @@ class ControlApp(QuartTrio):
 
     def _options(self, request: Request) -> Response:
         allowed = ", ".join(self.routes.methods(request.path))
-        return self._cors.preflight(allowed, request.headers.get("Origin"))
+        return self._cors.preflight(allowed, _origin(request))
 
     async def _answer(
         self,
@@ -554,6 +555,13 @@ class ControlApp(QuartTrio):
         if fault is not None:  # an open route would serve it as anonymous
             raise InvalidToken(fault.value)
         call.check_again(principal)
+
+
+def _origin(request: Request) -> str | None:
+    """The origin of the page that asks; None for one that is longer than any page has."""
+    with contextlib.suppress(RequestHeaderFieldsTooLarge):
+        return request.headers.get("Origin")
+    return None
 
 
 def _token(need: Need, request: Request) -> str | None:

@@ -43,12 +43,15 @@ from control.http.listening import listen
 from control.http.server import serve
 from control.http.slots import Slots
 from control.http.socket import Socket, SocketClosed, SocketConnection
+from control.http.texts import HeaderTexts, ParameterTexts
 
 __all__ = [
     "BodyCutShort",
     "Explained",
+    "HeaderTexts",
     "HttpConnection",
     "HttpLimits",
+    "ParameterTexts",
     "Proxies",
     "Receive",
     "Refusal",

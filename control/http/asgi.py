@@ -18,6 +18,8 @@ from quart_trio.wrappers import TrioRequest
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
+from control.http.texts import Parameters, RequestHeaders
+
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
@@ -110,10 +112,14 @@ class PulledBody:
 
 
 class StreamingRequest(TrioRequest):
-    """Quart's request with a :class:`PulledBody`."""
+    """Quart's request with a :class:`PulledBody`, and bounds for each text of its head that is
+    read (:mod:`.texts`)."""
 
     body_class = PulledBody  # type: ignore[assignment]
     body: PulledBody  # type: ignore[assignment]
+    headers: RequestHeaders
+    args: Parameters
+    parameter_storage_class = Parameters
 
     async def get_data(  # type: ignore[override]
         self,
@@ -166,7 +172,7 @@ class HttpConnection:
     def make_request(self) -> Any:
         """Quart's request for the scope."""
         scope = self.scope
-        headers = Headers()
+        headers = RequestHeaders()
         headers["Remote-Addr"] = (scope.get("client") or ["<local>"])[0]
         for name, value in scope["headers"]:
             headers.add(name.decode("latin1").title(), value.decode("latin1"))

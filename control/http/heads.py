@@ -13,10 +13,16 @@ from wsgiref.handlers import format_date_time
 
 import h11
 
-from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
+from control.http.limits import HEADER_LINES_MAX, OWN_BYTES_MAX, PARAMETERS_MAX, PATH_BYTES_MAX
 from control.http.wire import Buffer
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+OWN = frozenset(
+    {b"connection", b"upgrade", b"expect", b"sec-websocket-key", b"sec-websocket-version",
+     b"sec-websocket-protocol"}
+)  # fmt: skip
+"""The headers that the server itself takes apart."""
 
 BLANK_LINE = re.compile(rb"\n\r?\n")
 FOLDED = re.compile(rb"\n[ \t]")
@@ -84,6 +90,9 @@ def read_head(request: h11.Request) -> RequestHead:
     tokens: list[bytes] = []
     upgrade = b""
     for name, value in headers:
+        if len(value) > OWN_BYTES_MAX and name in OWN:
+            called = name.decode("ascii").title()
+            raise Refusal(431, f"the header {called} has more than {OWN_BYTES_MAX} bytes")
         if name == b"content-length":
             length = value
         elif name == b"transfer-encoding":
@@ -171,6 +180,8 @@ def _decoded_path(target: bytes) -> str:
     if query.count(b"&") >= PARAMETERS_MAX:
         message = f"the query has more than {PARAMETERS_MAX} parameters"
         raise Refusal(400, message, is_url=True)
+    if len(path) > PATH_BYTES_MAX and len(unquote_to_bytes(path)) > PATH_BYTES_MAX:
+        raise Refusal(414, f"the path has more than {PATH_BYTES_MAX} bytes", is_url=True)
     if b"%" not in target:
         return path.decode("ascii")
     if BAD_ESCAPE.search(target) is not None:

@@ -16,6 +16,25 @@ HEADER_LINES_MAX = 256
 PARAMETERS_MAX = 256
 """How many parameters a query has. Each takes 1 µs."""
 
+TEXT_BYTES_MAX = 4 * KIB
+"""The longest header or parameter that the application reads (``texts.py``). A key of S3 has
+1 KiB; a longer one than this is nobody's."""
+
+TEXT_BYTES = {
+    **dict.fromkeys(("accept", "accept-encoding", "accept-language"), 1 * KIB),
+    # An API token with 8 KiB of scopes has 12 KiB.
+    **dict.fromkeys(("authorization", "token"), 16 * KIB),
+    # Those of all programs of the host.
+    "cookie": 16 * KIB,
+}
+"""The bounds that are others, by the name in lower case."""
+
+OWN_BYTES_MAX = 1 * KIB
+"""The longest header that the server itself takes apart, such as ``Connection``."""
+
+PATH_BYTES_MAX = 4 * KIB
+"""The longest path, decoded."""
+
 DRAIN_BYTES_MAX = 64 * KIB
 """An unread body of at most this size is read and dropped to keep the connection.
 If more is to come it is cheaper for both sides to open a new one."""

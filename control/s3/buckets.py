@@ -451,7 +451,7 @@ class Buckets:
         space = self.find(call.bucket)
         if call.authority is None or not call.authority.has_policy(space):
             call.allow(space.target)
-        root = await call.document("Delete", BYTES_MAX)
+        root = await call.document("Delete", BYTES_MAX, 7 * KEYS_MAX)
         is_quiet = (root.findtext("Quiet") or "").strip().lower() == "true"
         wanted = root.findall("Object")
         if not 1 <= len(wanted) <= KEYS_MAX:
@@ -477,6 +477,7 @@ class Buckets:
 
         async def delete_some(numbers: Iterator[int]) -> None:
             for number in numbers:
+                await trio.lowlevel.checkpoint()  # a refusal waits for nothing
                 await delete(number)
 
         async def work() -> bytes:

@@ -10,9 +10,9 @@ from xml.etree.ElementTree import Element
 import trio
 
 from control.api import Call, Control, Need, Principal, StreamingRequest, Txn
-from control.api.internals import ENDED, InvalidToken
+from control.api.internals import ENDED, HeaderTexts, InvalidToken, ParameterTexts
 from control.s3.checksums import INLINE_BYTES_MAX
-from control.s3.documents import parse
+from control.s3.documents import ELEMENTS_MAX, parse
 from control.s3.errors import S3Error
 from control.s3.names import path_of
 from control.s3.payload import Payload
@@ -21,6 +21,18 @@ from control.storage import READ, Space
 
 #: What policies call it to give tags to an object, which may be why others can read it.
 TAGGING = "s3:PutObjectTagging"
+
+
+_parsing_of_loop: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("parsing")
+
+
+def _parsing() -> trio.CapacityLimiter:
+    """Whose turn it is to parse a long document."""
+    try:
+        return _parsing_of_loop.get()
+    except LookupError:
+        _parsing_of_loop.set(trio.CapacityLimiter(1))
+        return _parsing_of_loop.get()
 
 
 class Judge(Protocol):
@@ -65,9 +77,9 @@ class S3Call(Call):
         self.bucket = bucket
         self.key = key
         #: The parameters of the query.
-        self.options = options
+        self.options = ParameterTexts(options)
         #: By lower-case name.
-        self.headers = headers
+        self.headers = HeaderTexts(headers)
         self.signed = signed
         self.signer = signer
         #: Of the key that has signed it, or the policy of its form.
@@ -163,14 +175,19 @@ class S3Call(Call):
                 raise S3Error("MalformedXML", f"the body has more than {bytes_max} bytes")
             yield piece
 
-    async def document(self, root: str, bytes_max: int = INLINE_BYTES_MAX) -> Element:
+    async def document(
+        self, root: str, bytes_max: int = INLINE_BYTES_MAX, elements_max: int = ELEMENTS_MAX
+    ) -> Element:
         """The body of a request that is a document, its root element. Raises S3Error."""
         if self._document is None:
             data = b"".join([bytes(piece) async for piece in self.body_up_to(bytes_max)])
             if len(data) <= INLINE_BYTES_MAX:
-                self._document = parse(data, root)
+                self._document = parse(data, root, elements_max)
             else:
-                self._document = await trio.to_thread.run_sync(parse, data, root)
+                # One at a time: each thread that computes makes the event loop wait in turn.
+                self._document = await trio.to_thread.run_sync(
+                    parse, data, root, elements_max, limiter=_parsing()
+                )
         return self._document
 
     def number(self, name: str, default: int) -> int:

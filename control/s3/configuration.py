@@ -35,6 +35,11 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
 configurations = Table("s3_buckets", Configuration, key=lambda row: row.space_id)
 
 
+def forget_bucket(txn: Txn, space_id: str) -> None:
+    """Delete the documents of a bucket that is deleted."""
+    configurations.delete(txn, space_id)
+
+
 class Kind(NamedTuple):
     """A document of a bucket."""
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
+
+from werkzeug.exceptions import RequestHeaderFieldsTooLarge
 
 from control.api import Control, NoSuchThing, Response
 from control.s3.configuration import stored
@@ -20,6 +23,10 @@ from control.storage import Spaces
 ROOT = "CORSConfiguration"
 METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD"})
 RULES_MAX = 100
+#: Headers that all rules allow together, and that one page may ask for: each of these may be
+#: compared with each of those.
+HEADERS_MAX = 500
+ASKED_MAX = 100
 
 
 class Rule(NamedTuple):
@@ -61,6 +68,12 @@ def rules(root: Element) -> list[Rule]:
     if not 1 <= len(found) <= RULES_MAX:
         raise S3Error("MalformedXML", f"give 1 to {RULES_MAX} rules")
     return found
+
+
+def check(root: Element) -> None:
+    """Raises S3Error for a document that is not to be stored."""
+    if sum(len(rule.headers) for rule in rules(root)) > HEADERS_MAX:
+        raise S3Error("InvalidRequest", f"all rules have at most {HEADERS_MAX} AllowedHeaders")
 
 
 @lru_cache(256)
@@ -119,6 +132,8 @@ class Cors:
             raise S3Error("BadRequest", "send Origin and Access-Control-Request-Method")
         names = headers.get("access-control-request-headers", "").lower().split(",")
         asked = [name.strip() for name in names if name.strip()]
+        if len(asked) > ASKED_MAX:
+            raise S3Error("BadRequest", f"a page asks for at most {ASKED_MAX} headers")
         found = self._find(bucket, origin, method, asked)
         if found is None:
             raise S3Error("AccessForbidden", "no rule of the bucket allows this")
@@ -128,7 +143,8 @@ class Cors:
         self, response: Response, bucket: str, method: str, headers: Mapping[str, str]
     ) -> None:
         """Add to an answer what the page that asked may do with it."""
-        origin = headers.get("origin")
-        if origin is not None:
-            method = headers.get("access-control-request-method", method)
-            response.headers.update(self._find(bucket, origin, method, []) or {})
+        with suppress(RequestHeaderFieldsTooLarge):  # no page has such an origin
+            origin = headers.get("origin")
+            if origin is not None:
+                method = headers.get("access-control-request-method", method)
+                response.headers.update(self._find(bucket, origin, method, []) or {})

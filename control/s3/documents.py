@@ -17,6 +17,12 @@ NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 CONTENT_TYPE = "application/xml"
 #: A request's document: 10,000 parts, or 1,000 keys.
 BYTES_MAX = 2 * 1024 * 1024
+#: A document's elements: a thousand rules, or tags, or grants.
+ELEMENTS_MAX = 8_000
+#: Quotes of its attributes and in its texts, where it has fewer elements.
+QUOTES_MAX = 20_000
+#: So much is parsed in a millisecond.
+PIECE_BYTES = 8 * 1024
 
 #: What no document can have, however it is escaped: a message may repeat it.
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -52,8 +58,11 @@ def _elements(children: Iterable[Child]) -> Iterator[str]:
 def inside(root: ElementTree.Element) -> str:
     """What is in a document's root, to be stored, and sent back by :func:`around`. Raises
     S3Error."""
+    for element in root.iter():
+        element.attrib.clear()  # none has a meaning, and each could need a namespace of the root
     try:
-        text = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+        text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+        text = text[text.index(">") + 1 : text.rindex("<")]
         return text.replace("\r", _CR["\r"])
     except RecursionError:
         raise S3Error("MalformedXML", "the document is too deep") from None
@@ -73,16 +82,26 @@ def url_encoded(text: str, is_asked: bool) -> str:
     return quote(text, safe="/") if is_asked else text
 
 
-def parse(data: bytes, root: str) -> ElementTree.Element:
-    """The root element of a request's document. No entities, no document type.
+def parse(data: bytes, root: str, elements_max: int = ELEMENTS_MAX) -> ElementTree.Element:
+    """Return the root element of a request's document, which has no entities, no document type
+    and at most ``elements_max`` elements. Raises S3Error.
 
-    Raises S3Error.
+    The parser holds Python's lock until it has read all that it is given, so a thread that calls
+    this keeps the event loop waiting for one piece at a time.
     """
     try:
-        text = data.decode("utf-8-sig")
-        if "<!" in text:  # entities could be a bomb, or name files of this machine
+        data.decode()  # and nothing else than UTF-8
+        if b"<!" in data:  # entities could be a bomb, or name files of this machine
             raise ValueError
-        found = ElementTree.fromstring(text)
+        if data.count(b"<") > 2 * elements_max + 2:  # a start, an end; a declaration
+            raise ValueError
+        # The attributes of one element are read in one go, however many there are.
+        if data.count(b'"') + data.count(b"'") > max(elements_max, QUOTES_MAX):
+            raise ValueError
+        parser = ElementTree.XMLParser(encoding="utf-8")
+        for start in range(0, len(data), PIECE_BYTES):
+            parser.feed(data[start : start + PIECE_BYTES])
+        found: ElementTree.Element = parser.close()
     except (ValueError, ElementTree.ParseError):
         raise S3Error("MalformedXML", "the body is not the document that S3 has here") from None
     for element in found.iter():

@@ -75,6 +75,7 @@ STATUS = {
     "QuotaExceeded": 403,
     "ReplicationConfigurationNotFoundError": 404,
     "RequestTimeTooSkewed": 403,
+    "RequestHeaderSectionTooLarge": 400,
     "RequestTimeout": 400,
     "ServerSideEncryptionConfigurationNotFoundError": 404,
     "ServiceUnavailable": 503,
@@ -115,13 +116,14 @@ def _of_api(error: ApiError) -> S3Error:
 
 def _of_status(status: int, message: str, headers: Mapping[str, str] | None = None) -> S3Error:
     """A failure that the user did not cause, see :func:`control.errors.explain`."""
-    codes = {400: "InvalidArgument", 503: "ServiceUnavailable", 507: "QuotaExceeded"}
+    codes = {400: "InvalidArgument", 414: "InvalidURI", 431: "RequestHeaderSectionTooLarge",
+             503: "ServiceUnavailable", 507: "QuotaExceeded"}  # fmt: skip
     return S3Error(codes.get(status, "InternalError"), message, dict(headers or {}))
 
 
 def of_refusal(refusal: Refusal) -> S3Error:
     """What the server itself answers, which has a status of its own."""
-    codes = {400: "BadRequest", 408: "RequestTimeout", 429: "SlowDown", 431: "BadRequest",
+    codes = {400: "BadRequest", 408: "RequestTimeout", 429: "SlowDown",
              501: "NotImplemented", 505: "NotImplemented"}  # fmt: skip
     if refusal.is_url:
         return S3Error("InvalidURI", refusal.message)

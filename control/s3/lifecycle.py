@@ -26,10 +26,10 @@ from xml.etree.ElementTree import Element, SubElement
 
 import trio
 
-from control.api import ApiError, Conflict, Control, RecordsFailed, Txn
-from control.api.internals import Lock
+from control.api import ApiError, Conflict, Control, RecordsFailed
+from control.api.internals import Lock, in_pages
 from control.s3.buckets import Buckets
-from control.s3.configuration import configurations, stored
+from control.s3.configuration import configurations, forget_bucket, stored
 from control.s3.documents import around, parse, text_of
 from control.s3.errors import S3Error
 from control.s3.metadata import of_entry
@@ -41,6 +41,7 @@ from control.storage import (
     Spaces,
     Version,
     Versions,
+    all_in_pages,
     delete_entry,
     id_of,
     is_marker,
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 
 ROOT = "LifecycleConfiguration"
 RULES_MAX = 1000
+#: Rows of documents that are read at once; each may have 64 KiB.
+PAGE_ROWS = 16
 ID_LETTERS_MAX = 255
 #: The last day that a date can have.
 LAST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
@@ -288,26 +291,43 @@ class Lifecycle:
             await trio.sleep(max(1.0, self._day_seconds / 24))
 
     async def _look_through(self, abort_old: Abort) -> None:
-        with self._control.records.read() as txn:
-            rows = list(configurations.scan(txn))
-        there = {space.id: space for space in await self._spaces.all()}
-        for row in rows:
-            space, text = there.get(row.space_id), row.documents.get("lifecycle")
-            try:
-                if space is None:  # the bucket is gone
-                    await self._control.records.write(partial(_forget, space_id=row.space_id))
-                elif text is not None:
-                    await self._expire(space, _rules(text))
-                    if space.versioning:
-                        await self._expire_versions(space, _rules(text))
-                    for rule in _rules(text):
-                        if rule.abort_days:
-                            began = time.time() - rule.abort_days * self._day_seconds
-                            await abort_old(space, rule.prefix, int(began * 1e9))
-            except RecordsFailed:
-                raise  # and with it this process ends
-            except (GfsError, ApiError, S3Error, OSError) as error:
-                log.warning("objects could not be expired in %s: %s", row.space_id, error)
+        await self._forget_gone()
+        async with aclosing(all_in_pages(self._control.records)) as pages:
+            async for page in pages:
+                for space in page:
+                    if not space.deleting:
+                        await self._look_through_bucket(space, abort_old)
+
+    async def _look_through_bucket(self, space: Space, abort_old: Abort) -> None:
+        text = stored(self._control.records, space, "lifecycle")
+        await trio.lowlevel.checkpoint()
+        if text is None:
+            return
+        try:
+            await self._expire(space, _rules(text))
+            if space.versioning:
+                await self._expire_versions(space, _rules(text))
+            for rule in _rules(text):
+                if rule.abort_days:
+                    began = time.time() - rule.abort_days * self._day_seconds
+                    await abort_old(space, rule.prefix, int(began * 1e9))
+        except RecordsFailed:
+            raise  # and with it this process ends
+        except (GfsError, ApiError, S3Error, OSError) as error:
+            log.warning("objects could not be expired in %s: %s", space.name, error)
+
+    async def _forget_gone(self) -> None:
+        """Delete the documents of buckets that are gone: releases before 0.3 left them there."""
+        records, gone = self._control.records, set[str]()
+        # Their ids are read first: a bucket that is made meanwhile is not taken for one of them.
+        async with aclosing(in_pages(records, configurations, PAGE_ROWS)) as pages:
+            async for page in pages:
+                gone.update(row.space_id for row in page)
+        async with aclosing(all_in_pages(records)) as rows:
+            async for there in rows:
+                gone.difference_update(space.id for space in there)
+        for space_id in gone:
+            await records.write(partial(forget_bucket, space_id=space_id))
 
     async def _expire(self, space: Space, rules: list[Rule]) -> None:
         now = time.time()
@@ -377,11 +397,6 @@ class Lifecycle:
             pass
         except ApiError as error:
             log.info("an object that expired was not deleted: %s", error)
-
-
-def _forget(txn: Txn, space_id: str) -> None:
-    if configurations.get(txn, space_id) is not None:
-        configurations.delete(txn, space_id)
 
 
 def _apart(prefixes: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from control.api import (
     Call,
     Control,
     Module,
+    NamespaceDeletion,
     Response,
     Route,
     Schema,
@@ -19,7 +20,7 @@ from control.api import (
     UserDeletion,
 )
 from control.api.internals import Explained, Refusal
-from control.s3.configuration import configurations
+from control.s3.configuration import configurations, forget_bucket
 from control.s3.documents import CONTENT_TYPE, error_document
 from control.s3.errors import of_refusal
 from control.s3.keys import Keys, access_keys, forget_user
@@ -49,6 +50,7 @@ class S3(Module):
     summary = "Access keys for S3"
     schemas: ClassVar[Sequence[Schema]] = (Schema("s3", 1, [access_keys, configurations]),)
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(forget_user)
+    on_namespace_deleted: ClassVar[NamespaceDeletion | None] = staticmethod(forget_bucket)
     settings_kind: ClassVar[type[Settings]] = S3Settings
     settings: S3Settings
     port: ClassVar[str] = "s3"

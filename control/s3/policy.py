@@ -61,8 +61,15 @@ class Condition(NamedTuple):
         is_negated = "not" in self.operator
         if found is None:
             return self.if_exists or is_negated
-        test = _OPERATORS[self.operator.replace("not", "")]
-        return any(test(text, found) for text in self.wanted) != is_negated
+        return _is_any(self.operator.replace("not", ""), self.wanted, found) != is_negated
+
+
+@lru_cache(256)
+def _is_any(operator: str, wanted: tuple[str, ...], found: str) -> bool:
+    """Whether a value is one of those that are wanted. The answer is kept: a request about a
+    thousand keys has the same referrer, address and action for each of them."""
+    test = _OPERATORS[operator]
+    return any(test(text, found) for text in wanted)
 
 
 def _is_within(network: str, address: str) -> bool:
@@ -112,9 +119,8 @@ class Statement(NamedTuple):
         """Whether it may fit: its conditions are not looked at."""
         if "*" not in self.who and self.who.isdisjoint(each for each in who if each):
             return False
-        return any(fits(each, action.lower()) for each in self.actions) and any(
-            fits(each, resource) for each in self.resources
-        )
+        is_asked = _is_any("stringlike", self.actions, action.lower())
+        return is_asked and any(fits(each, resource) for each in self.resources)
 
     def holds(self, values: Values) -> bool:
         return all(condition.holds(values(condition.key)) for condition in self.conditions)
@@ -138,35 +144,64 @@ def verdict(statements: Iterable[Statement], values: Values) -> bool | None:
 
 
 def fits(pattern: str, text: str) -> bool:
-    """Whether a text is as a pattern, in which ``*`` is any letters, and ``?`` is one.
+    """Whether a pattern matches a whole text: ``*`` in it stands for any characters, ``?`` for one.
 
-    Never more than the product of both lengths: no pattern can keep the server busy."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return len(first) == len(text) and _find(first, text, 0) == 0
-    last = rest.pop()
+    Each piece between two ``*`` is taken at the first place where it matches. That costs at most
+    one step for each character of the pattern, and one for each of the text: no pattern that a
+    tenant stores makes a stranger's request expensive.
+    """
+    first, *middle = pattern.split("*")
+    if not middle:
+        return len(first) == len(text) and _is_at(first, text, 0)
+    last = middle.pop()
     end = len(text) - len(last)
-    if _find(first, text[: len(first)], 0) != 0 or end < len(first) or _find(last, text[end:], 0):
+    if end < len(first) or not (_is_at(first, text, 0) and _is_at(last, text, end)):
         return False
     at = len(first)
-    for piece in rest:
-        found = _find(piece, text[:end], at)
-        if found < 0:
+    for piece in middle:
+        at = _find(piece, text, at, end)
+        if at < 0:
             return False
-        at = found + len(piece)
+        at += len(piece)
     return True
 
 
-def _find(piece: str, text: str, start: int) -> int:
+def _is_at(piece: str, text: str, start: int) -> bool:
+    """Whether a piece, whose ``?`` stand for one character each, matches the text at a place."""
+    return all(wanted in ("?", found) for wanted, found in zip(piece, text[start:], strict=False))
+
+
+def _find(piece: str, text: str, start: int, end: int) -> int:
+    """Return the first place between ``start`` and ``end`` where a piece matches; -1: nowhere.
+
+    A search that goes on from each place anew costs the product of both lengths, if the text
+    nearly matches everywhere. Here bit ``i`` of a number says whether place ``start + i`` may
+    still be it, and each character of the piece clears those bits whose text has another one.
+    """
     if "?" not in piece:
-        return text.find(piece, start)
-    found = _compiled(piece).search(text, start)
-    return found.start() if found else -1
+        return text.find(piece, start, end)
+    places = end - start - len(piece) + 1
+    if places <= 0:
+        return -1
+    has = _places(text)
+    possible = (1 << places) - 1
+    for offset, wanted in enumerate(piece):
+        if wanted != "?":
+            possible &= has.get(wanted, 0) >> (start + offset)
+            if not possible:
+                return -1
+    return start + (possible & -possible).bit_length() - 1
 
 
-@lru_cache(1024)
-def _compiled(piece: str) -> re.Pattern[str]:
-    return re.compile(".".join(map(re.escape, piece.split("?"))), re.DOTALL)
+@lru_cache(16)
+def _places(text: str) -> dict[str, int]:
+    """For each character of a text the number whose bits are its places."""
+    marks: dict[str, bytearray] = {}
+    for place, found in enumerate(text):
+        if found not in marks:
+            marks[found] = bytearray((len(text) + 7) // 8)
+        marks[found][place >> 3] |= 1 << (place & 7)
+    return {found: int.from_bytes(mark, "little") for found, mark in marks.items()}
 
 
 # --- reading a document -----------------------------------------------------------------------

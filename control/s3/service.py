@@ -27,6 +27,7 @@ from control.api import (
     StreamingRequest,
     scoped,
 )
+from control.api.internals import HeaderTexts, ParameterTexts
 from control.s3 import cors, lifecycle
 from control.s3.access import Access
 from control.s3.authority import BLOCK, BLOCK_ROOT, OWNERSHIP, POLICY, Authority, Block
@@ -170,7 +171,7 @@ class Service:
         self.uploads = uploads = Uploads(control, cluster, spaces, buckets, objects, patience)
         tagging = Tagging(cluster, buckets, objects)
         kinds = {
-            "cors": Kind(cors.ROOT, "NoSuchCORSConfiguration", cors.rules),
+            "cors": Kind(cors.ROOT, "NoSuchCORSConfiguration", cors.check),
             "lifecycle": Kind(lifecycle.ROOT, "NoSuchLifecycleConfiguration", lifecycle.check),
             "tagging": Kind("Tagging", "NoSuchTagSet", check_bucket_tags),
             BLOCK: Kind(BLOCK_ROOT, "NoSuchPublicAccessBlockConfiguration", Block.of),
@@ -252,10 +253,7 @@ class Service:
     async def serve(self, request: StreamingRequest, watch: Callable[[Call], None]) -> Response:
         """Answer a request. Raises nothing but what ends the process, or this task."""
         request_id = secrets.token_hex(8).upper()
-        headers: dict[str, str] = {}
-        for name, value in request.headers.items():
-            name = name.lower()
-            headers[name] = f"{headers[name]},{value}" if name in headers else value
+        headers = request.headers.joined()
         bucket = ""
         try:
             await self._control.fresh()
@@ -283,18 +281,18 @@ class Service:
         watch: Callable[[Call], None],
         bucket: str,
         key: str,
-        headers: Mapping[str, str],
+        headers: HeaderTexts,
     ) -> Response:
         raw_path: bytes = request.scope["raw_path"]
         pairs = parse_query(request.scope["query_string"])
-        query = dict(pairs)
+        query = ParameterTexts(pairs)
         signed = find(headers, query)
         signer, principal = None, None
         if signed is not None:
             listed = [(name.lower(), value) for name, value in request.headers.items()]
             signer, principal = self._verified(signed, request.method, raw_path, pairs, listed)
             if signed.expires is not None:
-                headers = {**headers_of(query), **headers}
+                headers = HeaderTexts({**headers_of(query), **headers})
         operation = self._operation(request.method, bucket, key, query, headers)
         call = S3Call(
             self._control, operation.need, request, principal, bucket, key, query, headers,

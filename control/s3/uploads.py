@@ -277,7 +277,7 @@ class Uploads:
         # A checksum in its headers is that of the object, and not that of the document.
         headers = {n: v for n, v in call.headers.items() if not n.startswith(PREFIX)}
         call.payload = Payload(aiter(call.request.body), headers, call.signed, call.signer)
-        root = await call.document("CompleteMultipartUpload", BYTES_MAX)
+        root = await call.document("CompleteMultipartUpload", BYTES_MAX, 6 * PARTS_MAX)
         if len(root) <= INLINE_PARTS_MAX:
             wanted = _wanted(root)
         else:

@@ -17,7 +17,7 @@ from control.storage.permission import CREATE, DELETE, READ, may_remove, owner_o
 from control.storage.rows import Space, change_space, present_space
 from control.storage.rows import spaces as space_rows
 from control.storage.shapes import NewSpace
-from control.storage.spaces import Spaces
+from control.storage.spaces import Spaces, all_in_pages
 from control.storage.transfer import (
     FileBegins,
     FormReader,
@@ -40,6 +40,7 @@ from control.storage.unfinished import (
 from control.storage.versions import Version, Versions, id_of, is_marker
 
 __all__ = [
+    "all_in_pages",
     "CREATE",
     "DELETE",
     "PATH_BYTES_MAX",

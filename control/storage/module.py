@@ -18,6 +18,7 @@ from control.api import (
     Content,
     Control,
     Module,
+    NamespaceDeletion,
     Need,
     NoSuchThing,
     QuotaUsage,
@@ -44,7 +45,7 @@ from control.storage.lists import ListRoutes
 from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
 from control.storage.permission import CREATE, DELETE, READ_NAME, READ_PATH
 from control.storage.resuming import UploadRoutes
-from control.storage.rows import STORAGE, disown, usage
+from control.storage.rows import STORAGE, disown, forget_shares, usage
 from control.storage.shapes import (
     Done,
     DownloadQuery,
@@ -129,6 +130,7 @@ class Storage(Module):
     schemas: ClassVar[Sequence[Schema]] = (STORAGE,)
     parameter_kinds: ClassVar[Mapping[str, str]] = {"space": SPACE, "snapshot": snapshots.ID}
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(disown)
+    on_namespace_deleted: ClassVar[NamespaceDeletion | None] = staticmethod(forget_shares)
     settings_kind: ClassVar[type[Settings]] = StorageSettings
     usage: ClassVar[QuotaUsage | None] = QuotaUsage(["namespaces"], usage)
 

@@ -137,6 +137,12 @@ def usage(txn: Txn, user_id: str) -> dict[str, int]:
     return {"namespaces": spaces_of(txn, user_id)}
 
 
+def forget_shares(txn: Txn, space_id: str) -> None:
+    """Delete the links to files of a storage namespace that is deleted."""
+    for share in list(shares.by(txn, "space", space_id)):
+        shares.delete(txn, share.id)
+
+
 STORAGE = Schema("storage", 1, [spaces, shares])
 
 

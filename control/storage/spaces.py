@@ -41,6 +41,7 @@ from control.api import (
     Conflict,
     Control,
     Forbidden,
+    NamespaceDeletion,
     Need,
     NoSuchThing,
     Principal,
@@ -65,7 +66,7 @@ from control.api.internals import (
 from control.storage import listing
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
-from control.storage.rows import ROOT, Space, present_space, shares, spaces, spaces_of
+from control.storage.rows import ROOT, Space, present_space, spaces, spaces_of
 from control.storage.shapes import NewSpace, SpaceInfo
 from gfs.errors import DirectoryNotEmpty, FileChanged, GfsError, NotFound
 
@@ -323,7 +324,8 @@ class Spaces:
             await self._cluster.fs.delete(space.snapshots, recursive=True, now=True)
         if not is_kept:
             await ledger.write(partial(forget_purge, space_id=space.id))
-        await self._records.write(lambda txn: _remove(txn, space))
+        deletions = self._control.namespace_deletions
+        await self._records.write(lambda txn: _remove(txn, space, deletions))
 
     # --- repair -------------------------------------------------------------------
 
@@ -406,9 +408,10 @@ def _revive(txn: Txn, space: Space) -> None:
         spaces.put(txn, replace(found, deleting=False, if_empty=False))
 
 
-def _remove(txn: Txn, space: Space) -> None:
+def _remove(txn: Txn, space: Space, deletions: Iterable[NamespaceDeletion]) -> None:
+    """Delete the row of a storage namespace, and with it all rows about it."""
     found = spaces.get(txn, space.name)
     if found is not None and found.id == space.id and found.deleting:
         spaces.delete(txn, space.name)
-        for share in list(shares.by(txn, "space", space.id)):
-            shares.delete(txn, share.id)
+        for deletion in deletions:
+            deletion(txn, space.id)
