@@ -174,7 +174,7 @@ def _is_at(piece: str, text: str, start: int) -> bool:
 def _find(piece: str, text: str, start: int, end: int) -> int:
     """Return the first place between ``start`` and ``end`` where a piece matches; -1: nowhere.
 
-    A search that goes on from each place anew costs the product of both lengths, if the text
+    A search that begins again at each place costs the product of both lengths, if the text
     nearly matches everywhere. Here bit ``i`` of a number says whether place ``start + i`` may
     still be it, and each character of the piece clears those bits whose text has another one.
     """

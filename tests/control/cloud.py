@@ -5,20 +5,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx
 from checks import PLAIN
 from harness import Cluster
+from holds import holds
 from limits import HANG_SECONDS
 
 PASSWORD = "correct horse battery staple"
 PATIENCE = [
     f"GFS_CONTROL_{name}_SECONDS" for name in ("HEADER", "BODY_STALL", "SEND_STALL", "KEEP_ALIVE")
 ]
-#: What kept an event loop to itself, of all runs.
-HELD = Path(__file__).parents[2] / "build" / "held-the-loop"
-HELD.parent.mkdir(exist_ok=True)
 
 
 class Cloud:
@@ -28,6 +26,9 @@ class Cloud:
     ``wait_restarted(…)``, ``gfs(…)``. ``start`` and ``stop`` may be called again
     and again on the same state.
     """
+
+    #: All that run.
+    started: ClassVar[set[Cloud]] = set()
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Cloud:
         self.stop()
 
     def start(self) -> Self:
+        Cloud.started.add(self)
         self.cluster.start()
         return self
 
@@ -79,10 +81,12 @@ class Cloud:
     def stop(self) -> None:
         self.forget()
         self.cluster.stop()
-        log = self.cluster.state / "log" / "control.log"
-        if log.exists():
-            with log.open(errors="replace") as lines, HELD.open("a") as file:
-                file.writelines(line for line in lines if " held the event loop for " in line)
+        self.read_log()
+        Cloud.started.discard(self)
+
+    def read_log(self) -> None:
+        """Look whether a request held the event loop."""
+        holds.read(self.cluster.state / "log" / "control.log")
 
     def forget(self) -> None:
         """Close every client that was made here."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from auth_server import Server
 from auth_server import running as serving
 from checks import anonymous, unique
-from cloud import HELD, Cloud
+from cloud import Cloud
 from compute_cloud import ComputeCloud
 from computing import Computing
 from computing import computing as in_process
 from harness import Cluster
+from holds import holds
 from http_served import make_certificate
 from postgresql import PostgreSQL, running
 from s3_client import S3Client, client_of, new_key
@@ -40,9 +40,14 @@ os.environ.setdefault("GFS_COMPUTE_BACKEND", "none")
 IDLE_SECONDS = 0.05
 
 
-# What keeps the event loop of a request in the tests' own process to itself is kept, and fails
-# nobody: it is told by CPU time, and may be of another test.
-logging.getLogger("control.app.loop").addHandler(logging.FileHandler(HELD, delay=True))
+@pytest.fixture(autouse=True)
+def nothing_holds_the_loop() -> Iterator[None]:
+    """A request that holds the event loop fails the test during which it does so."""
+    yield
+    for cloud in Cloud.started:
+        cloud.read_log()
+    found = holds.take()
+    assert not found, "\n".join(found)
 
 
 @pytest.fixture(autouse=True)

@@ -90,6 +90,7 @@ class Board(api.Module):
     scopes: ClassVar[api.ScopeTable] = {"board": {"notices": frozenset({"read", "create"})}}
     schemas: ClassVar[Sequence[api.Schema]] = (api.Schema("board", 1, [notices]),)
     on_user_deleted: ClassVar[api.UserDeletion | None] = staticmethod(remove)
+    on_namespace_deleted: ClassVar[api.NamespaceDeletion | None] = staticmethod(remove)
     usage: ClassVar[api.QuotaUsage | None] = api.QuotaUsage(["namespaces"], count)
     parameter_kinds: ClassVar[Mapping[str, str]] = {"failure": "|".join(FAILURES)}
     settings_kind: ClassVar[type[api.Settings]] = BoardSettings

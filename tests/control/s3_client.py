@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 from xml.etree import ElementTree
 
 import httpx
+import trio
+from auth_server import Server
 from checks import PLAIN, ok
 from cloud import Cloud
 from limits import HANG_SECONDS
@@ -196,6 +200,19 @@ class S3Client:
 
 def _quoted(text: str) -> str:
     return quote(text.encode("utf-8", "surrogateescape"), safe="~")
+
+
+@asynccontextmanager
+async def s3_of(server: Server) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+    """:meth:`S3Client.call` with the administrator's key, at a server in this process, whose port
+    is that of S3 from now on."""
+    scopes = {f"storage.{server.admin['user_id']}": list(EVERY)}
+    said = {"name": "k", "scopes": scopes, "expires_in": "30d"}
+    key = ok(await server.call("POST", "/api/s3-keys", server.admin, **said))
+    server.app.control.ports[server.http.base_url.port or 0] = "s3"
+    url = str(server.http.base_url).rstrip("/")
+    with S3Client(url, key["access_key_id"], key["secret_access_key"]) as client:
+        yield lambda *words: trio.to_thread.run_sync(partial(client.call, *words))
 
 
 def done(answer: httpx.Response) -> httpx.Response:

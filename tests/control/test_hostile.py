@@ -186,7 +186,7 @@ def test_an_invalid_namespace(
 @pytest.mark.parametrize(
     "name",
     ["..", "%2e%2e", "..%2f..", "a%2fb", "%00", "a%00", "a%0a", "%5c", "%c0%ae", "%ed%a0%80", "%ff",
-     "x" * 65, "x" * 5000, "", "%20", "a%20b", "files", "%66iles"],
+     "x" * 65, "x" * 4000, "", "%20", "a%20b", "files", "%66iles"],
     ids=lambda name: name[:20],
 )  # fmt: skip
 def test_an_invalid_namespace_in_a_query(
@@ -223,7 +223,7 @@ def test_a_prefix_is_only_compared(user: httpx.Client, space: str) -> None:
         assert ok(answer) == []
 
 
-@pytest.mark.parametrize("transfer", ["..%2f..%2fx", "%00", "x" * 5000, "a%0d%0adata:%20x", "%ff"])
+@pytest.mark.parametrize("transfer", ["..%2f..%2fx", "%00", "x" * 4000, "a%0d%0adata:%20x", "%ff"])
 def test_the_id_of_a_transfer_is_no_path(
     cloud: Cloud, authorization: dict[str, str], space: str, transfer: str
 ) -> None:
@@ -326,10 +326,12 @@ def test_odd_targets(cloud: Cloud, target: str, status: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "status"),
-    [("Range", "bytes=" + "9" * 5000 + "-", 416), ("Range", "bytes=0-" + ",0-" * 5000, 200),
-     ("If-None-Match", '"' * 5000, 200), ("If-None-Match", ",".join(['"x"'] * 5000), 200),
+    [("Range", "bytes=" + "9" * 4000 + "-", 416), ("Range", "bytes=0-" + ",0-" * 1000, 200),
+     ("Range", "bytes=" + "9" * 4096 + "-", 431), ("Accept", "a/b" + " " * 5000 + "x", 200),
+     ("If-None-Match", '"' * 4000, 200), ("If-None-Match", ",".join(['"x"'] * 1000), 200),
+     ("If-None-Match", '"' * 5000, 431),
      ("If-Modified-Since", "Thu, 01 Jan 99999 00:00:00 GMT", 200),
-     ("If-Modified-Since", "x" * 5000, 200), ("If-Range", "\xff", 200),
+     ("If-Modified-Since", "x" * 4000, 200), ("If-Range", "\xff", 200),
      ("Cookie", "token=" + "=;" * 5000, 200), ("Cookie", "\x01token", 200),
      ("Authorization", "Bearer " + "." * 5000, 401), ("Origin", "\xff" * 100, 200),
      ("X-Transfer-Id", "\xff", 400), ("Accept", "\x7f" * 50, 200),

@@ -748,7 +748,7 @@ async def test_the_process_ends_when_its_records_fail(
             user = await user_of(server)
             name = await make(server, user)
 
-            def failed(txn: object, space: Space) -> None:
+            def failed(txn: object, space: Space, deletions: object) -> None:
                 raise RecordsFailed("the disk under the records")
 
             monkeypatch.setattr(control.storage.spaces, "_remove", failed)

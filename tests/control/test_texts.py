@@ -12,8 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 from urllib.parse import quote, urlencode
@@ -25,8 +24,9 @@ import trio
 from auth_server import CheapAuth, Server, running
 from checks import ok
 from harness import Cluster
+from holds import HOLD_SECONDS
 from http_served import connected
-from s3_client import EVERY, S3Client, done
+from s3_client import done, s3_of
 from share import share
 
 from control.api import Content
@@ -46,8 +46,6 @@ from control.storage import Storage
 
 pytestmark = [pytest.mark.real, pytest.mark.thin]
 
-#: The longest step of a task that a request may cause.
-HOLD_SECONDS = 0.050
 LONG_BYTES = 60_000
 #: How many texts a name is sent at a further request that reads it.
 AGAIN = 2
@@ -266,23 +264,10 @@ def policy(bucket: str) -> bytes:
     return text
 
 
-@asynccontextmanager
-async def owner(asker: Asker) -> AsyncIterator[Callable[..., Any]]:
-    """Calls S3 with the administrator's key."""
-    server = asker.server
-    scopes = {f"storage.{server.admin['user_id']}": EVERY}
-    said = {"name": "k", "scopes": scopes, "expires_in": "30d"}
-    key = ok(await server.call("POST", "/api/s3-keys", server.admin, **said))
-    server.app.control.ports[server.http.base_url.port or 0] = "s3"
-    url = str(server.http.base_url).rstrip("/")
-    with S3Client(url, key["access_key_id"], key["secret_access_key"]) as client:
-        yield lambda *words: trio.to_thread.run_sync(partial(client.call, *words))
-
-
 async def test_headers_and_parameters_over_s3(asker: Asker) -> None:
     module = next(each for each in asker.server.app.modules if isinstance(each, S3))
     places = sorted(module._service._operations, key=lambda place: place[0] == "DELETE")
-    async with owner(asker) as call:
+    async with s3_of(asker.server) as call:
         for method, level, subresource in places:
             await call("PUT", BUCKET)
             done(await call("PUT", BUCKET, {"policy": ""}, policy(BUCKET)))
@@ -349,7 +334,7 @@ async def test_the_documents_of_s3(asker: Asker) -> None:
     """Of every operation that takes one; that no thread keeps the loop waiting is asked of its
     parser below."""
     module = next(each for each in asker.server.app.modules if isinstance(each, S3))
-    async with owner(asker) as call:
+    async with s3_of(asker.server) as call:
         for method, level, subresource in module._service._operations:
             if method not in ("PUT", "POST") or level == "service":
                 continue
@@ -380,7 +365,7 @@ async def test_a_stranger_asks_about_a_thousand_keys_and_a_hundred_headers(asker
     key = "/".join(["a" * 200] * 4)
     keys = "".join(f"<Object><Key>{number}/{key}</Key></Object>" for number in range(1000))
     body = f"<Delete>{keys}</Delete>".encode()
-    async with owner(asker) as call:
+    async with s3_of(asker.server) as call:
         await call("PUT", BUCKET)
         done(await call("PUT", BUCKET, {"policy": ""}, policy(BUCKET)))
         for text, answer in (("a" * 4096, b"<Deleted>"), ("a" * 4000 + "b", b"AccessDenied")):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import re
+import sys
+from collections.abc import Callable
+from types import FrameType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control.s3 import acl
 from control.s3.errors import S3Error
@@ -73,10 +78,34 @@ def test_patterns(pattern: str, text: str, expected: bool) -> None:
     assert fits(pattern, text) == expected
 
 
-def test_no_pattern_takes_long() -> None:
-    """With a search that tries all ways, each of these would not end."""
-    for letters in ("*a", "*?a", "a*?"):
-        assert not fits(letters * (2048 // len(letters)) + "b", "a" * 1100)
+@given(st.text("ab?*", max_size=10), st.text("ab\n", max_size=12))
+def test_patterns_match_what_an_expression_matches(pattern: str, text: str) -> None:
+    """By Python's regular expressions, which try all ways."""
+    wanted = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    assert fits(pattern, text) == (re.fullmatch(wanted, text, re.DOTALL) is not None)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*" + "?" * 2040 + "b*", "*" + "a?" * 1000 + "b*", "*a" * 1000 + "b", "*?a" * 600 + "b"],
+    ids=lambda pattern: pattern[:4],
+)
+def test_a_pattern_takes_one_step_for_each_of_its_characters(pattern: str) -> None:
+    """Also in a text that nearly matches everywhere: one of the pattern's, one of the text's."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        assert not fits(pattern, "a" * 4096)
+    finally:
+        sys.settrace(before)
+    assert steps < 10 * (len(pattern) + 4096)
 
 
 READERS = {"Principal": {"AWS": ["arn:aws:iam::anna01:user/anna", "bert01"]}}
