@@ -40,8 +40,12 @@ def clusters(draw: st.DrawFn) -> Cluster:
     counts = [0] * len(sizes)
     places = []
     for _ in range(draw(st.integers(1, 12))):
-        goal = draw(st.integers(1, min(3, len(sizes))))
-        places.append(draw(st.permutations(range(len(sizes))))[:goal])
+        # No disk has more than it can hold: its server could not report that.
+        room = [index for index, size in enumerate(sizes) if (counts[index] + 1) * size <= 1]
+        if not room:
+            break
+        goal = draw(st.integers(1, min(3, len(room))))
+        places.append(draw(st.permutations(room))[:goal])
         for place in places[-1]:
             counts[place] += 1
     servers = [
