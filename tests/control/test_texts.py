@@ -47,12 +47,10 @@ from control.storage import Storage
 pytestmark = [pytest.mark.real, pytest.mark.thin]
 
 LONG_BYTES = 60_000
-#: How many texts a name is sent at a further request that reads it.
-AGAIN = 2
 FILLS = [" ", ",", "*", ";", "?", "%", '"', "'", "1", "[", "(", "{", "a,", "a=", "a;", '"a",',
          "0-0,", "a.", "/", "../", "=?u?b?", "\\", "a:", "-", "é"]  # fmt: skip
-#: What stands before and after, so that a reader goes as far as it can.
-SHAPES = [("", ""), ("a/b", "x"), ("bytes=", "x")]
+#: What a header begins with, so that its reader goes as far as it can.
+BEGINNINGS = {"accept": "a/b", "range": "bytes=", "authorization": "Bearer ", "cookie": "token="}
 MODULES = (CheapAuth, Storage, Compute, ClusterModule, Console, Health, S3)
 #: Parameters of paths and of queries with which a handler begins its work.
 KNOWN = {"namespace": "loop", "name": "loop", "path": "file"}
@@ -101,11 +99,19 @@ class Reads:
         return read
 
 
-def filled(size: int, count: int = len(FILLS)) -> Iterator[str]:
-    """Texts of so many bytes, each of which is much to look at for some reader."""
-    for fill in FILLS[: min(count, share(len(FILLS)))]:
-        for start, end in SHAPES:
-            yield start + fill * ((size - len(start) - len(end)) // len(fill.encode())) + end
+def mixed(size: int) -> str:
+    """One text with something of each kind, for further requests that read a name."""
+    pieces = "".join(FILLS)
+    return pieces * (size // len(pieces.encode()))
+
+
+def filled(name: str) -> Iterator[str]:
+    """Texts as long as are read of a header or a parameter, and one that is longer."""
+    size, start = texts.bytes_max(name), BEGINNINGS.get(name, "")
+    for fill in FILLS[: share(len(FILLS))]:
+        yield start + fill * ((size - len(start) - 1) // len(fill.encode())) + "x"
+    yield mixed(size)
+    yield mixed(LONG_BYTES // 3)
 
 
 class Asker:
@@ -157,13 +163,11 @@ class Asker:
                 is_new = (kind, name) not in self.seen
                 self.seen.add((kind, name))
                 others = {key: value for key, value in headers.items() if key.lower() != name}
-                limit = texts.bytes_max(name)
-                for size in [limit, LONG_BYTES // 3] if is_new else [limit]:
-                    for text in filled(size, len(FILLS) if is_new else AGAIN):
-                        if kind == "header":
-                            await self.ask(method, path, query, {**others, name: text.strip()})
-                        elif len(quote(text)) < LONG_BYTES:
-                            await self.ask(method, path, {**query, name: text}, headers)
+                for text in filled(name) if is_new else [mixed(texts.bytes_max(name))]:
+                    if kind == "header":
+                        await self.ask(method, path, query, {**others, name: text.strip()})
+                    elif len(quote(text)) < LONG_BYTES:
+                        await self.ask(method, path, {**query, name: text}, headers)
 
 
 @pytest.fixture
@@ -195,9 +199,8 @@ async def test_headers_and_parameters_over_rest(asker: Asker) -> None:
             await asker.ask_all(route.method, path, query, {})
         for found in PARAMETER.finditer(route.path):
             start, _, end = route.path.partition(found[0])
-            for text in filled(PATH_BYTES_MAX - 100, AGAIN):
-                if len(quote(text)) < LONG_BYTES:
-                    await asker.ask(route.method, start + text + end, query, headers)
+            for text in (mixed(PATH_BYTES_MAX - 100), "a/" * (PATH_BYTES_MAX // 2 - 50)):
+                await asker.ask(route.method, start + text + end, query, headers)
     assert {("header", "accept"), ("header", "cookie"), ("header", "range")} < asker.seen
 
 
@@ -231,7 +234,7 @@ def value_of(kind: Any) -> Any:
 def much(kind: Any) -> Iterator[Any]:
     """Values of a field that are much to look at."""
     if "str" in str(kind):
-        yield from filled(LONG_BYTES, AGAIN)
+        yield from (mixed(LONG_BYTES), " " * LONG_BYTES, "9" * LONG_BYTES)
     if "list" in str(kind) or "tuple" in str(kind):
         yield [f"/{number}" for number in range(6_000)]
         yield list(range(10_000))
@@ -346,8 +349,9 @@ async def test_the_documents_of_s3(asker: Asker) -> None:
                 for body in documents(root):
                     await asker.ask(method, path, query, {}, body)
             if subresource == "policy":
-                for text in filled(LETTERS_MAX):
-                    await asker.ask(method, path, query, {}, text.encode())
+                for fill in FILLS:
+                    body = fill.encode() * (LETTERS_MAX // len(fill.encode()))
+                    await asker.ask(method, path, query, {}, body)
 
 
 def takes(subresource: str, root: str) -> bool:
