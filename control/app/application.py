@@ -472,7 +472,7 @@ class ControlApp(QuartTrio):
         await socket.close(NORMAL)
 
     def _options(self, request: Request) -> Response:
-        allowed = ", ".join(self.routes.methods(request.path))
+        allowed = ", ".join(self.routes.methods(request))
         return self._cors.preflight(allowed, request.headers.get("Origin"))
 
     async def _answer(
