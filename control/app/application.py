@@ -562,7 +562,7 @@ def _token(need: Need, request: Request) -> str | None:
     header = request.headers.get("Authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else ""
+        return token.strip(" ") if scheme.lower() == "bearer" else ""
     if request.method in ("GET", "HEAD"):
         asked = request.args.get("token")
         if asked is not None:
