@@ -22,6 +22,7 @@ import msgspec
 
 from gfs.blocks import BLOCK_BYTES, MIB
 from gfs.errors import SettingsError
+from gfs.variables import ADMIN_PASSWORD
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -30,7 +31,7 @@ DEFAULT_PORT = 9400
 #: Variables of no role, and those of the tests.
 VARIABLES = (
     *("GFS_MASTER", "GFS_STATE", "GFS_KEY_FILE", "GFS_TLS", "GFS_CONFIG"),
-    *("GFS_LOG_LEVEL", "GFS_LOG_FORMAT", "GFS_DEBUG", "GFS_ADMIN_PASSWORD"),
+    *("GFS_LOG_LEVEL", "GFS_LOG_FORMAT", "GFS_DEBUG", ADMIN_PASSWORD),
     *("GFS_SEEDS", "GFS_SIMULATION_SCALE"),
 )
 TEST_PREFIX = "GFS_TEST_"

@@ -375,7 +375,7 @@ def _start_through(starter: socket.socket) -> None:
         passed = options["pass_fds"]
         request = {
             "arguments": command[len(prefix) :],
-            "environment": dict(os.environ),
+            "environment": options["env"],
             "directory": os.getcwd(),
             "numbers": [1, 2, *passed],
         }

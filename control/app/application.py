@@ -473,7 +473,7 @@ class ControlApp(QuartTrio):
         await socket.close(NORMAL)
 
     def _options(self, request: Request) -> Response:
-        allowed = ", ".join(self.routes.methods(request.path))
+        allowed = ", ".join(self.routes.methods(request))
         return self._cors.preflight(allowed, _origin(request))
 
     async def _answer(
@@ -570,7 +570,7 @@ def _token(need: Need, request: Request) -> str | None:
     header = request.headers.get("Authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else ""
+        return token.strip(" ") if scheme.lower() == "bearer" else ""
     if request.method in ("GET", "HEAD"):
         asked = request.args.get("token")
         if asked is not None:

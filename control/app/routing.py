@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 from quart.wrappers import Request
+from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter, Map, PathConverter, Rule, UnicodeConverter
 
 from control.api import Content, Module, Need, Route, ScopeTable
@@ -76,7 +77,7 @@ class Routes:
         method = request.method
         if method == "OPTIONS":
             return None, {}
-        endpoint, params = self._router.match(request.path, method=method)
+        endpoint, params = self._router.match(_path_of(request), method=method)
         return self.table[int(endpoint)][1], cast(dict[str, str], params)
 
     def name(self, route: Route | None) -> str:
@@ -86,8 +87,9 @@ class Routes:
                 return f"{each.method} {each.path} of the module {module!r}"
         return "a request"
 
-    def methods(self, path: str) -> list[str]:
-        """The methods of ``path``. Raises HTTPException if there is no such path."""
+    def methods(self, request: Request) -> list[str]:
+        """The methods of its path. Raises HTTPException if there is no such path."""
+        path = _path_of(request)
         methods = self._router.allowed_methods(path)
         if not methods:
             self._router.match(path, method="GET")
@@ -148,6 +150,15 @@ class Routes:
             if kind is not None and not isinstance(kind, Content):
                 msgspec.json.schema(kind)  # raises TypeError for types that it does not know
         return ""
+
+
+def _path_of(request: Request) -> str:
+    """The path as it was sent. Raises NotFound for one that begins with two slashes: Werkzeug
+    would take them for one, so that a rule of a proxy about ``/metrics`` could be evaded."""
+    path: str = request.scope["path"]
+    if path.startswith("//"):
+        raise NotFound
+    return path
 
 
 def _converter(pattern: str) -> type[BaseConverter]:

@@ -12,7 +12,6 @@ next start overwrites it.
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ from pathlib import Path
 from control.api import ApiError, Records, Txn
 from control.api.internals import Passwords, new_password, people, read_secret, users, write_secret
 from gfs.errors import StartupError
+from gfs.variables import admin_password
 
-VARIABLE = "GFS_ADMIN_PASSWORD"
 FILE_NAME = "first-password"
 #: 24 characters of 31, in groups of four: 118 bits, without characters that look alike.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -62,7 +61,7 @@ async def make_first_admin(
     with records.read() as txn:
         if users.count(txn):
             return False
-    given = os.environ.get(VARIABLE, "")
+    given = admin_password()
     try:
         username = people.new_username(username)
         password = new_password(given or generate_password(), username)

@@ -198,7 +198,8 @@ def shared(
         own = [sock.fileno() for sock in ports.get(S3, ())]
         arguments = [*command, *(f"--listen-fd={descriptor}" for descriptor in descriptors)]
         arguments += [f"--s3-listen-fd={descriptor}" for descriptor in own]
-        children = [Child(f"worker-{number}", arguments) for number in range(1, count + 1)]
+        names = [f"worker-{number}" for number in range(1, count + 1)]
+        children = [Child(name, arguments, is_control=True) for name in names]
         with metrics.share(directory), pipe() as (lifeline, _):
             runner = ChildRunner(
                 lifeline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import time
@@ -27,7 +28,11 @@ OWN = frozenset(
 BLANK_LINE = re.compile(rb"\n\r?\n")
 FOLDED = re.compile(rb"\n[ \t]")
 BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+ABSOLUTE_FORM = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
+#: RFC 9110, section 7.2: ``uri-host [":" port]``.
+HOST = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){0,255})(?::[0-9]{0,5})?"
+)
 
 
 class Refusal(Exception):
@@ -109,7 +114,11 @@ def read_head(request: h11.Request) -> RequestHead:
         raise Refusal(400, "send Content-Length or Transfer-Encoding, not both")
     if chunked and http_version == "1.0":
         raise Refusal(400, "HTTP/1.0 has no Transfer-Encoding; send Content-Length")
-    target = _origin_form(request.target)
+    target, authority = _origin_form(request.target, request.method)
+    if authority:
+        # It counts, and not what the header says: RFC 9112, section 3.2.2.
+        headers = [(b"host", authority), *(each for each in headers if each[0] != b"host")]
+    _check_host(headers)
     path = _decoded_path(target)
     return RequestHead(
         method=request.method.decode("ascii"),
@@ -158,16 +167,38 @@ def refuse_loose_lines(head: bytes | bytearray) -> None:
         raise Refusal(400, "a header is one line; folding is obsolete")
 
 
-def _origin_form(target: bytes) -> bytes:
+def _origin_form(target: bytes, method: bytes) -> tuple[bytes, bytes]:
+    """The path with its query, and the authority of a target in absolute form, else b""."""
+    if b"#" in target:
+        raise Refusal(400, "a request target has no fragment; write '%23' for '#'")
     if target.startswith(b"/"):
-        return target
+        return target, b""
     absolute = ABSOLUTE_FORM.match(target)
     if absolute is not None:
+        if not absolute[1]:
+            raise Refusal(400, "the URL in the request line names no host")
         rest = target[absolute.end() :]
-        return rest if rest.startswith(b"/") else b"/" + rest
-    if target == b"*":
-        return target
+        return rest if rest.startswith(b"/") else b"/" + rest, absolute[1]
+    if target == b"*" and method == b"OPTIONS":
+        return target, b""
     raise Refusal(400, "the request target must be a path that starts with '/'")
+
+
+def _check_host(headers: Headers) -> None:
+    """Refuse a host that a proxy, a log or a link may take for another one."""
+    for name, value in headers:
+        if name == b"host":
+            found = HOST.fullmatch(value)
+            if found is None or not (found[1] is None or _is_ipv6(found[1].decode("ascii"))):
+                raise Refusal(400, "the Host must be a name or an address, and perhaps a port")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _decoded_path(target: bytes) -> str:

@@ -29,6 +29,7 @@ import hashlib
 import itertools
 import logging
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,6 +68,8 @@ DAYS = 24 * 3600
 #: ``expires_in`` of an API token, in seconds; 0: never.
 LIFETIMES: Mapping[str, int] = {"30d": 30 * DAYS, "90d": 90 * DAYS, "365d": 365 * DAYS, "never": 0}
 
+#: The one spelling in Base64 of 32 bytes: the last letter has four bits of them, and two zeros.
+_SIGNATURE = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 #: The longest text of a session: the longest names, with all of their letters escaped.
 SESSION_BYTES_MAX = 4096
 #: How many signatures of sessions and tickets are cached: 16 MiB at most.
@@ -497,7 +500,11 @@ def is_live(row: Token, now: float) -> bool:
 
 def _signed_claims(text: str, secret: bytes) -> dict[str, Any]:
     """The claims of a text that ``secret`` has signed; the caller compares its times, with its
-    own clock. Raises PyJWTError or ValueError for any other text."""
+    own clock. Raises PyJWTError or ValueError for any other text, also for another spelling of
+    the signature: the head and the claims are signed as text, but the signature itself is decoded,
+    with padding, foreign letters and any last bits passed over."""
+    if not _SIGNATURE.fullmatch(text.rpartition(".")[2]):
+        raise jwt.InvalidSignatureError
     claims: dict[str, Any] = jwt.decode(
         text, secret, algorithms=[ALGORITHM], options={"verify_exp": False, "verify_iat": False}
     )

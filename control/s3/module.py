@@ -37,6 +37,8 @@ class S3Settings(Settings, frozen=True, kw_only=True):
     domain: str = ""
     #: Seconds in a "day" of lifecycle rules: fewer for trials of rules.
     lifecycle_day_seconds: int = 86400
+    #: Whether presigned URLs may be signed with version 2, as boto3 does by default.
+    presigned_version_2: bool = True
 
     def check(self) -> None:
         if self.lifecycle_day_seconds < 1:
@@ -67,7 +69,7 @@ class S3(Module):
         )
         self._service = Service(
             control, self._cluster, spaces, self._transfers, self._keys, self.settings.domain,
-            self._lifecycle,
+            self._lifecycle, self.settings.presigned_version_2,
         )  # fmt: skip
 
     def routes(self) -> Sequence[Route]:

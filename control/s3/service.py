@@ -28,7 +28,7 @@ from control.api import (
     scoped,
 )
 from control.api.internals import HeaderTexts, ParameterTexts
-from control.s3 import cors, lifecycle
+from control.s3 import cors, lifecycle, signature2
 from control.s3.access import Access
 from control.s3.authority import BLOCK, BLOCK_ROOT, OWNERSHIP, POLICY, Authority, Block
 from control.s3.buckets import Buckets
@@ -157,12 +157,14 @@ def _spaces(action: str) -> Need:
 class Service:
     def __init__(
         self, control: Control, cluster: Cluster, spaces: Spaces, transfers: Transfers, keys: Keys,
-        domain: str, expiry: lifecycle.Lifecycle,
+        domain: str, expiry: lifecycle.Lifecycle, takes_version_2: bool,
     ) -> None:  # fmt: skip
         self._control = control
         self._spaces = spaces
         self._keys = keys
         self._domain = domain.lower().strip(".")
+        #: Whether presigned URLs may be signed with version 2.
+        self._takes_version_2 = takes_version_2
         self._signers: dict[tuple[str, str], Key] = {}
         self.patience = patience = Patience()
         versions = Versions(control, cluster, spaces)
@@ -286,10 +288,20 @@ class Service:
         raw_path: bytes = request.scope["raw_path"]
         pairs = parse_query(request.scope["query_string"])
         query = ParameterTexts(pairs)
-        signed = find(headers, query)
-        signer, principal = None, None
-        if signed is not None:
-            listed = [(name.lower(), value) for name, value in request.headers.items()]
+        listed = [(name.lower(), value) for name, value in request.headers.items()]
+        signed: Signed | None = None
+        signer: Key | None = None
+        principal: Principal | None = None
+        if self._takes_version_2 and signature2.is_presigned(query):
+            bucket_in_host = self._bucket_in(headers.get("host", ""))
+            resource = f"/{bucket_in_host}".encode() * bool(bucket_in_host) + raw_path
+            presigned = signature2.presigned(
+                request.method, resource, request.scope["query_string"], listed
+            )
+            principal = self._verified_2(presigned)
+            signed, query = presigned.signed(), ParameterTexts(presigned.options)
+            headers = HeaderTexts({**presigned.headers, **headers})
+        elif (signed := find(headers, query)) is not None:
             signer, principal = self._verified(signed, request.method, raw_path, pairs, listed)
             if signed.expires is not None:
                 headers = HeaderTexts({**headers_of(query), **headers})
@@ -325,11 +337,23 @@ class Service:
             path = unquote_to_bytes(raw_path).decode().removeprefix("/")
         except UnicodeDecodeError:
             raise S3Error("InvalidURI", "the URL is not UTF-8") from None
-        name = host.lower().partition(":")[0]
-        if self._domain and name.endswith(f".{self._domain}"):
-            return name.removesuffix(f".{self._domain}"), path
+        in_host = self._bucket_in(host)
+        if in_host:
+            return in_host, path
         bucket, _, key = path.partition("/")
         return bucket, key
+
+    def _bucket_in(self, host: str) -> str:
+        """The bucket that the host names; empty if it names none."""
+        name = host.lower().partition(":")[0]
+        is_below = self._domain and name.endswith(f".{self._domain}")
+        return name.removesuffix(f".{self._domain}") if is_below else ""
+
+    def _verified_2(self, presigned: signature2.Presigned) -> Principal:
+        presigned.check_time(time.time())
+        secret, principal = self._find_key(presigned.access_key_id)
+        presigned.verify(secret)
+        return principal
 
     def _verified(
         self,

@@ -91,8 +91,10 @@ def find(headers: Mapping[str, str], query: Mapping[str, str]) -> Signed | None:
         return _from_header(authorization, headers)
     if "X-Amz-Signature" in query or "X-Amz-Algorithm" in query:
         return _from_query(query)
-    if "AWSAccessKeyId" in query:
-        raise S3Error("InvalidRequest", f"signatures are of {ALGORITHM} alone")
+    if "AWSAccessKeyId" in query:  # the service has found it first, unless it is not to
+        raise S3Error(
+            "InvalidRequest", f"signatures are of {ALGORITHM} alone: version 2 is switched off here"
+        )
     return None
 
 

@@ -24,6 +24,7 @@ from gfs.cli.exits import (
 from gfs.cli.options import Cluster, client_options
 from gfs.cli.settings import write_settings
 from gfs.errors import GfsError, SettingsError, StartupError
+from gfs.variables import hide_admin_password
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -203,6 +204,7 @@ def run(arguments: Sequence[str]) -> int:
 
     An exception other than a GfsError, a usage error or a signal is a bug, and is raised.
     """
+    hide_admin_password()
     try:
         code = root.main(args=list(arguments), prog_name="gfs", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -22,6 +22,7 @@ import trio
 from gfs.cluster.directory import open_log
 from gfs.cluster.report import failure, receive_report
 from gfs.errors import GfsError, StartupError
+from gfs.variables import environment_of_child
 
 RESTART_SECONDS_MIN = 0.1
 RESTART_SECONDS_MAX = 10.0
@@ -43,6 +44,8 @@ class Child:
     log: Path | None = None
     #: Its latest report that it serves.
     facts: dict[str, Any] = field(default_factory=dict)
+    #: Whether it is of the control plane, and gets the passwords of :mod:`gfs.variables`.
+    is_control: bool = False
 
 
 class ChildRunner:
@@ -141,6 +144,7 @@ class ChildRunner:
                 stdout=log,
                 stderr=log,
                 pass_fds=(send, self._lifeline, *self._inherited),
+                env=environment_of_child(is_control=child.is_control),
                 # Only the parent gets Ctrl-C at the terminal.
                 start_new_session=True,
             )

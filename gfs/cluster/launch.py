@@ -16,6 +16,7 @@ from gfs.cluster.children import STOP_SECONDS, interpreter
 from gfs.cluster.directory import StateDirectory, is_locked, open_log, supervisor_pid
 from gfs.cluster.report import failure, receive_report
 from gfs.errors import GfsError, SettingsError, StartupError
+from gfs.variables import environment_of_child
 
 #: A supervisor stops within this, killing what does not end.
 DOWN_SECONDS = STOP_SECONDS + 10.0
@@ -42,6 +43,7 @@ async def detach(state: Path, arguments: list[str]) -> dict[str, Any]:
             stdout=log,
             stderr=log,
             pass_fds=(send,),
+            env=environment_of_child(is_control=True),  # it starts the control plane
             start_new_session=True,
         )
     except BaseException:

@@ -294,6 +294,7 @@ def _control(
             *config,
         ],
         directory.log("control"),
+        is_control=True,
     )
 
 

@@ -16,7 +16,9 @@ handshake runs inside the encrypted connection.
 While the cluster key is changed, some processes have the old key, some the new one,
 some both. The connector names its keys (``keys``); the acceptor chooses the first of
 its own that is among them, and names it: any two processes that share a key can
-connect.
+connect. Who names none of the acceptor's keys is refused for that, and learns nothing else: not
+the acceptor's role, id, cluster, term or key. The names are no secret to those who can read
+the connections of others; only TLS hides them.
 
 Each side names the oldest and the newest version of the protocol that it speaks; the
 connection has the newest that both speak, and there is none without one.
@@ -193,15 +195,14 @@ async def connect(
                 hello = await connection.receive()
             except ProtocolError as error:  # the port of another service, for example
                 raise ProtocolError(f"{address}: {error}") from error
+            if isinstance(hello, Failure) and hello.code == WrongClusterKey.code:
+                raise _has_another_key(address)
             theirs = _check_hello(hello, address)
             chosen = theirs.keys[0] if theirs.keys else ours.keys[0]
             if chosen not in keys or not hmac.compare_digest(
                 _proof(keys[chosen], b"acceptor", ours, theirs), theirs.proof
             ):
-                raise WrongClusterKey(
-                    f"{address} has another cluster key: copy the cluster.key "
-                    "of its state directory, or check the address"
-                )
+                raise _has_another_key(address)
             _check_cluster(theirs.cluster, identity.cluster, address)
             await connection.send(
                 HelloProof(id=0, proof=_proof(keys[chosen], b"connector", ours, theirs))
@@ -240,9 +241,9 @@ async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnec
             connection = BulkConnection(stream)
             try:
                 theirs = _check_hello(await connection.receive(), stream.peer)
+                key = _choose(identity.credentials.current_keys(), theirs.keys, stream.peer)
                 _check_cluster(theirs.cluster, identity.cluster, stream.peer)
-                key, name = _choose(identity.credentials.current_keys(), theirs.keys)
-                ours = _hello(identity, world, [name] if theirs.keys else [])
+                ours = _hello(identity, world, [key_name(key)])
                 ours.proof = _proof(key, b"acceptor", theirs, ours)
                 await connection.send(ours)
                 answer = await connection.receive()
@@ -268,12 +269,19 @@ async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnec
     return connection
 
 
-def _choose(keys: Sequence[bytes], theirs: list[bytes]) -> tuple[bytes, bytes]:
-    """The first of ``keys`` that the connector has, and its name; if it has none, the first."""
+def _choose(keys: Sequence[bytes], theirs: list[bytes], peer: str) -> bytes:
+    """The first of ``keys`` that the connector names. Raises WrongClusterKey if there is none."""
     for key in keys:
         if key_name(key) in theirs:
-            return key, key_name(key)
-    return keys[0], key_name(keys[0])
+            return key
+    raise WrongClusterKey(f"{peer} has another cluster key: copy the server's cluster.key")
+
+
+def _has_another_key(address: str) -> WrongClusterKey:
+    return WrongClusterKey(
+        f"{address} has another cluster key: copy the cluster.key of its state directory, or "
+        "check the address"
+    )
 
 
 async def _accept_secured(world: World, stream: Stream, tls: Tls) -> Stream:

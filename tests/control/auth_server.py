@@ -64,7 +64,9 @@ class Server:
         self, method: str, path: str, who: dict[str, Any] | None = None, **body: Any
     ) -> httpx.Response:
         """A request with the credential in ``who["token"]`` and ``body`` as JSON."""
-        headers = {} if who is None else {"Authorization": f"Bearer {who['token']}"}
+        headers = (
+            {} if who is None else {"Authorization": f"Bearer {who['token']}".encode("latin-1")}
+        )
         return await self.http.request(method, path, headers=headers, json=body or None)
 
 

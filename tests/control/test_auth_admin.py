@@ -19,7 +19,7 @@ from limits import HANG_SECONDS
 import control.recent
 from control.api import Module, UserDeletion
 from control.auth import take_first_password
-from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
+from control.auth.first_start import FILE_NAME, generate_password, make_first_admin
 from control.errors import Conflict
 from control.identity import ids
 from control.identity import users as people
@@ -28,6 +28,7 @@ from control.identity.rows import IDENTITY, users
 from control.records import Records, Schema, Txn
 from control.records.schemas import encoded
 from gfs.errors import StartupError
+from gfs.variables import ADMIN_PASSWORD
 
 CHEAP = CheapAuth.hasher
 
@@ -218,11 +219,11 @@ async def test_the_first_password_is_shown_once(tmp_path: Path) -> None:
 
 
 async def test_the_password_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "given to it")
+    monkeypatch.setenv(ADMIN_PASSWORD, "given to it")
     async with running(tmp_path, admin_username="root") as server:
         assert take_first_password(server.control) is None
         await server.login("root", "given to it")
-    monkeypatch.setenv(VARIABLE, "another one")
+    monkeypatch.setenv(ADMIN_PASSWORD, "another one")
     async with running(tmp_path, admin_username="root") as server:
         await server.login("root", "given to it")
         assert await server.login_status("root", "another one") == 401
@@ -245,7 +246,7 @@ async def test_a_stale_password_does_not_outlive_a_given_one(
     control = tmp_path / "control"
     control.mkdir(mode=0o700)
     (control / FILE_NAME).write_text("of a start that died\n")
-    monkeypatch.setenv(VARIABLE, "given to it")
+    monkeypatch.setenv(ADMIN_PASSWORD, "given to it")
     records = Records.open(control / "records", [IDENTITY], sync=False)
     assert await make_first_admin(records, Passwords(1, 1, CHEAP), control, "admin")
     assert take_first_password(control) is None
@@ -260,7 +261,7 @@ def test_processes_that_start_at_once_make_one_administrator(tmp_path: Path) -> 
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={key: value for key, value in os.environ.items() if key != VARIABLE},
+            env={key: value for key, value in os.environ.items() if key != ADMIN_PASSWORD},
         )
         for _ in range(3)
     ]
@@ -285,7 +286,7 @@ def test_processes_that_start_at_once_make_one_administrator(tmp_path: Path) -> 
 async def test_a_first_password_that_cannot_be_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "x" * 1025)
+    monkeypatch.setenv(ADMIN_PASSWORD, "x" * 1025)
     records = Records.open(tmp_path / "records", [IDENTITY], sync=False)
     with pytest.raises(StartupError, match="password"):
         await make_first_admin(records, Passwords(1, 1, CHEAP), tmp_path, "admin")
@@ -305,7 +306,7 @@ def test_generated_passwords_differ_and_are_easy_to_copy() -> None:
 async def test_a_first_password_that_is_not_utf8_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, os.fsdecode(b"correct \xff horse"))
+    monkeypatch.setenv(ADMIN_PASSWORD, os.fsdecode(b"correct \xff horse"))
     with pytest.raises(BaseExceptionGroup) as caught:
         async with running(tmp_path):
             pass

@@ -113,15 +113,17 @@ async def test_a_revoked_or_forged_token_is_refused_everywhere(echo: Server) -> 
     ok(await echo.call("DELETE", f"/api/tokens/{made['id']}", ada))
     forged = {"token": jwt.encode({"type": "session"}, "k" * 32, "HS256", {"kid": "other"})}
     cut_off = {"token": made["token"].removeprefix("ecloud_")}
+    padded, spaced = ({"token": f"{ada['token']}{end}"} for end in ("=", "\xa0"))
     later = await echo.login("ada")
     ok(await echo.call("POST", "/api/logout", later))
     for who, word in ((made, "revoked"), (later, "ended"), (forged, "not valid"),
-                      (cut_off, "not valid")):  # fmt: skip
+                      (cut_off, "not valid"), (padded, "not valid")):  # fmt: skip
         for path in ("/open/public", "/open/private", "/open/missing", "/echo/default"):
             answer = await echo.call("GET", path, who)
             assert _says(answer, word, "log in again") == refused(answer, 401)
         # Whoever is logged out already may log out.
         _says(await echo.call("POST", "/api/logout", who), word)
+    _says(await echo.call("GET", "/echo/default", spaced), "malformed")
 
 
 def _says(answer: httpx.Response, *words: str) -> str:

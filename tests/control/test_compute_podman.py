@@ -28,6 +28,7 @@ from control.compute.podman.engine import http as module
 from control.compute.podman.engine.answers import Config, NetworkSettings
 from control.compute.podman.engine.api import Execution
 from control.compute.podman.engine.http import Client
+from control.compute.podman.engine.service import environment
 from control.compute.podman.logs import Lines
 from control.compute.podman.shapes import (
     PTYS,
@@ -359,3 +360,11 @@ def test_a_command_whose_process_died_is_found_once(tmp_path: Path) -> None:
     assert leashes.dropped() == []
     kept.let_go()
     assert [each.exec_id for each in others.dropped()] == ["kept"]
+
+
+def test_what_runs_containers_gets_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GFS_ADMIN_PASSWORD", "GFS_CONTROL_RECORDS", "PGPASSWORD"):
+        monkeypatch.setenv(name, "a secret 4713")
+    found = environment({"MORE": "1"})
+    assert "a secret 4713" not in found.values()
+    assert found["PATH"] == os.environ["PATH"]

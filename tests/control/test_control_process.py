@@ -471,6 +471,57 @@ def test_in_the_background_it_is_printed_by_the_command_that_starts_it(tmp_path:
         assert reported[0] not in path.read_text()
 
 
+def shown(mark: str) -> dict[str, bytes]:
+    """What each process with this variable shows of itself in /proc: its environment and its
+    arguments, by the first arguments."""
+    found = {}
+    for place in Path("/proc").iterdir():
+        try:
+            environ = (place / "environ").read_bytes() if place.name.isdecimal() else b""
+            if mark.encode() in environ:
+                arguments = (place / "cmdline").read_bytes()
+                name = " ".join(arguments.decode().split("\0")[4:6]) + f" ({place.name})"
+                found[name] = environ + arguments
+        except (OSError, ProcessLookupError):
+            continue  # it has ended, or is another user's
+    return found
+
+
+@pytest.mark.parametrize("way", ["--detach", "--detach=off"])
+def test_no_process_shows_the_first_password(tmp_path: Path, way: str) -> None:
+    """Neither those of the cluster nor that which was started with it; the password of the
+    records only the control plane's. The first is no child of this process's copy, since that
+    would show the environment of the tests."""
+    mark = f"GFS_TEST_MARK={tmp_path}"
+    secret, database = "a first password 4711", "the password of the records 4712"
+    state, ready_file = tmp_path / "state", tmp_path / "ready.json"
+    variables = environment(GFS_ADMIN_PASSWORD=secret, PGPASSWORD=database)
+    variables |= dict([mark.split("=")])
+    arguments = ["up", "--state", str(state), "--port", "0", "--replication", "1"]
+    arguments += ["--chunkservers", "1", "--control-workers", "2", "--ready-file", str(ready_file)]
+    arguments += [way] * (way == "--detach")
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "gfs.cli", *arguments], env=variables
+        )
+        wait_for(ready_file.exists, "ready file")
+        if way == "--detach":
+            assert process.wait(HANG_SECONDS) == 0
+        seen = shown(mark)
+        url = json.loads(ready_file.read_bytes())["control"]["auth"]
+        login = {"username": "admin", "password": secret}
+        answer = httpx.post(f"{url}/api/login", json=login, timeout=HANG_SECONDS, **PLAIN)
+        assert answer.status_code == 200
+    finally:
+        forks.run(["down", "--state", state], env=environment()).check_returncode()
+        process.wait(HANG_SECONDS)
+    kinds = sorted(name.split()[0] for name in seen)
+    assert kinds == ["chunkserver", "control", "control", "control", "master", "up"]
+    assert {name for name, text in seen.items() if secret.encode() in text} == set()
+    with_database = {name.split()[0] for name, text in seen.items() if database.encode() in text}
+    assert with_database == {"control", "up"}
+
+
 def test_nothing_listens_beyond_loopback(cloud: Cloud) -> None:
     processes = {cloud.cluster.pid("supervisor"), *cloud.cluster.pids()}
     processes |= {child for pid in processes for child in children(pid)}

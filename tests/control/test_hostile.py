@@ -311,8 +311,11 @@ def test_a_form_field_without_a_file_name(user: httpx.Client, space: str) -> Non
 
 @pytest.mark.parametrize(
     ("target", "status"),
-    [("http://evil.example/healthz", 200), ("*", 404), ("evil.example:443", 400),
-     ("//evil.example/healthz", 404), ("/healthz#fragment", 404),
+    [("http://evil.example/healthz", 200), ("*", 400), ("evil.example:443", 400),
+     ("//evil.example/healthz", 404), ("//healthz", 404), ("///healthz", 404),
+     ("/%2fhealthz", 404), ("//metrics", 404), ("http://evil.example//healthz", 404),
+     ("//console/", 404), ("/healthz#fragment", 400), ("http://a b@evil.example/healthz", 400),
+     ("http://user@evil.example/healthz", 400),
      ("/healthz?%ff=%ff&token=%00", 400), ("/healthz?" + "&" * 5000, 400), ("/%zz", 400),
      ("/%", 400), ("/healthz%", 400)],
     ids=lambda value: str(value)[:40],

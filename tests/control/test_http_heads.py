@@ -16,9 +16,11 @@ from control.http.heads import AnswerFraming, Refusal, error_answer, in_json, re
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-def head_of(target: bytes, method: bytes = b"GET", version: bytes = b"1.1") -> h11.Request:
+def head_of(
+    target: bytes, method: bytes = b"GET", version: bytes = b"1.1", host: bytes = b"a"
+) -> h11.Request:
     return h11.Request(
-        method=method, target=target, headers=[(b"Host", b"a")], http_version=version
+        method=method, target=target, headers=[(b"Host", host)], http_version=version
     )
 
 
@@ -42,6 +44,55 @@ def test_a_path_is_decoded_strictly_or_refused(parts: list[bytes]) -> None:
             read_head(head_of(target))
     else:
         assert read_head(head_of(target)).path == expected
+
+
+#: A host, and whether it is a ``uri-host [":" port]`` (RFC 9110, section 7.2).
+HOSTS = [
+    *((host, True) for host in ("", "a", "a:80", "a:", "127.0.0.1:8080", "a_b.example", "a.b.")),
+    *((host, True) for host in ("[::1]", "[::1]:80", "[::ffff:127.0.0.1]", "%41", "a!$&'()*+,;=~")),
+    *((host, False) for host in ("a b", "a b/@", "a/", "a@b", "u:p@a", "a?", "a#", "a\\b", "a,b/")),
+    *((host, False) for host in ("a:x", "a:-1", "a:1:2", "a:123456", "::1", "[::1", "::1]", "[]")),
+    *((host, False) for host in ("[::1%25eth0]", "[::1]a", "[:::]", "[g::]", "[a]", "[v1.a]")),
+    *((host, False) for host in ("%", "%4", "%zz", "caf\xe9", "http://a", '"a"', "a|b", "a" * 256)),
+]
+
+
+@pytest.mark.parametrize(("host", "is_one"), HOSTS)
+def test_a_host_is_one_or_the_request_is_refused(host: str, is_one: bool) -> None:
+    """As header, and as part of a target in absolute form, where none must be empty."""
+    raw = host.encode("latin-1")
+    absolute = b"http://%b/path" % raw
+    if is_one:
+        read_head(head_of(b"/", host=raw))
+    else:
+        with pytest.raises(Refusal, match="Host") as refused:
+            read_head(head_of(b"/", host=raw))
+        assert refused.value.status == 400
+    if host and is_one:
+        # What the header says is ignored then (RFC 9112, section 3.2.2).
+        assert read_head(head_of(absolute, host=b"other")).headers == [(b"host", raw)]
+        assert read_head(head_of(absolute, host=raw)).path == "/path"
+    elif re.fullmatch(rb"[^/?]*", raw) and re.fullmatch(rb"[!-~]*", raw):  # else h11 refuses it
+        with pytest.raises(Refusal) as refused:
+            read_head(head_of(absolute))
+        assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [
+        *((target, b"GET") for target in (b"/#", b"/healthz#x", b"/a?b#c", b"http://a/#", b"*")),
+        *(
+            (target, b"POST")
+            for target in (b"*", b"http://a#", b"http:///a", b"http://", b"ftp://a/")
+        ),
+    ],
+)
+def test_a_target_that_no_client_may_send(target: bytes, method: bytes) -> None:
+    """Those with a fragment, of a URL without host, and "*" where the method is not OPTIONS."""
+    with pytest.raises(Refusal) as refused:
+        read_head(head_of(target, method))
+    assert refused.value.status == 400
 
 
 @given(

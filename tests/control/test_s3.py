@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlencode
 
 import httpx
 import pytest
@@ -647,6 +648,100 @@ def test_a_presigned_url_ends(s3: S3Client, bucket: str) -> None:
         answer = httpx.get(url, timeout=HANG_SECONDS, **PLAIN)
         assert answer.status_code == status
     assert "the URL has expired" in failed(answer, "AccessDenied")
+
+
+def presigned_2(
+    key: dict[str, str], method: str, path: str, query: dict[str, str], *, seconds: float = 60.0,
+    signed: str = "", kind: str = "",
+) -> str:  # fmt: skip
+    """The query of a URL by version 2, whose text is put together by hand. ``path`` begins with
+    the bucket; ``signed``: the parameters as they are signed; ``kind``: of the content."""
+    expires = str(int(time.time() + seconds))
+    amz = "".join(f"{n}:{v}\n" for n, v in sorted(query.items()) if n.startswith("x-amz-"))
+    text = f"{method}\n\n{kind}\n{expires}\n{amz}/{path}{signed}"
+    digest = hmac.digest(key["secret_access_key"].encode(), text.encode(), "sha1")
+    own = {
+        "AWSAccessKeyId": key["access_key_id"],
+        "Expires": expires,
+        "Signature": base64.b64encode(digest).decode(),
+    }
+    return "?" + urlencode({**query, **own}, quote_via=quote)
+
+
+def test_urls_by_version_2_do_what_was_signed(cloud: Cloud) -> None:
+    user, user_id = cloud.make_user()
+    key, bucket = new_key(user, user_id), unique("bucket")
+
+    def send(method: str, path: str, query: str, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = httpx.Request(method, cloud.s3_url + path + query, content=b"data", headers=named)
+        with httpx.Client(timeout=HANG_SECONDS, **PLAIN) as client:
+            return client.send(sent)
+
+    with client_of(cloud, key) as s3:
+        done(s3.call("PUT", bucket))
+        for name in ("a%20%C3%A9%2B%26/x", "/a//b", "plain"):
+            path = f"{bucket}/{name}"
+            more = {"x-amz-meta-k": "v w", "content-type": "a/b"}
+            url = presigned_2(key, "PUT", path, more, kind="a/b")
+            done(send("PUT", f"/{path}", url))
+            get = presigned_2(key, "GET", path, {})
+            got = done(send("GET", f"/{path}", get))
+            assert got.content == b"data"
+            assert (got.headers["content-type"], got.headers["x-amz-meta-k"]) == ("a/b", "v w")
+            host = f"{bucket}.s3.example.org"
+            assert done(send("GET", f"/{name}", get, host=host)).content == b"data"
+            assert done(send("GET", f"/{path}", get, range="bytes=1-2")).content == b"at"
+            failed(send("GET", f"/{path}x", get), "SignatureDoesNotMatch")
+            failed(send("PUT", f"/{path}", get), "SignatureDoesNotMatch")
+            assert send("HEAD", f"/{path}", get).status_code == 403
+            assert send("HEAD", f"/{path}", presigned_2(key, "HEAD", path, {})).is_success
+        assert sorted(s3.keys(bucket)) == ["/a//b", "a é+&/x", "plain"]
+
+        kind = {"response-content-type": "c/d e"}
+        url = presigned_2(key, "GET", path, kind, signed="?response-content-type=c/d e")
+        assert done(send("GET", f"/{path}", url)).headers["content-type"] == "c/d e"
+        failed(send("GET", f"/{path}", get + "&response-expires=x"), "SignatureDoesNotMatch")
+        failed(send("GET", f"/{path}", get + "&versionId=null"), "SignatureDoesNotMatch")
+        for added in ("X-Amz-Meta-A=b", "attributes", "prefix=x"):
+            failed(send("GET", f"/{path}", f"{get}&{added}"), "AccessDenied")
+        put = presigned_2(key, "PUT", path, {})
+        for unsigned in ({"x_amz_meta_a": "b"}, {"x_amz_acl": "private"}, {"content_type": "x/y"}):
+            failed(send("PUT", f"/{path}", put, **unsigned), "SignatureDoesNotMatch")
+        source = {"x_amz_copy_source": f"/{bucket}/plain"}
+        failed(send("PUT", f"/{path}", put, **source), "SignatureDoesNotMatch")
+        token = {"x-amz-security-token": "of a session"}
+        failed(send("PUT", f"/{path}", presigned_2(key, "PUT", path, token)), "InvalidToken")
+        failed(send("DELETE", f"/{path}", presigned_2(key, "DELETE", path, {})), "InvalidRequest")
+        for seconds, word in ((-2, "expired"), (8 * 24 * 3600, "at most")):
+            url = presigned_2(key, "GET", path, {}, seconds=seconds)
+            assert word in failed(send("GET", f"/{path}", url), "AccessDenied")
+        wrong = dict(key, secret_access_key="x" * 40)
+        url = presigned_2(wrong, "GET", path, {})
+        failed(send("GET", f"/{path}", url), "SignatureDoesNotMatch")
+        failed(send("GET", f"/{path}", get, authorization="AWS4-HMAC-SHA256 x"), "InvalidArgument")
+    # Another's key is good for what its owner may do, and a revoked one for nothing.
+    other, other_id = cloud.make_user()
+    others = presigned_2(new_key(other, other_id), "GET", path, {})
+    failed(send("GET", f"/{path}", others), "AccessDenied")
+    assert done(send("GET", f"/{path}", get))
+    assert user.delete(f"/api/s3-keys/{key['id']}").is_success
+    failed(send("GET", f"/{path}", get), "InvalidAccessKeyId")
+
+
+@pytest.mark.costly
+async def test_urls_by_version_2_can_be_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"access_key_id": "GFSKEY", "secret_access_key": "secret"}
+    url = "/bucket/key" + presigned_2(key, "GET", "bucket/key", {})
+    for setting, code in (("true", "InvalidAccessKeyId"), ("false", "InvalidRequest")):
+        monkeypatch.setenv("GFS_S3_PRESIGNED_VERSION_2", setting)
+        app = make_app(tmp_path / setting, CheapAuth, Storage, S3)
+        async with served(app) as http:
+            app.control.ports[http.base_url.port or 0] = "s3"
+            answer = await http.get(url)
+        failed(answer, code)
 
 
 def test_parameters_for_logs_are_ignored(s3: S3Client, bucket: str) -> None:

@@ -119,6 +119,17 @@ def test_clients_get_http_2_and_are_known_by_their_own_addresses(proxied: Proxie
     assert got.read_bytes() == sent.read_bytes()
 
 
+def test_metrics_are_closed_in_every_spelling(proxied: Proxied) -> None:
+    status = ("--path-as-is", "-o", "/dev/null", "-w", "%{http_code}")
+    assert run("curl", "-sS", *status, f"{proxied.direct}/metrics") == "200"
+    for spelling in ("/metrics", "/metrics/", "//metrics", "/./metrics", "/x/../metrics",
+                     "/metrics?a", "/%6detrics", "/%2Fmetrics", "/metrics%2F", "/metrics//",
+                     "/metrics;a", "/metrics%00"):  # fmt: skip
+        answer = proxied.curl(spelling, *status)
+        assert answer in ("400", "404"), spelling
+    assert proxied.curl("/healthz", *status) == "200"
+
+
 def test_an_upgrade_reaches_the_control_plane(proxied: Proxied) -> None:
     """What is no terminal is refused by the control plane, in the words that it has without."""
     path = f"/compute/containers/none/terminal?token={proxied.token()}"

@@ -62,6 +62,42 @@ with urlopen(Request(url, data=b"presigned", method="PUT")) as answer:
 with urlopen(s3.generate_presigned_url("get_object", Params=arguments)) as answer:
     assert answer.read() == b"presigned"
 
+# Without a Config it signs URLs with version 2.
+plain = boto3.client("s3")
+
+
+def by_url(method: str, body: bytes | None = None, **more: object) -> tuple[bytes, dict[str, str]]:
+    """The bytes of an answer and its headers, by lower-case name."""
+    named = {"Bucket": bucket, "Key": "plain/é+& x", **more}
+    url = plain.generate_presigned_url(method, Params=named)
+    assert "AWSAccessKeyId=" in url
+    assert "X-Amz-" not in url
+    verb = {"put_object": "PUT", "upload_part": "PUT", "head_object": "HEAD"}.get(method, "GET")
+    request = Request(url, data=body, method=verb)
+    if body is not None:  # or urllib would say that it is a form
+        request.add_header("Content-Type", str(more.get("ContentType", "")))
+    with urlopen(request) as answer:
+        return answer.read(), {name.lower(): value for name, value in answer.headers.items()}
+
+
+by_url("put_object", b"presigned", ContentType="a/b", Metadata={"k": "v w"}, Tagging="a=b")
+got, headers = by_url(
+    "get_object", ResponseContentType="c/d e+f&g", ResponseCacheControl="no-store"
+)
+assert got == b"presigned"
+assert headers["content-type"] == "c/d e+f&g"
+assert headers["cache-control"] == "no-store"
+assert headers["x-amz-meta-k"] == "v w"
+assert by_url("head_object", ChecksumMode="ENABLED")[1]["content-type"] == "a/b"
+assert by_url("get_object", VersionId="null")[0] == b"presigned"
+upload = s3.create_multipart_upload(Bucket=bucket, Key="plain/é+& x")["UploadId"]
+etag = by_url("upload_part", b"a part", UploadId=upload, PartNumber=1)[1]["etag"]
+s3.complete_multipart_upload(
+    Bucket=bucket, Key="plain/é+& x", UploadId=upload,
+    MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]},
+)  # fmt: skip
+assert by_url("get_object")[0] == b"a part"
+
 fails("NoSuchBucket", s3.list_objects_v2, Bucket="nothing-here")
 fails("NoSuchKey", s3.get_object, Bucket=bucket, Key="nothing")
 fails("404", s3.head_object, Bucket=bucket, Key="nothing")

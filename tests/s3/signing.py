@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 
-from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
+from botocore.auth import HmacV1QueryAuth, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
@@ -16,7 +16,9 @@ for each in json.load(sys.stdin):
         each["method"], each["url"], each["headers"], each["body"].encode() or None
     )
     credentials = Credentials(each["id"], each["secret"])
-    if each["expires"]:
+    if each["version"] == 2:
+        HmacV1QueryAuth(credentials, expires=each["expires"]).add_auth(request)
+    elif each["expires"]:
         S3SigV4QueryAuth(credentials, "s3", each["region"], expires=each["expires"]).add_auth(
             request
         )

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import strptime
 from urllib.parse import quote, urlsplit
+from urllib.request import urlopen
 
 import pytest
 from limits import HANG_SECONDS
@@ -28,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 from harness import Cluster, environment
 
+from control.s3.errors import S3Error
 from control.s3.signature import Key, check_time, find, parse_query, verify
+from control.s3.signature2 import SUBRESOURCES, presigned
 
 HERE = Path(__file__).parent
 CLIENTS = HERE.parents[1] / ".venv-s3" / "bin"
@@ -120,7 +123,7 @@ def shell(tmp_path: Path, variables: dict[str, str]) -> Shell:
     return Shell(tmp_path, variables)
 
 
-@pytest.mark.parametrize("script", ["boto3_clients", "minio_client", "tables"])
+@pytest.mark.parametrize("script", ["boto3_clients", "boto_client", "minio_client", "tables"])
 def test_libraries(shell: Shell, script: str) -> None:
     shell.run("python", str(HERE / f"{script}.py"))
 
@@ -152,6 +155,9 @@ def test_s3cmd(shell: Shell, variables: dict[str, str]) -> None:
     (shell.home / "back").mkdir()
     shell.run("s3cmd", "sync", "s3://s3cmd/t/", "back/")
     shell.same("back")
+    url = shell.run("s3cmd", "signurl", "s3://s3cmd/t/sub/ä 7+&.txt", "+60").strip()
+    with urlopen(url) as answer:  # it is signed with version 2
+        assert answer.read() == (shell.tree / "sub" / "ä 7+&.txt").read_bytes()
     shell.run("s3cmd", "rb", "-r", "--force", "s3://s3cmd")
 
 
@@ -300,6 +306,7 @@ def test_botocores_signatures_are_verified(shell: Shell) -> None:
                 "secret": "s" + text(30),
                 "region": chance.choice(["us-east-1", "eu-central-1"]),
                 "expires": chance.choice([0, 0, 60]),
+                "version": 4,
             }
         )
         if asked[-1]["expires"]:
@@ -316,3 +323,56 @@ def test_botocores_signatures_are_verified(shell: Shell) -> None:
         check_time(found, timegm(strptime(found.date, "%Y%m%dT%H%M%SZ")))
         key = Key(str(each["secret"]), found.scope)
         verify(key, found, str(each["method"]), parts.path.encode(), pairs, headers)
+
+
+def test_botocores_signatures_of_version_2_are_verified(shell: Shell) -> None:
+    """And no request with one byte more or less in its path, values or headers."""
+    chance = random.Random(2)
+    letters = "abz/.-_~ +&=%$@!*'(),:;é漢\U0001f600\"<>\\^`{|}"
+
+    def text(most: int) -> str:
+        return "".join(chance.choice(letters) for _ in range(chance.randint(0, most)))
+
+    asked = []
+    for _ in range(300):
+        names = chance.sample(sorted(SUBRESOURCES), chance.randint(0, 3))
+        query = "&".join(f"{name}={quote(text(8), safe='')}" for name in names)
+        url = f"http://host:123/b/{quote(text(20), safe='/~')}" + (f"?{query}" if query else "")
+        headers = {
+            f"x-amz-meta-{n}": f" {chance.choice('xyz')}  é " for n in chance.sample("abc", 2)
+        }
+        headers |= {"Content-Type": "a/b; c=d", "content-md5": "XUFAKrxLKna5cZ2REBfFkg=="}
+        chosen = chance.sample(sorted(headers), chance.randint(0, len(headers)))
+        asked.append(
+            {
+                "method": chance.choice(["GET", "PUT", "HEAD"]),
+                "url": url,
+                "headers": {name: headers[name] for name in chosen},
+                "body": "",
+                "id": "GFSKEY",
+                "secret": "s" + text(30),
+                "expires": 60,
+                "version": 2,
+            }
+        )
+    signed = json.loads(shell.run("python", str(HERE / "signing.py"), input=json.dumps(asked)))
+    for each, request in zip(asked, signed, strict=True):
+        parts = urlsplit(request["url"])
+        path, query = parts.path.encode(), parts.query.encode()
+        method, secret = str(each["method"]), str(each["secret"])
+        presigned(method, path, query, []).verify(secret)
+        # One more letter in each place: of the path, and behind each value of the query.
+        place = chance.randint(1, len(path))
+        with pytest.raises(S3Error):
+            presigned(method, path[:place] + b"x" + path[place:], query, []).verify(secret)
+        pairs = query.split(b"&")
+        for at, pair in enumerate(pairs):
+            if pair.startswith(b"AWSAccessKeyId="):  # by which the secret is found
+                continue
+            for changed in ([pair + b"x"], []):
+                others = b"&".join(pairs[:at] + changed + pairs[at + 1 :])
+                with pytest.raises(S3Error):
+                    presigned(method, path, others, []).verify(secret)
+        for name in ("x-amz-acl", "content-type", "content-md5"):
+            with pytest.raises(S3Error):
+                presigned(method, path, query, [(name, "x")]).verify(secret)

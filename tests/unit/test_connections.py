@@ -34,6 +34,7 @@ from gfs.errors import (
 from gfs.io import Listener, Stream, World, real_world
 from gfs.protocol import handshake, rpc
 from gfs.protocol.bulk import READ_AHEAD_BYTES, BulkConnection
+from gfs.protocol.credentials import key_name
 from gfs.protocol.frames import HEADER, encode_frame, encode_head
 from gfs.protocol.handshake import HANDSHAKE_SECONDS, Identity
 from gfs.protocol.links import Links
@@ -345,6 +346,35 @@ async def test_another_key_and_another_cluster(wire: Wire) -> None:
 
 
 @on_both_wires
+async def test_a_stranger_learns_nothing_about_a_server(wire: Wire) -> None:
+    """Who names no key of the cluster is told that, and not who the server is: its role, its id,
+    its cluster, its term, the name of its key."""
+    wire.server_identity = Identity("master", "the-id", KEY, "the-cluster", term=0x7E573D)
+    known = [b"the-id", b"the-cluster", b"\x7e\x57\x3d", key_name(KEY), b"master", b"shadow"]
+    async with wire.serving(hold) as address:
+        for changes in (
+            {"keys": []},
+            {"keys": [b"unknown!"]},
+            {"keys": [b"unknown!", key_name(bytes(32))]},
+            {"keys": [key_name(KEY)[:-1], key_name(KEY) + b"x"]},
+            {"keys": [], "cluster": "another-cluster"},
+            {"keys": [b"unknown!"], "cluster": "another-cluster"},
+            {"keys": [], "version": PROTOCOL_NEWEST + 1},
+            {"keys": [], "role": "master", "term": 1},
+            {"keys": [], "nonce": b""},
+        ):
+            peer = BulkConnection(await wire.client.network.connect(address))
+            await peer.send(hello(**changes))
+            answer = await read_all(peer.stream)
+            peer.close()
+            assert b"wrong_cluster_key" in answer or b"protocol" in answer, answer
+            assert [each for each in known if each in answer] == [], changes
+        # As a member it would have been answered.
+        wire.identity.cluster = "the-cluster"
+        (await wire.connect(address)).close()
+
+
+@on_both_wires
 async def test_a_connection_has_the_newest_version_that_both_sides_speak(wire: Wire) -> None:
     seen: list[int] = []
 
@@ -440,6 +470,25 @@ async def test_a_server_without_the_key_is_found_out(wire: Wire) -> None:
             await wire.connect(address)
 
 
+@on_both_wires
+async def test_a_server_that_only_names_the_key_is_found_out(wire: Wire) -> None:
+    async with wire.listener() as listener, trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            connection = BulkConnection(await listener.accept())
+            asked = await connection.receive()
+            assert isinstance(asked, Hello)
+            ours = hello(role="master", keys=asked.keys)
+            ours.proof = handshake._proof(bytes(32), b"acceptor", asked, ours)
+            await connection.send(ours)
+            assert await read_all(connection.stream) == b"", "the connector proves nothing to it"
+            connection.close()
+
+        nursery.start_soon(answer)
+        with pytest.raises(WrongClusterKey, match=r"cluster\.key"):
+            await wire.connect(listener.address)
+
+
 async def greeted(wire: Wire, address: str, ours: Hello) -> tuple[BulkConnection, Hello]:
     """A connection to a server that has answered this hello."""
     peer = BulkConnection(await wire.client.network.connect(address))
@@ -459,7 +508,7 @@ def proof_of(ours: Hello, theirs: Hello) -> HelloProof:
 def hello(**changes: object) -> Hello:
     fields = {
         "id": 0, "magic": MAGIC, "version": PROTOCOL_OLDEST, "role": "client",
-        "peer": "evil", "cluster": "", "nonce": b"n" * 16,
+        "peer": "evil", "cluster": "", "nonce": b"n" * 16, "keys": [key_name(KEY)],
     }  # fmt: skip
     return Hello(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -26,6 +26,7 @@ import trio
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.engine.http import Client
 from control.compute.podman.engine.processes import end, held
+from gfs.variables import environment_of_child
 
 SOCKET = "podman.sock"
 LOG = "podman-service.log"
@@ -198,8 +199,9 @@ async def run_podman(podman: str, runtime: str, *arguments: str) -> tuple[int, s
 
 
 def environment(more: dict[str, str]) -> dict[str, str]:
-    """Our environment without our settings, which may contain passwords."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GFS_")}
+    """Our environment without our settings and passwords."""
+    ours = environment_of_child(is_control=False)
+    kept = {name: value for name, value in ours.items() if not name.startswith("GFS_")}
     # Podman warns at every start that cgroups v1 are old, which does not concern our users.
     return {**kept, "PODMAN_IGNORE_CGROUPSV1_WARNING": "1", **more}
 
