@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from limits import HANG_SECONDS
 
 from control.api import RecordsFailed
+from control.http.texts import RequestHeaders
 from control.s3.checksums import AHEAD_BYTES_MAX, BATCH_BYTES, BATCHING_MAX, Sums
 from control.s3.errors import S3Error
 from control.s3.payload import Payload
@@ -375,7 +376,7 @@ async def test_failed_records_end_the_process_and_are_no_answer(
     monkeypatch.setattr(service, "_names", fail)
     control = SimpleNamespace(fresh=trio.lowlevel.checkpoint)
     monkeypatch.setattr(service, "_control", control, raising=False)
-    request: Any = SimpleNamespace(method="GET", headers={}, scope={"raw_path": b"/"})
+    request: Any = SimpleNamespace(method="GET", headers=RequestHeaders(), scope={"raw_path": b"/"})
     with pytest.raises(RecordsFailed):
         await service.serve(request, lambda call: None)
 
