@@ -224,8 +224,11 @@ def export_records(cluster: Cluster, file: Path) -> None:
     For gfs control import, with other records (GFS_CONTROL_RECORDS). Stop all control planes
     first: later changes are not in FILE. Keep FILE as secret as the keys.
     """
+    from gfs.cli.local import check_parent
+
     with _packages():
         from control.cli import moving
+    check_parent(file)
     _records_directory(cluster)
     print(f"{moving.export(_offline(cluster), file)} rows are in {file}.")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gfs.cli.local import check_parent
 from gfs.cli.options import PATH, Cluster, client_options, state_directory
 from gfs.cli.output import Output
 from gfs.cli.session import (
@@ -40,10 +41,11 @@ def backup(cluster: Cluster, file: Path) -> None:
 
     settings = client_settings(cluster)
     check_runs(cluster)
-    masters = find_masters(cluster.master, cluster.state)
-    credentials = find_credentials(cluster.key_file, cluster.tls, cluster.state)
     # Not of a link: a new backup replaces the file that it names, where that is.
     path = os.path.realpath(file)
+    check_parent(path)
+    masters = find_masters(cluster.master, cluster.state)
+    credentials = find_credentials(cluster.key_file, cluster.tls, cluster.state)
 
     async def work() -> None:
         seconds = settings.retry_seconds
