@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -399,7 +400,7 @@ def _whereabouts(cluster: Cluster) -> dict[str, Any]:
 
 def _arguments(cluster: Cluster, flags: dict[str, Any]) -> list[str]:
     """The command line of a worker."""
-    said = {**vars(cluster), **flags}
+    said = {**vars(replace(cluster, wait=None)), **flags}
     return [
         f"--{name.replace('_', '-')}={value}" for name, value in said.items() if value is not None
     ]

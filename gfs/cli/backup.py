@@ -13,14 +13,16 @@ from gfs.cli.output import Output
 from gfs.cli.session import (
     check_runs,
     client_settings,
+    refused_seconds,
     run,
     run_with_client,
     saying_that_it_waits,
+    with_advice,
 )
 from gfs.client import find_credentials, find_masters
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import MasterSettings, load
-from gfs.errors import GfsError, SettingsError, StartupError
+from gfs.errors import GfsError, MasterUnavailable, SettingsError, StartupError
 from gfs.failures import plural, sentence
 from gfs.io import real_world
 
@@ -49,9 +51,14 @@ def backup(cluster: Cluster, file: Path) -> None:
 
     async def work() -> None:
         seconds = settings.retry_seconds
-        async with saying_that_it_waits(seconds) as waits:
+        refused = refused_seconds(cluster)
+        async with saying_that_it_waits(cluster, seconds) as waits:
             try:
-                point = await take_backup(real_world(), masters, credentials, path, seconds, waits)
+                point = await take_backup(
+                    real_world(), masters, credentials, path, seconds, waits, refused
+                )
+            except MasterUnavailable as error:
+                raise with_advice(cluster, error) from error
             except GfsError:
                 raise  # some are an OSError as well
             except OSError as error:

@@ -169,7 +169,7 @@ class Contents(Names):
 
         If the call is cancelled, or the iterator raises, what was taken before the last round has
         been stored, or has failed; of the last round each file may have been stored, as a whole;
-        of what was not taken, nothing. :meth:`stat_many` tells, and the same call with
+        of what was not taken, nothing. :meth:`stat_many` shows it, and the same call with
         ``overwrite`` completes it.
         """
         options = PublishOptions(overwrite, parents, None, None)

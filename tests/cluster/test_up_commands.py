@@ -79,7 +79,7 @@ def _content(file: IO[str]) -> bytes:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Quick(tmp_path_factory.mktemp("cluster"))
+    made = Quick(tmp_path_factory.mktemp("cluster"), "--metrics")
     try:
         yield made.start()
     finally:
@@ -605,6 +605,21 @@ def test_the_master_can_be_named(cluster: Cluster, top: str, tmp_path: Path) -> 
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_address_of_another_kind_is_named_with_the_one_that_is_meant(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    facts = cluster.ready
+    master, chunkserver = facts["master"]["address"], facts["chunkservers"][0]["address"]
+    scrape = facts["master"]["metrics"].removeprefix("http://").partition("/")[0]
+    key = cluster.state / "cluster.key"
+    for wrong, what in ((chunkserver, "it is a chunkserver"), (scrape, "it speaks HTTP")):
+        for state, meant in ((cluster.state, f"is at {master}"), (tmp_path, "gfs status")):
+            options = ("--state", state, "--key-file", key, "--master", wrong)
+            reported = fails(cluster, *options, "ls", "/")
+            for words in (f"gfs: {wrong}: {what}", meant):
+                assert words in reported
 
 
 @pytest.mark.thin
