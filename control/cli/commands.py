@@ -202,7 +202,8 @@ def rotate_key(cluster: Cluster, now: bool) -> None:
 @click.argument("user")
 @cluster_options("state", "config")
 def set_password(cluster: Cluster, user: str) -> None:
-    """Set a new password of USER, read from stdin or prompted for.
+    """Set a new password of USER, read from stdin or prompted for: at least 8 characters, 4 of
+    them different, and not the username.
 
     It ends the user's sessions; API tokens stay valid. It works while the control plane
     runs. It needs write permission for the state directory and no other credential.
@@ -229,8 +230,8 @@ def export_records(cluster: Cluster, file: Path) -> None:
 
     with _packages():
         from control.cli import moving
-    check_parent(file)
     _records_directory(cluster)
+    check_parent(file)
     print(f"{moving.export(_offline(cluster), file)} rows are in {file}.")
 
 
