@@ -504,6 +504,7 @@ export const T = {
     errors: (count: number) => `${count} errors`,
     addDisk: "Add a disk…",
     addDiskText: "An empty directory on the server's machine, on a file system of its own.",
+    addDiskForce: "Also on the root file system, or on one with another disk",
     path: "Directory",
     diskActions: {
       drain: "Drain",
