@@ -84,8 +84,10 @@ async def _connected(cluster: Cluster, settings: ClientSettings) -> AsyncIterato
 
 def check_runs(cluster: Cluster) -> None:
     """Fail at once for an invalid address, and for a local cluster that is stopped."""
-    named = cluster.master or (os.environ.get("GFS_MASTER") if cluster.state is None else None)
-    if named:
+    named = cluster.master
+    if named is None and cluster.state is None:
+        named = os.environ.get("GFS_MASTER") or None
+    if named is not None:
         for address in named.split(","):
             check_address("--master", address.strip())
         return

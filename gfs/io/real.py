@@ -644,7 +644,7 @@ class BadAddress(ConnectionError, ValueError):
 def split_address(address: str) -> tuple[str, int]:
     """Split ``host:port`` or ``[v6]:port``. Raises BadAddress, which says what is wrong."""
     host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if not colon or "/" in host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise BadAddress(f"{address!r} is not an address: write HOST:PORT")
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
