@@ -622,6 +622,23 @@ def test_an_address_of_another_kind_is_named_with_the_one_that_is_meant(
                 assert words in reported
 
 
+def test_a_chunkserver_at_another_one_instead_of_the_master_says_so(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    address = cluster.ready["chunkservers"][0]["address"]
+    words = ["chunkserver", f"--dir={tmp_path}", f"--master={address}", "--address=127.0.0.1:0"]
+    with subprocess.Popen(
+        [*GFS, *words, f"--key-file={cluster.state}/cluster.key"],
+        env=cluster.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if address in line)
+        process.terminate()
+    assert f"master {address}: it is a chunkserver, not a master" in said
+
+
 @pytest.mark.thin
 def test_a_wrong_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("00" * 32)
