@@ -34,6 +34,7 @@ the same class on the other side.
     ├── WrongCluster (PermissionError)          the peer belongs to another cluster
     ├── TlsRefused (PermissionError)            no trusted encrypted connection
     ├── ProtocolError (ValueError)              the peer does not use our protocol
+    │   ├── ForeignPeer                         the address is of another kind of server
     │   └── OlderRelease                        the peer does not know a message yet
     ├── Deposed                                 a master of a higher term took over
     ├── SettingsError (ValueError)              a setting is invalid
@@ -59,6 +60,7 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "FileChanged",
+    "ForeignPeer",
     "GfsError",
     "InvalidArgument",
     "InvalidName",
@@ -253,6 +255,13 @@ class TlsRefused(GfsError, PermissionError):
 class ProtocolError(GfsError, ValueError):
     code = "protocol"
     http_status = 502
+
+
+class ForeignPeer(ProtocolError):
+    """What answers at the address is not what is looked for: an HTTP server, for example, or a
+    chunkserver where a master should be."""
+
+    code = "foreign_peer"
 
 
 class OlderRelease(ProtocolError):

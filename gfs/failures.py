@@ -1,5 +1,5 @@
 """The words of errors: the one to report from the exception groups that nurseries raise, and
-nouns with a number."""
+nouns and bytes with a number."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, GfsError) and error.request and error.http_status >= 500:
         text = f"{text} (request {error.request})"
     return " ".join(text.split())
+
+
+def human_bytes(count: float) -> str:
+    """``count`` bytes in at most four digits: ``"12.3 MiB"``."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        count /= 1024
+        if count < 999.5 or unit == "PiB":
+            break
+    return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -5,6 +5,9 @@ export const LOCALE = "en-GB";
 
 export const number = (value: number): string => value.toLocaleString(LOCALE);
 
+/** The same words as the server's (control/identity/passwords.py). */
+const PASSWORD_RULE = "At least 8 characters, 4 of them different, and not the username";
+
 export const T = {
   product: "GFS",
   failures: {
@@ -242,7 +245,7 @@ export const T = {
     password: "Password",
     old: "Present password",
     new: "New password",
-    newHint: "At least 8 characters. Your other sessions end.",
+    newHint: `${PASSWORD_RULE}. Your other sessions end.`,
     change: "Change the password",
     changed: "The password is changed; your other sessions have ended",
     id: "User id",
@@ -501,6 +504,7 @@ export const T = {
     errors: (count: number) => `${count} errors`,
     addDisk: "Add a disk…",
     addDiskText: "An empty directory on the server's machine, on a file system of its own.",
+    addDiskForce: "Also on the root file system, or on one with another disk",
     path: "Directory",
     diskActions: {
       drain: "Drain",
@@ -585,13 +589,13 @@ export const T = {
     display: "Display name",
     displayHint: "Empty: the username",
     password: "Password",
-    passwordHint: "At least 8 characters; the user can change it",
+    passwordHint: `${PASSWORD_RULE}; the user can change it`,
     admin: "Administrator",
     since: "Since",
     change: "Change…",
     changeTitle: (name: string) => `Change ${name}`,
     changeText: "A new password and other rights end the sessions; API tokens stay valid.",
-    newPasswordHint: "If it was forgotten: at least 8 characters. Empty: it stays as it is",
+    newPasswordHint: `${PASSWORD_RULE}. Empty: it stays as it is`,
     changed: (name: string) => `${name} is changed`,
     quota: "Quota…",
     quotaTitle: (name: string) => `Quota of ${name}`,

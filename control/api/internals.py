@@ -30,7 +30,7 @@ from control.identity.keys import shared_secret
 from control.identity.passwords import (
     PASSWORD_BYTES_MAX,
     PASSWORD_LENGTH_MIN,
-    PASSWORD_LETTERS_MIN,
+    PASSWORD_RULE,
     Passwords,
     check_password,
     make_hasher,

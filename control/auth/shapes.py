@@ -14,7 +14,7 @@ from control.api.internals import (
     NAME_SIGNS,
     PASSWORD_BYTES_MAX,
     PASSWORD_LENGTH_MIN,
-    PASSWORD_LETTERS_MIN,
+    PASSWORD_RULE,
     SCOPES_BYTES_MAX,
     SCOPES_MAX,
 )
@@ -29,10 +29,7 @@ NewPassword = Annotated[
     Meta(
         min_length=1,
         max_length=PASSWORD_BYTES_MAX,
-        description=(
-            f"Taken as it is. At least {PASSWORD_LENGTH_MIN} characters, "
-            f"{PASSWORD_LETTERS_MIN} of them different, and not the username"
-        ),
+        description=f"Taken as it is: {PASSWORD_RULE}",
         extra_json_schema={"minLength": PASSWORD_LENGTH_MIN},
     ),
 ]

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,8 @@ def rotate_key(cluster: Cluster, now: bool) -> None:
 @click.argument("user")
 @cluster_options("state", "config")
 def set_password(cluster: Cluster, user: str) -> None:
-    """Set a new password of USER, read from stdin or prompted for.
+    """Set a new password of USER, read from stdin or prompted for: at least 8 characters, 4 of
+    them different, and not the username.
 
     It ends the user's sessions; API tokens stay valid. It works while the control plane
     runs. It needs write permission for the state directory and no other credential.
@@ -224,9 +226,12 @@ def export_records(cluster: Cluster, file: Path) -> None:
     For gfs control import, with other records (GFS_CONTROL_RECORDS). Stop all control planes
     first: later changes are not in FILE. Keep FILE as secret as the keys.
     """
+    from gfs.cli.local import check_parent
+
     with _packages():
         from control.cli import moving
     _records_directory(cluster)
+    check_parent(file)
     print(f"{moving.export(_offline(cluster), file)} rows are in {file}.")
 
 
@@ -396,7 +401,7 @@ def _whereabouts(cluster: Cluster) -> dict[str, Any]:
 
 def _arguments(cluster: Cluster, flags: dict[str, Any]) -> list[str]:
     """The command line of a worker."""
-    said = {**vars(cluster), **flags}
+    said = {**vars(replace(cluster, wait=None)), **flags}
     return [
         f"--{name.replace('_', '-')}={value}" for name, value in said.items() if value is not None
     ]

@@ -98,7 +98,9 @@ def _rows(path: Path) -> Iterator[Row]:
             if value == ["end", count]:
                 return
             yield msgspec.convert(value, type=Row)
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, msgspec.MsgspecError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
     raise SettingsError(f"{path}: it was cut short: export the records again")
 

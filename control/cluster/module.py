@@ -13,6 +13,7 @@ import trio
 
 import gfs
 from control.api import (
+    BadRequest,
     Call,
     Conflict,
     Connection,
@@ -344,10 +345,11 @@ class ClusterModule(Module):
         return Done()
 
     async def order_disk(self, call: Call, body: DiskBody) -> DiskList:
+        if body.force and body.action != "add":
+            raise BadRequest("force: only with the action add")
+        action = "add-unmounted" if body.force else body.action
         with _refusals(), within(DISK_SECONDS):
-            disks = await self._connection.fs.order_disk(
-                call.params["server"], body.path, body.action
-            )
+            disks = await self._connection.fs.order_disk(call.params["server"], body.path, action)
         return DiskList([_disk(each) for each in disks])
 
     async def forget_shadow(self, call: Call) -> Done:
@@ -466,4 +468,5 @@ def _disk(disk: Disk) -> DiskInfo:
         disk.free_bytes,
         disk.chunks,
         disk.errors,
+        disk.mount,
     )

@@ -99,6 +99,7 @@ class DiskInfo(msgspec.Struct):
     free_bytes: int
     chunks: int
     errors: int
+    mount: Annotated[str, Meta(description="Where its file system is mounted; empty: not known")]
 
 
 class DiskList(msgspec.Struct):
@@ -149,6 +150,13 @@ class MaintenanceBody(msgspec.Struct):
 class DiskBody(msgspec.Struct):
     path: Annotated[str, Meta(min_length=1, description="The directory on the server's machine")]
     action: Literal["add", "drain", "undrain", "remove", "retry"]
+    force: Annotated[
+        bool,
+        Meta(
+            description="Add it on the root file system, on one where another disk of the machine "
+            "is, or where another disk was mounted, too"
+        ),
+    ] = False
 
 
 class ShadowInfo(msgspec.Struct):

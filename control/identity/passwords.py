@@ -34,6 +34,11 @@ PASSWORD_BYTES_MAX = 1024
 #: rule about kinds of characters.
 PASSWORD_LENGTH_MIN = 8
 PASSWORD_LETTERS_MIN = 4
+#: The text wherever a new password is asked for or refused, also in the console and the docs.
+PASSWORD_RULE = (
+    f"at least {PASSWORD_LENGTH_MIN} characters, {PASSWORD_LETTERS_MIN} of them different, and "
+    "not the username"
+)
 #: The longest wait for a turn.
 TURN_SECONDS = 30.0
 BUSY = "too many people are logging in at this moment: try again in some seconds"
@@ -47,13 +52,9 @@ def check_password(password: str, field: str = "password") -> str:
 def new_password(password: str, username: str, field: str = "password") -> str:
     """``password``, if a user may have it from now on. Raises BadRequest."""
     check_password(password, field)
-    if len(password) < PASSWORD_LENGTH_MIN or len(set(password)) < PASSWORD_LETTERS_MIN:
-        raise BadRequest(
-            f"{field}: at least {PASSWORD_LENGTH_MIN} characters, "
-            f"{PASSWORD_LETTERS_MIN} of them different"
-        )
-    if password.casefold() == username.casefold():
-        raise BadRequest(f"{field}: it must not be the username")
+    is_short = len(password) < PASSWORD_LENGTH_MIN or len(set(password)) < PASSWORD_LETTERS_MIN
+    if is_short or password.casefold() == username.casefold():
+        raise BadRequest(f"{field}: {PASSWORD_RULE}")
     return password
 
 

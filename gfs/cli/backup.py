@@ -7,19 +7,22 @@ from pathlib import Path
 
 import click
 
+from gfs.cli.local import check_parent
 from gfs.cli.options import PATH, Cluster, client_options, state_directory
 from gfs.cli.output import Output
 from gfs.cli.session import (
     check_runs,
     client_settings,
+    refused_seconds,
     run,
     run_with_client,
     saying_that_it_waits,
+    with_advice,
 )
 from gfs.client import find_credentials, find_masters
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import MasterSettings, load
-from gfs.errors import GfsError, SettingsError, StartupError
+from gfs.errors import GfsError, MasterUnavailable, SettingsError, StartupError
 from gfs.failures import plural, sentence
 from gfs.io import real_world
 
@@ -40,16 +43,22 @@ def backup(cluster: Cluster, file: Path) -> None:
 
     settings = client_settings(cluster)
     check_runs(cluster)
-    masters = find_masters(cluster.master, cluster.state)
-    credentials = find_credentials(cluster.key_file, cluster.tls, cluster.state)
     # Not of a link: a new backup replaces the file that it names, where that is.
     path = os.path.realpath(file)
+    check_parent(path)
+    masters = find_masters(cluster.master, cluster.state)
+    credentials = find_credentials(cluster.key_file, cluster.tls, cluster.state)
 
     async def work() -> None:
         seconds = settings.retry_seconds
-        async with saying_that_it_waits(seconds) as waits:
+        refused = refused_seconds(cluster)
+        async with saying_that_it_waits(cluster, seconds) as waits:
             try:
-                point = await take_backup(real_world(), masters, credentials, path, seconds, waits)
+                point = await take_backup(
+                    real_world(), masters, credentials, path, seconds, waits, refused
+                )
+            except MasterUnavailable as error:
+                raise with_advice(cluster, error) from error
             except GfsError:
                 raise  # some are an OSError as well
             except OSError as error:

@@ -21,7 +21,7 @@ from gfs.cli.exits import (
     complain,
     silence_stdout,
 )
-from gfs.cli.options import Cluster, client_options
+from gfs.cli.options import Cluster, root_options
 from gfs.cli.settings import write_settings
 from gfs.errors import GfsError, SettingsError, StartupError
 from gfs.variables import hide_admin_password
@@ -176,7 +176,7 @@ def _short_help(points: Sequence[EntryPoint]) -> str:
     "(--state, else GFS_STATE, else the one gfs up uses). See gfs COMMAND --help.",
 )
 @click.version_option(gfs.__version__, prog_name="gfs", message="%(prog)s %(version)s")
-@client_options
+@root_options
 @click.pass_context
 def root(ctx: click.Context, cluster: Cluster) -> None:
     """A distributed file system: files in replicated chunks on many machines."""

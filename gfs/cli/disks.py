@@ -56,20 +56,39 @@ async def _show(server: str, disks: Iterable[Disk], as_json: bool) -> None:
 @click.argument("server", metavar="SERVER")
 @click.argument("path", metavar="DIR")
 @click.option(
-    "--not-a-mount",
+    "--force",
     is_flag=True,
-    help="Also if another disk was mounted there: DIR is to be on the file system above.",
+    help="Also on the root file system, on one where another disk of this machine is, or where "
+    "another disk was mounted.",
 )
 @json_option("the server's disks")
 @client_options
-def add(cluster: Cluster, server: str, path: str, not_a_mount: bool, as_json: bool) -> None:
+def add(cluster: Cluster, server: str, path: str, force: bool, as_json: bool) -> None:
     """Add the directory DIR (absolute, on its machine) to SERVER as a disk.
 
     DIR is created if it does not exist. It may be new or empty, or a disk that was
-    removed from this server. A disk that replaces a failed one may have the same path:
-    mount it first, or this is refused (exit code 1).
+    removed from this server. Its file system must be its own: mount it first, also a disk that
+    replaces a failed one at the same path, or this is refused (exit code 1). It says on which
+    file system DIR is, and how much room that has.
     """
-    _order(cluster, server, path, "add-unmounted" if not_a_mount else "add", as_json)
+
+    async def work(client: Client) -> None:
+        disks = await client.order_disk(server, path, "add-unmounted" if force else "add")
+        if not as_json:
+            async with Output() as output:
+                await output.line(_where(disks, path))
+        await _show(server, disks, as_json)
+
+    run_with_client(cluster, work)
+
+
+def _where(disks: Iterable[Disk], path: str) -> str:
+    for each in disks:
+        if each.path == path.rstrip("/"):
+            room = f"{human_bytes(each.free_bytes)} free of {human_bytes(each.total_bytes)}"
+            kind = "root file system" if each.mount == "/" else "file system mounted at"
+            return f"{each.path} is on the {kind} {each.mount}, with {room}"
+    raise NotFound(f"{path} is not a disk of this chunkserver: gfs status --disks")
 
 
 @disk.command()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from gfs.cli.options import check_local_name
-from gfs.errors import GfsError, InvalidArgument
+from gfs.errors import GfsError, InvalidArgument, NotADirectory, NotFound
 
 #: Directory entries read in one call to a worker thread.
 BATCH_ENTRIES = 256
@@ -181,17 +181,32 @@ def is_special(path: str) -> bool:
 
 
 def is_directory(path: str, *, wanted: bool) -> bool:
-    """Whether to copy into ``path``, which is made a directory if so ``wanted``."""
+    """Whether to copy into ``path``. Raises NotFound if that is ``wanted`` and there is none."""
     if wanted:
-        os.makedirs(path, exist_ok=True)
+        check_directory(path)
     return os.path.isdir(path)
 
 
+def check_directory(path: str) -> None:
+    """Refuse to write into a directory that does not exist, as ``cp`` does: it may be a mistyped
+    name. Raises NotFound or NotADirectory."""
+    if os.path.isdir(path):
+        return
+    if os.path.exists(path.rstrip("/")):
+        raise NotADirectory(f"{path}: is not a directory")
+    raise NotFound(f"{path}: no such directory on this machine: make it first (mkdir -p)")
+
+
+def check_parent(path: str | os.PathLike[str]) -> None:
+    """:func:`check_directory` for the directory that a file at ``path`` will be in."""
+    check_directory(os.path.dirname(path) or ".")
+
+
 def prepare_target(path: str) -> str:
-    """The file to write for ``path``, its parents made: a link stays a link,
-    and its target is written."""
+    """The file to write for ``path``: a link stays a link, and its target is written. Raises
+    NotFound if its directory does not exist."""
     target = os.path.realpath(path) if os.path.islink(path) else path
-    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    check_parent(target)
     return target
 
 

@@ -25,6 +25,8 @@ class Cluster:
     key_file: Path | None = None
     tls: Path | None = None
     config: Path | None = None
+    #: Only before the subcommand: some have an option of that name.
+    wait: bool | None = None
 
     def over(self, other: Cluster) -> Cluster:
         """These options, completed by ``other``."""
@@ -65,6 +67,13 @@ _CLUSTER_OPTIONS = {
         envvar="GFS_CONFIG",
         help="A TOML file with settings (GFS_CONFIG).",
     ),
+    "wait": click.option(
+        "--wait",
+        is_flag=True,
+        default=None,
+        help="Wait for a master that is not there yet, too: for retry_seconds "
+        "(GFS_CLIENT_RETRY_SECONDS), not 5 s, while all addresses refuse connections.",
+    ),
 }
 
 
@@ -88,7 +97,9 @@ def cluster_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-client_options = cluster_options("master", "state", "key_file", "tls", "config")
+_CLIENT_OPTIONS = ("master", "state", "key_file", "tls", "config")
+client_options = cluster_options(*_CLIENT_OPTIONS)
+root_options = cluster_options(*_CLIENT_OPTIONS, "wait")
 
 
 #: Inherited descriptors, see :mod:`gfs.cluster`.

@@ -19,6 +19,7 @@ import trio
 
 from gfs.cli.exits import StdoutClosed
 from gfs.cli.local import write_all
+from gfs.failures import human_bytes as human_bytes
 from gfs.protocol.messages import Message
 
 KIB = 1024
@@ -137,17 +138,6 @@ class JsonArray:
 
 
 # --- for people ------------------------------------------------------------------
-
-
-def human_bytes(count: float) -> str:
-    """``count`` bytes in at most four digits: ``"12.3 MiB"``."""
-    if count < KIB:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        count /= KIB
-        if count < 999.5 or unit == "PiB":
-            break
-    return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
 
 
 def human_time(nanoseconds: int) -> str:

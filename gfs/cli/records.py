@@ -11,7 +11,6 @@ from contextlib import aclosing
 import click
 import trio
 
-from gfs.cli.exits import complain
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
 from gfs.cli.output import JsonArray, Output, write_bytes
 from gfs.cli.session import run_with_client
@@ -140,7 +139,7 @@ def records(
 ) -> None:
     """Write the records that were appended to PATH to stdout, a newline after each.
 
-    Bytes that are not a record are skipped; a file without any record gets a line on stderr.
+    Bytes that are not a record are skipped; a file without any record is an error.
     """
     name = remote_path(path)
     end = b"\0" if null else b"\n"
@@ -174,6 +173,6 @@ def records(
             if as_json:
                 await array.end()
         if not found and not start and (await client.stat(name)).length:
-            complain(f"{name} contains no records: gfs cat writes its bytes")
+            raise InvalidArgument(f"{name} contains no records: gfs cat writes its bytes")
 
     run_with_client(cluster, work)

@@ -22,7 +22,10 @@ from gfs.errors import MasterUnavailable
 
 T = TypeVar("T")
 
-SAY_AFTER_SECONDS = 2.0
+SAY_AFTER_SECONDS = 1.0
+#: A mistyped address, or a cluster that does not run, is reported within 5 s. A longer restart of a
+#: master is waited for by ``gfs --wait``, and by a command that was connected before it.
+REFUSED_SECONDS = 4.0
 
 
 def client_settings(cluster: Cluster) -> ClientSettings:
@@ -49,25 +52,42 @@ def run_with_client(
         )
 
     async def ask(settings: ClientSettings) -> T:
-        async with saying_that_it_waits(min(seconds, settings.retry_seconds)) as waits:
+        waiting = saying_that_it_waits(cluster, min(seconds, settings.retry_seconds))
+        async with waiting as waits:
             waits(True)
-            async with connect(
-                cluster.master,
-                state=cluster.state,
-                key=cluster.key_file,
-                tls=cluster.tls,
-                settings=settings,
-            ) as client:
+            async with _connected(cluster, settings) as client:
                 waits(False)
                 return await work(client)
 
     return run(connected)
 
 
+@contextlib.asynccontextmanager
+async def _connected(cluster: Cluster, settings: ClientSettings) -> AsyncIterator[Client]:
+    is_connected = False
+    try:
+        async with connect(
+            cluster.master,
+            state=cluster.state,
+            key=cluster.key_file,
+            tls=cluster.tls,
+            settings=settings,
+            refused_seconds=refused_seconds(cluster),
+        ) as client:
+            is_connected = True
+            yield client
+    except MasterUnavailable as error:
+        if is_connected:
+            raise
+        raise with_advice(cluster, error) from error
+
+
 def check_runs(cluster: Cluster) -> None:
     """Fail at once for an invalid address, and for a local cluster that is stopped."""
-    named = cluster.master or (os.environ.get("GFS_MASTER") if cluster.state is None else None)
-    if named:
+    named = cluster.master
+    if named is None and cluster.state is None:
+        named = os.environ.get("GFS_MASTER") or None
+    if named is not None:
         for address in named.split(","):
             check_address("--master", address.strip())
         return
@@ -78,10 +98,26 @@ def check_runs(cluster: Cluster) -> None:
         )
 
 
+def with_advice(cluster: Cluster, error: MasterUnavailable) -> MasterUnavailable:
+    """``error``, with what to do if all addresses refused connections."""
+    if cluster.wait or not isinstance(error.__cause__, ConnectionRefusedError):
+        return error
+    return MasterUnavailable(f"{error} (start it, or check the address; gfs --wait … waits for it)")
+
+
+def refused_seconds(cluster: Cluster) -> float:
+    """How long to wait while all addresses of masters refuse connections."""
+    return math.inf if cluster.wait else REFUSED_SECONDS
+
+
 @contextlib.asynccontextmanager
-async def saying_that_it_waits(seconds: float) -> AsyncIterator[Callable[[bool], None]]:
+async def saying_that_it_waits(
+    cluster: Cluster, seconds: float
+) -> AsyncIterator[Callable[[bool], None]]:
     """The body calls what it is given as it begins to wait for the master, for up to ``seconds``,
     and as it goes on: if that takes long, it is said."""
+    where = ", ".join(find_masters(cluster.master, cluster.state))
+    text = f"waiting for the master at {where}, up to {seconds:g} s (Ctrl-C ends)"
     async with trio.open_nursery() as nursery:
         waiting = trio.CancelScope()
 
@@ -90,18 +126,18 @@ async def saying_that_it_waits(seconds: float) -> AsyncIterator[Callable[[bool],
             waiting.cancel()
             if begins:
                 waiting = trio.CancelScope()
-                nursery.start_soon(_say_that_it_waits, waiting, seconds)
+                nursery.start_soon(_say_that_it_waits, waiting, text)
 
         yield waits
         nursery.cancel_scope.cancel()
 
 
-async def _say_that_it_waits(waiting: trio.CancelScope, seconds: float) -> None:
+async def _say_that_it_waits(waiting: trio.CancelScope, text: str) -> None:
     """Print what the command waits for, if stderr is a terminal."""
     with waiting:
         await trio.sleep(SAY_AFTER_SECONDS)
         if sys.stderr.isatty():
-            complain(f"the master does not answer yet; trying for {seconds:g} s (Ctrl-C ends)")
+            complain(text)
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:

@@ -3,7 +3,7 @@
 Where a copy goes follows ``cp``: into TARGET if that is a directory (or ends
 with a slash, or there are several sources), else it becomes TARGET. Of a source
 directory that ends with ``/.`` only the contents are copied. Unlike ``cp``,
-nothing is overwritten without ``--force``, and missing parents are made.
+nothing is overwritten without ``--force``, and ``put`` makes missing parents.
 """
 
 from __future__ import annotations
@@ -373,8 +373,9 @@ def get(
     """Copy files out of the file system to the local TARGET (- is stdout).
 
     They go into TARGET if that is a directory or ends with /, or if there are several
-    sources; without TARGET, into the current directory. A file appears under its name
-    when all of it is written and verified, and not before.
+    sources; without TARGET, into the current directory. A directory that they go into must
+    exist; -r makes those of the tree. A file appears under its name when all of it is written
+    and verified, and not before.
 
     With --partial, files with lost blocks or chunks are copied, too: every byte is
     verified, lost ranges become holes, which read as zeros, and each hole is printed
@@ -441,6 +442,7 @@ class _Get:
             return
         if not self.recursive:
             raise IsADirectory(f"{source}: is a directory: use -r")
+        local.check_parent(target.rstrip("/"))
         await self._make_directory(batch, target)
         small = _SmallFiles()
         async with aclosing(client.walk(source)) as entries:

@@ -72,7 +72,7 @@ def _setting(text: str) -> tuple[str, int]:
     if equals and value == DEFAULT:
         return name, -1
     if not equals or not number.isdecimal() or len(number) < len(value) - 1:
-        raise click.UsageError(f"{text}: expected NAME=VALUE, such as clones_total=16")
+        raise click.UsageError(f"{text}: expected NAME=NUMBER, such as clones_total=16.")
     return name, int(number) * UNITS.get(unit, 1)
 
 

@@ -26,6 +26,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, Buffer
 from gfs.client.core import ClientCore
+from gfs.client.items import all_of, look_at_data
 from gfs.client.mutate import set_length
 from gfs.client.publish import PublishOptions
 from gfs.client.read import FileMap, check_path
@@ -146,7 +147,7 @@ class Appends:
     async def append(self, path: str, given: Iterable[Buffer], create: bool) -> list[int]:
         """See :meth:`gfs.client.Client.append_many`."""
         check_path(path)
-        data = [_checked(record) for record in given]
+        data = [_checked(record) for record in all_of(given, look_at_data)]
         appender = self._appenders.pop((path, create), None)
         if appender is None:
             self._made += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from gfs.client.core import ClientCore, flat_nursery
 from gfs.client.master import MasterClient
 from gfs.client.operator import Operator
 from gfs.config import ClientSettings
-from gfs.errors import SettingsError
+from gfs.errors import ForeignPeer, SettingsError
 from gfs.io import World, real_world
 from gfs.protocol.credentials import Credentials, load_credentials
 from gfs.protocol.handshake import Identity
@@ -36,6 +37,7 @@ async def connect(
     tls: str | os.PathLike[str] | None = None,
     settings: ClientSettings | None = None,
     world: World | None = None,
+    refused_seconds: float = math.inf,
 ) -> AsyncIterator[Client]:
     """Connect to a cluster.
 
@@ -53,9 +55,13 @@ async def connect(
             if it exists, else ``GFS_TLS``; no TLS if the key is given as bytes.
         settings: see :class:`gfs.config.ClientSettings`.
         world: clock, network and disks (:mod:`gfs.io`); only tests replace this machine's.
+        refused_seconds: give up earlier if for so long nothing listens at any of the
+            addresses, or their names do not resolve. Once connected, a call waits for
+            ``settings.retry_seconds`` all the same.
 
     Raises SettingsError when the cluster cannot be found, MasterUnavailable when
-    no master answers within ``settings.retry_seconds``, WrongClusterKey, TlsRefused.
+    no master answers within ``settings.retry_seconds``, ForeignPeer when none of the
+    addresses is a master's, WrongClusterKey, TlsRefused.
 
     When the block ends, running transfers are cancelled; an upload that was not
     acknowledged does not become visible.
@@ -74,7 +80,11 @@ async def connect(
         small.start(core, nursery)
         appends = Appends(core, nursery)
         try:
-            await link.connect_now()
+            try:
+                await link.connect_now(refused_seconds)
+            except ForeignPeer as error:
+                meant = _meant(addresses, state)
+                raise ForeignPeer(f"{error}; {meant}") from error
             nursery.start_soon(core.upkeep)
             nursery.start_soon(core.patience.run)
             await nursery.start(links.run)
@@ -99,7 +109,20 @@ def find_masters(
         master = [part.strip() for part in master.split(",")]
     if master:
         return list(master)
-    path = _state_directory(state) / READY_NAME
+    return _masters_in(_state_directory(state) / READY_NAME)
+
+
+def _meant(addresses: list[str], state: str | os.PathLike[str] | None) -> str:
+    """Which address is meant instead of one that is not a master's, as far as is known here."""
+    directory = _state_directory(state)
+    with suppress(SettingsError):
+        masters = _masters_in(directory / READY_NAME)
+        if not set(masters) & set(addresses):
+            return f"the master of the cluster in {directory} is at {','.join(masters)}"
+    return f"give the address of a master: gfs status, and {READY_NAME} of gfs up, name it"
+
+
+def _masters_in(path: Path) -> list[str]:
     try:
         ready = msgspec.json.decode(path.read_bytes())
         return [str(each["address"]) for each in ready.get("masters", [ready["master"]])]

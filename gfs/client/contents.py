@@ -12,6 +12,7 @@ from gfs.client import many, transfer
 from gfs.client.append import Appends, Record, read_records
 from gfs.client.core import ClientCore, one_request
 from gfs.client.files import ExistingFile, File, NewFile, normal_mode
+from gfs.client.items import all_of, bytes_in, look_at_path
 from gfs.client.names import Names
 from gfs.client.publish import PublishOptions, check_expect, goal_of
 from gfs.client.read import FileMap, check_path
@@ -158,8 +159,18 @@ class Contents(Names):
         """As :meth:`put` of each (path, bytes), files up to 64 KiB together: a few round trips
         for each 256 files, whatever else is stored at the same time. Returns entries in the
         order of ``items``, and in the place of a file that was not stored the error that
-        ``put`` raises. Each file is acknowledged by itself, as a whole; two items of one path
-        race.
+        ``put`` raises. Each file is acknowledged by itself, as a whole.
+
+        Raises InvalidArgument, with the index, for an item that is not a path as text and
+        contiguous bytes, and for a path that another item has, too. The items of a list, a tuple
+        or a dict's view are all looked at first: then nothing was stored. An iterator may have
+        no end, so it is taken as it goes, up to 256 items or 4 MiB at once, and the next are not
+        taken until these have ended; the error says how many were sent before.
+
+        If the call is cancelled, or the iterator raises, what was taken before the last round has
+        been stored, or has failed; of the last round each file may have been stored, as a whole;
+        of what was not taken, nothing. :meth:`stat_many` shows it, and the same call with
+        ``overwrite`` completes it.
         """
         options = PublishOptions(overwrite, parents, None, None)
         return await many.put_many(self._core, items, options, goal_of(replication))
@@ -170,7 +181,10 @@ class Contents(Names):
         each 256 files, whatever else is read at the same time. Returns the bytes, every one
         verified, in the order of ``paths``, and in the place of a file that could not be read
         the error that ``get`` raises. All of it is in memory at once. Large files, and those
-        with appended records, are read one by one, ``parallel_files`` at a time.
+        with appended records, are read one by one, ``parallel_files`` at a time. Raises
+        InvalidArgument, with the index, for an item that is not text: of a list before anything
+        is read, of an iterator, which is taken 256 paths at a time, before its 256 are. If the
+        call is cancelled or raises, what it has read is lost.
 
         The files wait together for chunkservers that do not answer: when one has had no good
         replica for ``retry_seconds``, those that are left ask each of theirs once.
@@ -181,7 +195,8 @@ class Contents(Names):
     async def stat_many(self, paths: Iterable[str]) -> list[Entry | GfsError]:
         """As :meth:`stat` of each path, 256 in one round trip; for a file with appended records
         its chunkservers are asked as well. Returns the entries in the order of ``paths``, and in
-        the place of one that failed the error that ``stat`` raises.
+        the place of one that failed the error that ``stat`` raises. Raises InvalidArgument as
+        :meth:`get_many`.
         """
         return await many.stat_many(self._core, paths, self.stat)
 
@@ -196,9 +211,11 @@ class Contents(Names):
     ) -> list[GfsError | None]:
         """As :meth:`delete` of each path, 256 in one round trip; ``expect`` has an inode, or None,
         for each. Returns None for each that was deleted, in the order of ``paths``, and in the
-        place of one that was not the error that ``delete`` raises.
+        place of one that was not the error that ``delete`` raises. Raises InvalidArgument, with
+        the index, for an item that is not text, before anything is deleted. If the call is
+        cancelled, each may have been deleted, and the same call again completes it.
         """
-        names = list(paths)
+        names = all_of(paths, look_at_path)
         inodes = [None] * len(names) if expect is None else list(expect)
         if len(inodes) != len(names):
             raise InvalidArgument(f"{len(names)} paths, but {len(inodes)} inodes to expect")
@@ -215,7 +232,7 @@ class Contents(Names):
         as in :meth:`get_many`; each other one is opened once for every 256 ranges. Returns the
         bytes, every one verified, in the order of ``ranges``, and in the place of a range that
         could not be read the error that reading an open file raises. All of it is in memory
-        at once, and the files wait together, as there.
+        at once, the files wait together, and wrong items raise, as there.
         """
         return await many.get_ranges(self._core, ranges)
 
@@ -290,6 +307,7 @@ class Contents(Names):
         ChunkUnavailable when no replicas could be had within ``retry_seconds``.
         Cancelled, it may have been stored or not.
         """
+        bytes_in(record)
         return (await self._appends.append(path, [record], create))[0]
 
     @one_request
@@ -298,7 +316,7 @@ class Contents(Names):
     ) -> list[int]:
         """Append several records, as :meth:`append`, and return the offset of each. They
         keep their order, but others' records may be in between. If it raises, some may have
-        been stored.
+        been stored; but none if it raises InvalidArgument: an item is not bytes, or too long.
         """
         return await self._appends.append(path, records, create)
 

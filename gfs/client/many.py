@@ -15,12 +15,12 @@ from gfs.blocks import Buffer
 from gfs.client import transfer
 from gfs.client.core import ClientCore
 from gfs.client.files import ExistingFile
+from gfs.client.items import bytes_in, look_at_path, look_at_puts, look_at_range, rounds_of
 from gfs.client.publish import PublishOptions
 from gfs.client.read import FileMap, Patience, check_path, is_path
 from gfs.client.small import Get, Put, put_all, windows
 from gfs.errors import (
     GfsError,
-    InvalidArgument,
     InvalidName,
     MasterUnavailable,
     NotEnoughChunkservers,
@@ -44,7 +44,7 @@ async def stat_many(
 ) -> list[Entry | GfsError]:
     """``stat`` is that of one path, for files with appended records."""
     found: list[Entry | GfsError] = []
-    for window in windows((path, 0) for path in paths):
+    for window in rounds_of(paths, look_at_path):
         if (lost := _lost(found)) is not None:
             found += [lost] * len(window)
             continue
@@ -62,7 +62,7 @@ async def stat_many(
 async def get_many(core: ClientCore, paths: Iterable[str]) -> list[bytes | GfsError]:
     found: list[bytes | GfsError] = []
     patience = Patience()
-    for window in windows((path, 0) for path in paths):
+    for window in rounds_of(paths, look_at_path):
         lost = _lost(found)
         found += await _get_window(core, window, patience) if lost is None else [lost] * len(window)
     return found
@@ -77,7 +77,7 @@ async def get_ranges(core: ClientCore, ranges: Iterable[Range]) -> list[bytes | 
     is opened once in each window."""
     found: list[bytes | GfsError] = []
     patience = Patience()
-    for window in windows((each, 0) for each in ranges):
+    for window in rounds_of(ranges, look_at_range):
         lost = _lost(found)
         found += await _get_ranges(core, window, patience) if lost is None else [lost] * len(window)
     return found
@@ -153,8 +153,7 @@ async def put_many(
     replication: int,
 ) -> list[Entry | GfsError]:
     found: list[Entry | GfsError] = []
-    sized = ((item, max(0, _size(item[1]))) for item in items)
-    for window in windows(sized):
+    for window in rounds_of(items, look_at_puts()):
         if (lost := _lost(found)) is not None:
             found += [lost] * len(window)
         else:
@@ -166,11 +165,6 @@ def _lost(found: Sequence[object]) -> GfsError | None:
     """The error that all other files have, too: nobody waits for it again and again."""
     last = found[-1] if found else None
     return last if isinstance(last, (MasterUnavailable, NotEnoughChunkservers)) else None
-
-
-def _size(data: object) -> int:
-    """Of what can be put; -1: it cannot."""
-    return memoryview(data).nbytes if isinstance(data, (bytes, bytearray, memoryview)) else -1
 
 
 async def _get_window(
@@ -211,10 +205,7 @@ async def _put_window(
     found: dict[int, Entry | GfsError] = {}
     puts: dict[int, Put] = {}
     for index, (path, data) in enumerate(items):
-        size = _size(data)
-        if size < 0:
-            found[index] = InvalidArgument(f"cannot put a {type(data).__name__}: give bytes")
-        elif size <= SMALL_BYTES_MAX and is_path(path):
+        if bytes_in(data) <= SMALL_BYTES_MAX and is_path(path):
             puts[index] = Put(path, bytes(data), options, replication, core.present_request())
     await put_all(core, list(puts.values()))
     for index, put in puts.items():

@@ -33,6 +33,7 @@ from gfs.diagnostics import request as current_request
 from gfs.errors import (
     Busy,
     DeadlineExceeded,
+    ForeignPeer,
     GfsError,
     MasterUnavailable,
     NotEnoughChunkservers,
@@ -122,16 +123,19 @@ class MasterClient:
         body: Buffer = b"",
         unknown: ReplyT | None = None,
         short: Callable[[], None] | None = None,
+        refused_seconds: float = math.inf,
     ) -> ReplyT:
         """Ask until there is an answer; ``make`` gives the request for each attempt.
         ``unknown`` stands for the answer of a master of a release that does not know it;
         ``short`` is called each time there are not enough chunkservers.
 
-        Raises the master's error, or MasterUnavailable after ``retry_seconds``.
+        Raises the master's error, or MasterUnavailable after ``retry_seconds``, and after
+        ``refused_seconds`` in which all addresses refused connections.
         """
         clock = self._world.clock
         give_up = clock.monotonic() + self._retry_seconds
         short_since: float | None = None
+        refused_since: float | None = None
         pause = BACKOFF_SECONDS_MIN
         while True:
             try:
@@ -144,7 +148,15 @@ class MasterClient:
             except (ConnectionError, DeadlineExceeded, Busy) as error:
                 self._doubt(error)
                 short_since = None  # a master that starts knows no chunkserver yet
-                if clock.monotonic() + pause > give_up:
+                now = clock.monotonic()
+                if not isinstance(error, ConnectionRefusedError):
+                    refused_since = None
+                elif refused_since is None:
+                    refused_since = now
+                is_refused = (
+                    refused_since is not None and now + pause > refused_since + refused_seconds
+                )
+                if is_refused or now + pause > give_up:
                     where = ", ".join(self._addresses)
                     raise MasterUnavailable(f"no answer from the master at {where}: {error}") from (
                         error
@@ -278,6 +290,7 @@ class MasterClient:
     async def _connect(self) -> Rpc:
         last: Exception | None = None
         hopeless: GfsError | None = None
+        is_refused = True
         is_one_of_many = len(self._addresses) > 1
         turn = self._turn_seconds if is_one_of_many else math.inf
         for address in self._addresses.copy():
@@ -286,13 +299,19 @@ class MasterClient:
                     connection = await handshake.connect(self._world, address, self._identity)
             except (ConnectionError, DeadlineExceeded) as error:
                 last = error
+                is_refused = is_refused and isinstance(error, ConnectionRefusedError)
                 continue
             except GfsError as error:  # of this address; the master may be at another one
                 hopeless = error
                 continue
+            if connection.peer_role == "chunkserver":
+                connection.close()
+                hopeless = ForeignPeer(f"{address}: it is a chunkserver, not a master")
+                continue
             refusal = self._refusal(connection)
             if refusal is not None:
                 connection.close()
+                is_refused = False
                 last = ConnectionError(f"{address} {refusal}")
                 continue
             self._identity.cluster = connection.peer_cluster
@@ -313,11 +332,12 @@ class MasterClient:
             self._turn_seconds = handshake.TURN_SECONDS_MIN
             return rpc
         self._turn_seconds = min(2 * self._turn_seconds, handshake.TURN_SECONDS_MAX)
+        kind = ConnectionRefusedError if is_refused else ConnectionError
         if hopeless is None:
-            raise ConnectionError(str(last)) from last
+            raise kind(str(last)) from last
         if last is None:
             raise hopeless
-        raise ConnectionError(f"{last}; {hopeless}") from last
+        raise kind(f"{last}; {hopeless}") from last
 
     def _refusal(self, connection: BulkConnection) -> str | None:
         """Why this process is not the master; empty if it is."""
@@ -357,9 +377,10 @@ class MasterClient:
             except (ConnectionError, GfsError) as error:
                 log.info("ping: %s", error)
 
-    async def connect_now(self) -> None:
-        """Wait for a master that answers. Raises MasterUnavailable after ``retry_seconds``."""
-        await self.call(lambda: Ping(id=0), Done)
+    async def connect_now(self, refused_seconds: float = math.inf) -> None:
+        """Wait for a master that answers. Raises MasterUnavailable after ``retry_seconds``, and
+        after ``refused_seconds`` in which all addresses refused connections."""
+        await self.call(lambda: Ping(id=0), Done, refused_seconds=refused_seconds)
 
     def close(self) -> None:
         rpc, self._rpc = self._rpc, None

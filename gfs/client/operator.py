@@ -113,8 +113,9 @@ class Operator(Names):
 
         ``action``: ``"add"`` a directory to the server; ``"drain"``: move its replicas to
         the server's other disks (``"undrain"``: cancel that); ``"remove"`` one that is
-        empty, or has failed; ``"retry"`` one that has failed. ``"add-unmounted"`` also adds a
-        directory where the file system of a former disk is not mounted, and
+        empty, or has failed; ``"retry"`` one that has failed. A directory on the root file
+        system, on one where another disk of the machine's chunkservers is, or where the file
+        system of a former disk is not mounted, is added by ``"add-unmounted"`` only; and
         ``"remove-damaged"`` also removes a drained disk on which only damaged replicas are left,
         which are lost if there is no good one. The change is stored on the server's disks when
         this returns.

@@ -42,6 +42,7 @@ from gfs.client import client as client_module
 from gfs.client.client import Client
 from gfs.client.errnos import as_built_in
 from gfs.client.files import ExistingFile, File, NewFile
+from gfs.client.items import ONE_THING
 from gfs.client.mutate import set_length
 from gfs.config import ClientSettings
 from gfs.errors import GfsError, InvalidArgument
@@ -218,8 +219,9 @@ def _many(
 
 
 def _listed(argument: object) -> object:
-    is_text = isinstance(argument, str)
-    return list(argument) if isinstance(argument, Iterable) and not is_text else argument
+    if isinstance(argument, ONE_THING) or not isinstance(argument, Iterable):
+        return argument
+    return list(argument)
 
 
 def _opening(
@@ -356,7 +358,7 @@ class SyncClient:
         self, path: str, records: Iterable[Buffer], *, create: bool = True
     ) -> list[int]:
         """As :meth:`gfs.client.Client.append_many`; a generator runs in the caller's thread."""
-        offsets: list[int] = self._method("append_many", path, list(records), create=create)
+        offsets: list[int] = self._method("append_many", path, _listed(records), create=create)
         return offsets
 
     stat = _blocking(Client.stat)

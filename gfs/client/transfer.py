@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from gfs.blocks import BLOCK_BYTES, Buffer
 from gfs.client.core import ClientCore
+from gfs.client.items import bytes_in
 from gfs.client.publish import PublishOptions
 from gfs.client.read import (
     SMALL_BYTES,
@@ -68,9 +69,9 @@ async def put(
     """``small``: it may go with other small ones."""
     check_path(path)
     report = progress or _no_progress
-    if small and isinstance(source, (bytes, bytearray, memoryview)):
-        size = memoryview(source).nbytes
-        if size <= SMALL_BYTES_MAX:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        size = bytes_in(source)
+        if small and size <= SMALL_BYTES_MAX:
             # A caller that gives up may change a mutable buffer.
             reply = await put_small(core, path, bytes(source), options, replication)
             if reply is not None:

@@ -55,7 +55,8 @@ async def serve_metrics(listener: Listener, source: Source) -> None:
 
 
 async def _head(stream: Stream) -> bytes:
-    """The client's bytes up to an empty line, the end, or the limit."""
+    """The client's bytes up to an empty line, the end, the limit, or the first that are not
+    HTTP, so that a client of gfs hears at once whose port it is."""
     head = bytearray()
     buffer = memoryview(bytearray(HEAD_BYTES_MAX))
     while b"\r\n\r\n" not in head and len(head) < HEAD_BYTES_MAX:
@@ -63,6 +64,8 @@ async def _head(stream: Stream) -> bytes:
         if not count:
             break
         head += buffer[:count]
+        if not head[:1].isalpha():
+            break
     return bytes(head)
 
 

@@ -295,8 +295,10 @@ class GfsFileSystem(Names):
             for name, data in path.items():
                 self.pipe_file(name, data, **kwargs)
             return
-        items = [(self._strip_protocol(name), _bytes_like(data)) for name, data in path.items()]
-        _raise_first(self.client.put_many(items, overwrite=overwrite, replication=self.replication))
+        items = {self._strip_protocol(name): _bytes_like(data) for name, data in path.items()}
+        _raise_first(
+            self.client.put_many(items.items(), overwrite=overwrite, replication=self.replication)
+        )
 
     def get(
         self,
@@ -356,9 +358,12 @@ class GfsFileSystem(Names):
                 self.put_file(source, target, callback=child, **kwargs)
             callback.relative_update()
         for batch in batches(small, lambda pair: os.path.getsize(pair[0])):
-            items = [(target, _read_local(source)) for source, target in batch]
+            # Of two with one target, the later one remains, as it would one after another.
+            items = {target: _read_local(source) for source, target in batch}
             _raise_first(
-                self.client.put_many(items, overwrite=overwrite, replication=self.replication)
+                self.client.put_many(
+                    items.items(), overwrite=overwrite, replication=self.replication
+                )
             )
             callback.relative_update(len(batch))
 

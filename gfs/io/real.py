@@ -644,7 +644,7 @@ class BadAddress(ConnectionError, ValueError):
 def split_address(address: str) -> tuple[str, int]:
     """Split ``host:port`` or ``[v6]:port``. Raises BadAddress, which says what is wrong."""
     host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if not colon or "/" in host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise BadAddress(f"{address!r} is not an address: write HOST:PORT")
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
@@ -697,7 +697,7 @@ class RealNetwork:
         try:
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
-            raise ConnectionError(f"{address}: {error.strerror}") from None
+            raise ConnectionRefusedError(f"{address}: {error.strerror}") from None
         except UnicodeError:
             raise BadAddress(
                 f"{address!r} is not an address: {host!r} is not a host name"
@@ -708,7 +708,9 @@ class RealNetwork:
                 return RealStream(await _connect(family, kind, protocol, name), address)
             except OSError as error:
                 last = error
-        raise ConnectionError(f"{address}: {last.strerror or last}") from last
+        is_refused = isinstance(last, ConnectionRefusedError)
+        error_class = ConnectionRefusedError if is_refused else ConnectionError
+        raise error_class(f"{address}: {last.strerror or last}") from last
 
     async def listen(self, address: str) -> Listener:
         host, port = split_address(address)

@@ -79,7 +79,9 @@ class Listener(Protocol):
 class Network(Protocol):
     """Addresses are ``host:port``. Waits are bounded by the caller's deadline."""
 
-    async def connect(self, address: str) -> Stream: ...
+    async def connect(self, address: str) -> Stream:
+        """``ConnectionRefusedError`` if nothing listens there, or the host's name has no address;
+        another ``ConnectionError`` if it cannot be reached."""
 
     async def listen(self, address: str) -> Listener:
         """Port 0 takes a free one. ``OSError`` if the address is taken."""

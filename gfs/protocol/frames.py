@@ -17,13 +17,19 @@ import struct
 import msgspec
 
 from gfs.blocks import Buffer
-from gfs.errors import ProtocolError, TlsRefused
+from gfs.errors import ForeignPeer, GfsError, ProtocolError, TlsRefused
 from gfs.protocol.messages import HEAD_BYTES_MAX, AnyMessage, Message
 
 HEADER = struct.Struct(">II")
 HEADER_BYTES = HEADER.size
-#: The first bytes of every TLS connection (handshake, version 3.x).
-TLS_HELLO = 0x1603
+#: The first bytes of every TLS connection (handshake, version 3.x), and of an alert that ends one.
+TLS_HELLO, TLS_ALERT = 0x1603, 0x1503
+#: How connections by other protocols begin. As the length of a head each is far too much.
+FOREIGN = {
+    "HTTP": (b"HTTP", b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN"),
+    "HTTP/2": (b"PRI ",),
+    "SSH": (b"SSH-",),
+}
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(AnyMessage)
@@ -49,10 +55,24 @@ def split_header(data: Buffer, at: int = 0) -> tuple[int, int]:
     """Head and body length from the 8 bytes at ``at``; refuses a bad head length."""
     head_bytes, body_bytes = _unpack_header(data, at)
     if not 0 < head_bytes <= HEAD_BYTES_MAX:
-        if head_bytes >> 16 == TLS_HELLO:
-            raise TlsRefused("a TLS connection, but this side has no TLS: see gfs up --help")
-        raise ProtocolError(f"a frame with a head of {head_bytes} bytes: not a gfs peer")
+        raise _foreign(bytes(data[at : at + HEADER_BYTES]), head_bytes)
     return head_bytes, body_bytes
+
+
+def _foreign(first: bytes, head_bytes: int) -> GfsError:
+    """The error for a connection that begins with these bytes, which names what it speaks."""
+    if head_bytes >> 16 == TLS_HELLO:
+        return TlsRefused("a TLS connection, but this side has no TLS: see gfs up --help")
+    if head_bytes >> 16 == TLS_ALERT:
+        return TlsRefused("it speaks TLS, but this side has no TLS: give --tls, or GFS_TLS")
+    for name, beginnings in FOREIGN.items():
+        if first.startswith(beginnings):
+            return ForeignPeer(f"it speaks {name}, not gfs's protocol")
+    if first.isascii() and first.decode().isprintable():
+        return ForeignPeer(f"it speaks text ({first.decode()!r} …), not gfs's protocol")
+    return ForeignPeer(
+        f"it does not speak gfs's protocol: a frame has a head of {head_bytes} bytes"
+    )
 
 
 def decode_head(head: Buffer, body_bytes: int) -> Message:

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gfs.errors import (
+    ForeignPeer,
     GfsError,
     ProtocolError,
     TlsRefused,
@@ -149,7 +150,7 @@ def _check_hello(message: Message, peer: str) -> Hello:
     if isinstance(message, Failure):
         raise from_wire(message.code, message.message)
     if not isinstance(message, Hello) or message.magic != MAGIC:
-        raise ProtocolError(f"{peer} did not answer the handshake: it is not a gfs server")
+        raise ForeignPeer(f"{peer} did not answer the handshake: it is not a gfs server")
     if _common_version(message) < max(message.version, PROTOCOL_OLDEST):
         raise ProtocolError(
             f"{peer} speaks versions {message.version} to {_newest(message)} of the protocol, "
@@ -193,8 +194,8 @@ async def connect(
             await connection.send(ours)
             try:
                 hello = await connection.receive()
-            except ProtocolError as error:  # the port of another service, for example
-                raise ProtocolError(f"{address}: {error}") from error
+            except (ProtocolError, TlsRefused) as error:  # another service's port, for example
+                raise type(error)(f"{address}: {error}") from error
             if isinstance(hello, Failure) and hello.code == WrongClusterKey.code:
                 raise _has_another_key(address)
             theirs = _check_hello(hello, address)

@@ -886,6 +886,9 @@ class DiskOrder(Message, tag=160):
     server: str
     path: str
     action: str  # see DiskOrders of the chunkserver
+    #: The file systems (``st_dev``) that disks of other chunkservers on its machine are on; from
+    #: the master.
+    taken: list[int] = []
 
 
 class DiskOrderReply(Message, tag=161):

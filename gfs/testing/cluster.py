@@ -13,6 +13,7 @@ also their addresses.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -394,9 +395,15 @@ class SimCluster:
 
     @asynccontextmanager
     async def client(
-        self, name: str | None = None, settings: ClientSettings | None = None
+        self,
+        name: str | None = None,
+        settings: ClientSettings | None = None,
+        *,
+        masters: list[str] | None = None,
+        refused_seconds: float = math.inf,
     ) -> AsyncIterator[Client]:
-        """A connected client on a machine of its own.
+        """A connected client on a machine of its own; ``masters`` are the addresses that it
+        is given.
 
         :meth:`crash` with its name kills it: the block then ends without an error.
         Raises Crashed if it is killed before it is connected.
@@ -413,10 +420,11 @@ class SimCluster:
         try:
             with node.scope:
                 async with connect(
-                    self.master_addresses,
+                    masters or self.master_addresses,
                     key=self.key,
                     settings=settings or self.client_settings,
                     world=process.world,
+                    refused_seconds=refused_seconds,
                 ) as fs:
                     connected = True
                     yield fs

@@ -152,7 +152,12 @@ async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empt
     disks.wait_live()
     disks.wait_well()
     assert not list(lost.iterdir()), "it may be where another file system is to be mounted"
-    disks.gfs("disk", "add", before, str(lost))
+    refused = disks.gfs("disk", "add", before, str(lost), code=1)
+    assert "free of" in refused
+    assert "gfs disk add --force" in refused
+    assert not list(lost.iterdir())
+    added = disks.gfs("disk", "add", before, str(lost), "--force")
+    assert added.startswith(f"{lost} is on the ")
     assert json.loads((lost / "server.json").read_bytes())["id"] == before
     [kept] = {*disks.directories(NAMES[0])} - {lost}
     disks.gfs("disk", "drain", before, str(kept))

@@ -344,6 +344,22 @@ def test_a_compressed_file_appears_whole_or_not_at_all(
         assert read.read() == data
 
 
+def test_bad_items_are_refused_before_any_is_stored(
+    fs: GfsFileSystem, here: str, tmp_path: Path
+) -> None:
+    """By the blocking client, too; of two names of one path the later one remains."""
+    for item in ((f"{here}/y", None), (7, b""), (f"{here}/x",), (f"{here}/x/", b"again")):
+        with pytest.raises(ValueError, match=r"items? .*1"):
+            fs.client.put_many([(f"{here}/x", b""), item])  # type: ignore[list-item]
+        assert not fs.exists(f"{here}/x")
+    fs.pipe({f"{here}/x": b"1", f"gfs://{here}/x": b"2"})
+    assert fs.cat(f"{here}/x") == b"2"
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    fs.put([f"{tmp_path}/a", f"{tmp_path}/b"], [f"{here}/x", f"gfs://{here}/x"])
+    assert fs.cat(f"{here}/x") == b"b"
+
+
 def test_an_open_that_fails_leaves_the_path_as_it_was(fs: GfsFileSystem, here: str) -> None:
     fs.pipe(f"{here}/x", b"old")
     with pytest.raises(LookupError):

@@ -133,6 +133,7 @@ class Machines:
             return
         if command.startswith("gfs disk add"):
             self._check_disk(Path(self.at(machine, words[-1])))
+            command += " --force"  # all machines of this test have one file system
         self.shell(machine, command)
 
     def shell(self, machine: str, command: str) -> str:

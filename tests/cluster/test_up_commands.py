@@ -79,7 +79,7 @@ def _content(file: IO[str]) -> bytes:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Quick(tmp_path_factory.mktemp("cluster"))
+    made = Quick(tmp_path_factory.mktemp("cluster"), "--metrics")
     try:
         yield made.start()
     finally:
@@ -108,9 +108,9 @@ def test_a_file_goes_in_and_out(cluster: Cluster, top: str, tmp_path: Path) -> N
     (tmp_path / "in").write_bytes(data)
     done = cluster.gfs("put", tmp_path / "in", f"{top}/new/parents/file")
     assert (done.stdout, done.stderr) == (b"", b"")
-    done = cluster.gfs("get", f"{top}/new/parents/file", tmp_path / "also" / "new" / "out")
+    done = cluster.gfs("get", f"{top}/new/parents/file", tmp_path / "out")
     assert (done.stdout, done.stderr) == (b"", b"")
-    assert (tmp_path / "also" / "new" / "out").read_bytes() == data
+    assert (tmp_path / "out").read_bytes() == data
 
 
 @pytest.mark.parametrize("size", [0, 2 * MIB + 17])
@@ -147,6 +147,7 @@ def test_into_a_directory_as_cp_does(cluster: Cluster, top: str, tmp_path: Path)
     out = tmp_path / "out"
     out.mkdir()
     cluster.gfs("get", f"{top}/a", out)
+    (out / "more").mkdir()
     cluster.gfs("get", f"{top}/several/a", f"{top}/several/b", out / "more")
     cluster.gfs("get", f"{top}/several/b", cwd=out)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == [
@@ -253,31 +254,110 @@ def test_a_pipe_is_read_to_its_end(cluster: Cluster, top: str, tmp_path: Path) -
     assert cluster.gfs("cat", f"{top}/file").stdout == b"piped\n"
 
 
+#: Wrong input for each subcommand of a client: what is not there, a directory for a file and the
+#: reverse, no such server. ``FILE`` is a file and ``DIR`` a directory, both in the file system and
+#: local ones; local ones are in the current directory.
 FAILING = [
-    ["put", "/nowhere", "/x"],
-    ["put", "/etc/hostname", "/bad-\udcff"],
-    ["get", "/nowhere", "x"],
-    ["cat", "/nowhere"],
-    ["cat", "/"],
-    ["ls", "/nowhere"],
-    ["stat", "/nowhere"],
-    ["mkdir", "/nowhere/deeper"],
-    ["rm", "/nowhere"],
-    ["rm", "--trash", "/nowhere"],
-    ["undelete", "/nowhere"],
-    ["setrep", "2", "/nowhere"],
-    ["mv", "/nowhere", "/x"],
-    ["du", "/nowhere"],
-    ["fsck", "/nowhere"],
-    ["locate", "/nowhere"],
-    ["locate", "/"],
+    "put nowhere /x",
+    "put FILE /bad-\udcff",
+    "put FILE DIR/x",
+    "put FILE /FILE/x",
+    "put DIR /x",
+    "put FILE /DIR",
+    "get /nowhere x",
+    "get /DIR x",
+    "get /FILE no/such/x",
+    "get /FILE no/",
+    "get /FILE FILE/",
+    "get /FILE FILE/x",
+    "get --partial /FILE no/such/x",
+    "get /FILE /text no",
+    "get -r /DIR no/such/x",
+    "get -r /DIR no/such/x/",
+    "cat /nowhere",
+    "cat /DIR",
+    "append /DIR FILE",
+    "append /x nowhere",
+    "append /x DIR",
+    "append /FILE/x FILE",
+    "records /nowhere",
+    "records /DIR",
+    "records /FILE",
+    "ls /nowhere",
+    "stat /nowhere",
+    "mkdir /nowhere/deeper",
+    "mkdir -p /FILE",
+    "rm /nowhere",
+    "rm /DIR",
+    "rm --trash /nowhere",
+    "undelete /nowhere",
+    "setrep 2 /nowhere",
+    "setrep 2 /DIR",
+    "mv /nowhere /x",
+    "mv /FILE /DIR/x/",
+    "snapshot /nowhere /x",
+    "snapshot /FILE /FILE",
+    "du /nowhere",
+    "mount /nowhere DIR",
+    "mount / nowhere",
+    "mount / FILE",
+    "fsck /nowhere",
+    "scrub nowhere",
+    "locate /nowhere",
+    "locate /DIR",
+    "disk add nowhere /x",
+    "disk drain nowhere 1",
+    "disk remove nowhere 1",
+    "disk retry nowhere 1",
+    "drain nowhere",
+    "key rotate --state nowhere",
+    "key retire --state nowhere",
+    "key show --state nowhere",
+    "backup no/such/x",
+    "backup DIR",
+    "backup FILE",
+    "backup FILE/x",
+    "restore nowhere",
+    "restore --state nowhere FILE",
+    "promote nowhere",
+    "failover",
+    "failover 127.0.0.1:1",
+    "maintenance nowhere on",
+    "repair set nothing=1",
+    "forget nowhere",
+    "down --state nowhere",
+    "control export no/such/x",
+    "control import nowhere",
 ]
 
 
-def test_failures_are_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    for arguments in FAILING:
-        fails(cluster, *arguments, cwd=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_what_says_an_error_fails(cluster: Cluster, tmp_path: Path) -> None:
+    """In one line, which begins with what is wrong; and it writes nothing."""
+    (tmp_path / "FILE").write_bytes(b"text\n")
+    (tmp_path / "DIR").mkdir()
+    (tmp_path / "DIR" / "x").write_bytes(b"")
+    cluster.gfs("put", "-f", tmp_path / "FILE", "/FILE")
+    cluster.gfs("mkdir", "-p", "/DIR")
+    cluster.gfs("put", "-f", tmp_path / "FILE", "/DIR/FILE")
+
+    def everything() -> object:
+        return sorted(tmp_path.rglob("*")), cluster.gfs("ls", "-R", "/").stdout
+
+    before = everything()
+    for words in FAILING:
+        done = cluster.gfs(*words.split(" "), cwd=tmp_path, code=None)
+        reported = done.stderr.decode()
+        assert done.returncode, (words, reported)
+        assert reported.startswith("gfs: "), (words, reported)
+        assert reported.count("\n") == 1, (words, reported)
+    assert everything() == before
+
+
+def test_each_subcommand_is_tried_with_wrong_input() -> None:
+    """``gfs up`` and servers in the foreground have tests of their own, ``status`` no arguments."""
+    tried = {words.split(" ")[0] for words in FAILING}
+    ours = {name for commands in command.SECTIONS.values() for name in commands}
+    assert ours - tried == {"up", "master", "chunkserver", "status"}
 
 
 def test_ls(cluster: Cluster, top: str) -> None:
@@ -525,6 +605,38 @@ def test_the_master_can_be_named(cluster: Cluster, top: str, tmp_path: Path) -> 
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_address_of_another_kind_is_named_with_the_one_that_is_meant(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    facts = cluster.ready
+    master, chunkserver = facts["master"]["address"], facts["chunkservers"][0]["address"]
+    scrape = facts["master"]["metrics"].removeprefix("http://").partition("/")[0]
+    key = cluster.state / "cluster.key"
+    for wrong, what in ((chunkserver, "it is a chunkserver"), (scrape, "it speaks HTTP")):
+        for state, meant in ((cluster.state, f"is at {master}"), (tmp_path, "gfs status")):
+            options = ("--state", state, "--key-file", key, "--master", wrong)
+            reported = fails(cluster, *options, "ls", "/")
+            for words in (f"gfs: {wrong}: {what}", meant):
+                assert words in reported
+
+
+def test_a_chunkserver_at_another_one_instead_of_the_master_says_so(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    address = cluster.ready["chunkservers"][0]["address"]
+    words = ["chunkserver", f"--dir={tmp_path}", f"--master={address}", "--address=127.0.0.1:0"]
+    with subprocess.Popen(
+        [*GFS, *words, f"--key-file={cluster.state}/cluster.key"],
+        env=cluster.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if address in line)
+        process.terminate()
+    assert f"master {address}: it is a chunkserver, not a master" in said
 
 
 @pytest.mark.thin

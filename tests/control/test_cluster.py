@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -155,11 +156,15 @@ def test_a_disk_comes_and_goes(cloud: Cloud, tmp_path: Path) -> None:
     name = servers(cloud)[0]["id"]
     path, disk = f"{BASE}/servers/{name}/disks", str(tmp_path / "disk")
 
-    def order(action: str) -> httpx.Response:
-        return cloud.admin.post(path, json={"path": disk, "action": action})
+    def order(action: str, **more: bool) -> httpx.Response:
+        return cloud.admin.post(path, json={"path": disk, "action": action, **more})
 
-    assert len(ok(order("add"))["disks"]) == 2
-    refused(order("add"), 409)
+    refused(order("add"), 409, "free of")  # the other servers are on this file system, too
+    assert not Path(disk).exists()
+    refused(order("drain", force=True), 400, "force")
+    found = ok(order("add", force=True))["disks"]
+    assert [os.path.ismount(each["mount"]) for each in found] == [True, True]
+    refused(order("add", force=True), 409)
     found = ok(order("drain"))["disks"]
     assert [each["state"] for each in found if each["path"] == disk] == ["draining"]
     wait_for(lambda: order("remove").status_code == 200, "the removal")

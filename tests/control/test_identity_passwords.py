@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,20 @@ import trio.testing
 from argon2 import PasswordHasher, Type
 from limits import HANG_SECONDS
 
+from control.auth.shapes import NewPassword
+from control.cli.commands import set_password
 from control.errors import BadRequest, Unavailable
-from control.identity.passwords import Passwords, check_password, make_hasher
+from control.identity.passwords import (
+    PASSWORD_RULE,
+    Passwords,
+    check_password,
+    make_hasher,
+    new_password,
+)
 from control.settings import ControlSettings
 from gfs.errors import SettingsError
 
+ROOT = Path(__file__).parents[2]
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
@@ -50,6 +60,29 @@ class Stuck(PasswordHasher):
         with self._lock:
             self.at_once -= 1
         return super().hash(password, **more)
+
+
+@pytest.mark.parametrize("refused", ["", "short", "aaaabbbbccc", "Alice.Smith"])
+def test_the_rule_for_new_passwords_is_one_text(refused: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        new_password(refused, "alice.smith", "new")
+    assert str(caught.value) == (f"new: {PASSWORD_RULE}" if refused else str(caught.value))
+    assert new_password("aaaabbbcd", "alice.smith") == "aaaabbbcd"
+
+
+def test_it_is_the_same_wherever_it_is_written() -> None:
+    texts = {
+        "the OpenAPI document": str(NewPassword),
+        "the help of set-password": str(set_password.help),
+        **{
+            path: (ROOT / path).read_text()
+            for path in ("console/src/texts.ts", "docs/rest.md", "docs/settings.md")
+        },
+    }
+    for name, text in texts.items():
+        plain = " ".join(text.lower().split())
+        assert PASSWORD_RULE in plain, name
+        assert plain.count("8 characters") == plain.count(PASSWORD_RULE), name
 
 
 def test_production_takes_what_rfc_9106_recommends() -> None:

@@ -280,7 +280,7 @@ async def test_what_was_mounted_is_never_made_below_its_mount(
                     await fs.order_disk(server, DISK, action)
                 if action == "add":
                     assert "nothing is mounted there: mount it. To fill" in str(refused.value)
-                    assert "gfs disk add --not-a-mount" in str(refused.value)
+                    assert "gfs disk add --force" in str(refused.value)
             assert not machine.paths(DISK)
         machine.mount(DISK, 1 << 40)
         disks = {disk.path: disk for disk in await fs.order_disk(server, DISK, "add")}
@@ -419,6 +419,37 @@ async def test_a_disk_of_the_table_of_file_systems_is_not_made_before_it_is_moun
         machine.mount_again("/new", volume)
         await fs.order_disk(server, "/new/below", "add")
         assert (await disks_of(fs, victim))["/new/below"].mount == "/new"
+
+
+@over_seeds(1)
+async def test_a_disk_gets_a_file_system_of_its_own_unless_that_is_forced(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        victim = chance.choice(cluster.chunkservers)
+        server, machine = cluster.address(victim), cluster.machine(victim).disk
+        machine.mount("/own", 1 << 30)
+        used = (await disks_of(fs, victim))[DISK]
+        shared = f"the file system mounted at {used.mount}"
+        for path, where in (
+            ("/root/disk", "the root file system (/)"),
+            (f"{used.mount}/second", "the root file system (/)" if used.mount == "/" else shared),
+        ):
+            with pytest.raises(DiskFailed, match=r"free of .* .iB.*gfs disk add --force") as caught:
+                await fs.order_disk(server, path, "add")
+            assert f"{path} cannot be used: it would be on {where}" in str(caught.value)
+            with pytest.raises(FileNotFoundError):
+                machine.paths(path)
+            assert path not in await disks_of(fs, victim)
+        added = {each.path: each for each in await fs.order_disk(server, "/own/first", "add")}
+        assert (added["/own/first"].mount, added["/own/first"].state) == ("/own", "ok")
+        with pytest.raises(DiskFailed, match="mounted at /own, where another disk of this machine"):
+            await fs.order_disk(server, "/own/second", "add")
+        for path in ("/root/disk", "/own/second"):
+            disks = {each.path: each for each in await fs.order_disk(server, path, "add-unmounted")}
+            assert disks[path].state == "ok"
+        await cluster.restart(victim)
+        assert {"/root/disk", "/own/first", "/own/second"} <= {*await disks_of(fs, victim)}
 
 
 @over_seeds(1)

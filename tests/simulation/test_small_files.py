@@ -904,13 +904,6 @@ async def test_a_bug_in_a_write_ends_that_write_alone(
     assert got == [b"1", b"2", b"3", b"4"]
 
 
-@over_seeds(1)
-async def test_only_bytes_are_put(fs: Client) -> None:
-    """A string is no path to a local file here."""
-    results = await fs.put_many([("/a", b"1"), ("/b", "/etc/hostname"), ("/c", b"3")])  # type: ignore[list-item]
-    assert [type(each) for each in results] == [Entry, InvalidArgument, Entry]
-
-
 @pytest.mark.parametrize("older", [1, 3])
 @over_seeds(1)
 async def test_servers_of_an_older_release_are_asked_by_exchanges(

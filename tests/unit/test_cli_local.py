@@ -18,7 +18,15 @@ from gfs.cli.batch import PRINTED_MAX, Batch, Job
 from gfs.cli.exits import Failed
 from gfs.cli.output import Output
 from gfs.cli.progress import Progress
-from gfs.errors import AlreadyExists, DiskFull, GfsError, InvalidName, MasterUnavailable, NotFound
+from gfs.errors import (
+    AlreadyExists,
+    DiskFull,
+    GfsError,
+    InvalidName,
+    MasterUnavailable,
+    NotADirectory,
+    NotFound,
+)
 
 
 async def tree(root: Path) -> dict[str, local.Item]:
@@ -106,8 +114,13 @@ def test_targets(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("x")
     (tmp_path / "link").symlink_to("real")
     assert local.prepare_target(str(tmp_path / "link")) == os.path.realpath(tmp_path / "real")
-    assert local.prepare_target(str(tmp_path / "new" / "x")) == str(tmp_path / "new" / "x")
-    assert (tmp_path / "new").is_dir()
+    assert local.prepare_target(str(tmp_path / "new")) == str(tmp_path / "new")
+    for missing in ("no/x", "no/such/x"):
+        with pytest.raises(NotFound, match=str((tmp_path / missing).parent)):
+            local.prepare_target(str(tmp_path / missing))
+    with pytest.raises(NotADirectory, match="link"):
+        local.prepare_target(str(tmp_path / "link" / "x"))
+    assert not (tmp_path / "no").exists()
     assert local.is_special("/dev/null")
     assert not local.is_special(str(tmp_path / "real"))
     assert not local.is_special(str(tmp_path / "missing"))

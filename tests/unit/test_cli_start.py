@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 
 import click
 import pytest
-from trio.testing import wait_all_tasks_blocked
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gfs
 from gfs.cli import command, session
 from gfs.cli.exits import Failed, Interrupted
+from gfs.cli.options import Cluster
 from gfs.errors import MasterUnavailable, NotFound, StartupError
 from gfs.state import make_key
 
@@ -211,6 +213,14 @@ def test_debug_shows_the_traceback(
         (2, ["chunkserver", "--dir", "/tmp", "--dir", "/tmp/"], ["--dir"]),
         (2, ["master", "--address", "nonsense"], ["--address", "nonsense"]),
         (2, ["ls", "--master", "nonsense"], ["--master", "nonsense"]),
+        (2, ["ls", "--master", ""], ["--master", "HOST:PORT"]),
+        (2, ["ls", "--master", "http://h:1"], ["--master", "'http://h:1'", "HOST:PORT"]),
+        (2, ["chunkserver", "--dir", "/tmp", "--master", "h:1/x"], ["--master", "HOST:PORT"]),
+        (
+            2,
+            ["repair", "set", "clones_total=-1"],
+            ["=-1", "clones_total=16.", "--help"],
+        ),
         (2, ["ls", "--config", "/nowhere/gfs.toml"], ["/nowhere/gfs.toml"]),
         (2, ["put"], ["SOURCE", "gfs put --help"]),
         (2, ["frobnicate"], ["frobnicate", "gfs --help"]),
@@ -271,7 +281,7 @@ def test_a_backup_says_what_it_waits_for(
     monkeypatch.setattr(session, "SAY_AFTER_SECONDS", 0.0)
 
     async def take_backup(*arguments: Any) -> NoReturn:
-        waits = arguments[-1]
+        waits = arguments[5]
         for long in (True, False, True):
             waits(True)
             if long:
@@ -283,10 +293,52 @@ def test_a_backup_says_what_it_waits_for(
     words = ["backup", "--master=127.0.0.1:1", f"--key-file={tmp_path}/key", f"{tmp_path}/file"]
     assert command.run(words) == MasterUnavailable.exit_code
     said = capsys.readouterr().err.splitlines()
-    assert [line.partition("; trying")[0] for line in said] == [
-        *["gfs: the master does not answer yet"] * 2,
+    assert [line.partition(", up to")[0] for line in said] == [
+        *["gfs: waiting for the master at 127.0.0.1:1"] * 2,
         "gfs: no master gives a backup",
     ]
+
+
+async def test_after_a_second_a_command_says_what_it_waits_for(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = Cluster(master="127.0.0.1:1,[::1]:2")
+    for is_terminal, said in (
+        (True, "gfs: waiting for the master at 127.0.0.1:1, [::1]:2, up to 30 s (Ctrl-C ends)\n"),
+        (False, ""),
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda answer=is_terminal: answer)
+        async with session.saying_that_it_waits(where, 30) as waits:
+            waits(True)
+            await trio.sleep(0.999)
+            assert capsys.readouterr().err == ""
+            await trio.sleep(0.002)
+            assert capsys.readouterr().err == said
+            waits(False)
+            waits(True)
+            await trio.sleep(0.9)
+            waits(False)
+            await trio.sleep(60)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("wait", [[], ["--wait"]])
+def test_a_refused_connection_ends_a_command_unless_it_is_to_wait(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wait: list[str],
+) -> None:
+    """With a backup as with all others."""
+    make_key(tmp_path / "key")
+    monkeypatch.setenv("GFS_CLIENT_RETRY_SECONDS", "0.3")
+    monkeypatch.setattr(session, "REFUSED_SECONDS", 0.0)
+    options = ["--master=127.0.0.1:1", f"--key-file={tmp_path}/key"]
+    for words in (["ls", "/"], ["backup", f"{tmp_path}/file"]):
+        assert command.run([*wait, *words, *options]) == MasterUnavailable.exit_code
+        said = capsys.readouterr().err
+        assert "127.0.0.1:1: Connection refused" in said
+        assert ("--wait" in said) == (not wait)
 
 
 def test_all_options_go_with_what_is_started_in_the_background(

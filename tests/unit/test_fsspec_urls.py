@@ -26,11 +26,12 @@ from limits import HANG_SECONDS
 from gfs.client import client as client_module
 from gfs.errors import (
     Busy,
+    ForeignPeer,
     GfsError,
     InvalidArgument,
     MasterUnavailable,
-    ProtocolError,
     SettingsError,
+    TlsRefused,
 )
 from gfs.fsspec import GfsFileSystem, connections
 from gfs.fsspec.files import Ahead, Reader
@@ -252,7 +253,16 @@ def test_a_client_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPatch) -
     ("answer", "seconds", "kind", "said"),
     [
         (b"", 0.1, MasterUnavailable, "the master at {address}: no hello from {address}"),
-        (b"HTTP/1.1 400 No\r\n\r\n", HANG_SECONDS, ProtocolError, "^{address}: .*not a gfs peer"),
+        (b"HTTP/1.1 400 No\r\n\r\n", HANG_SECONDS, ForeignPeer, "^{address}: it speaks HTTP, "),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", HANG_SECONDS, ForeignPeer, "^{address}: it speaks SSH, "),
+        (b"220 mail\r\n", HANG_SECONDS, ForeignPeer, "^{address}: it speaks text .'220 mail' …"),
+        (
+            b"\xff" * 100,
+            HANG_SECONDS,
+            ForeignPeer,
+            "^{address}: .*4294967295 bytes",
+        ),
+        (b"\x15\x03\x03\0\2\2\x32" * 9, HANG_SECONDS, TlsRefused, "^{address}: it speaks TLS"),
     ],
 )
 def test_a_service_that_is_no_master_is_named_within_the_deadline(

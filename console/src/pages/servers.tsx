@@ -281,8 +281,9 @@ function Drain({ server, close, done }: About) {
 
 function AddDisk({ server, close, done }: About) {
   const [path, setPath] = useState("");
+  const [force, setForce] = useState(false);
   const submit = async (): Promise<void> => {
-    await call("POST", one(server, "/disks"), { body: { path, action: "add" } });
+    await call("POST", one(server, "/disks"), { body: { path, action: "add", force } });
     say(T.servers.ordered);
     done();
   };
@@ -302,6 +303,12 @@ function AddDisk({ server, close, done }: About) {
           onInput={(event) => setPath(event.currentTarget.value)}
         />
       </Field>
+      <div class="choices">
+        <label>
+          <input type="checkbox" checked={force} onChange={() => setForce(!force)} />
+          <span>{T.servers.addDiskForce}</span>
+        </label>
+      </div>
     </Dialog>
   );
 }

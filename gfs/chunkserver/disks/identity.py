@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -33,6 +33,7 @@ from gfs.chunkserver.disks.disk import PROBE, Disk
 from gfs.chunkserver.disks.health import describe
 from gfs.chunkserver.files import NAMES as JOURNAL_NAMES
 from gfs.errors import StartupError
+from gfs.failures import human_bytes
 from gfs.io import FileSystem, ReadFailed, World, lost_mount
 
 log = logging.getLogger(__name__)
@@ -208,17 +209,25 @@ def look_at(disk: Disk) -> ServerRecord | None:
     return read_record(disk.world.files, disk.path)
 
 
-def take_disk(disk: Disk, found: ServerRecord | None, may_be_unmounted: bool = False) -> None:
+def take_disk(
+    disk: Disk,
+    found: ServerRecord | None,
+    is_forced: bool = False,
+    taken: Collection[int] | None = None,
+) -> None:
     """Open and lock the directory in which :func:`look_at` has ``found`` this; if that is None,
-    make it if it does not exist. Raises MissingDisk if it has changed since, if another
-    chunkserver uses it, or if it would be made where another file system is to be mounted, unless
-    it ``may_be_unmounted``; ``OSError``."""
+    make it if it does not exist. Raises MissingDisk if it has changed since, or if another
+    chunkserver uses it; unless ``is_forced``, if it would be made where another file system is to
+    be mounted, or, with ``taken``, on one of these or on the root file system; ``OSError``."""
     files = disk.world.files
-    if found is None:
-        if files.awaits_mount(disk.path) and not may_be_unmounted:
+    if not is_forced:
+        if found is None and files.awaits_mount(disk.path):
             raise MissingDisk(
                 "/etc/fstab has a file system for this path, which is not mounted: mount it first"
             )
+        if taken is not None:
+            _check_file_system(disk, taken)
+    if found is None:
         files.make_directories(disk.path)
         files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
     try:
@@ -234,6 +243,25 @@ def take_disk(disk: Disk, found: ServerRecord | None, may_be_unmounted: bool = F
         raise MissingDisk(
             "another chunkserver uses this directory: stop it, or name another"
         ) from None
+
+
+def _check_file_system(disk: Disk, taken: Collection[int]) -> None:
+    """A disk that shares its file system fills it for others, and fails with them: an operator who
+    adds one where nothing is mounted has mostly forgotten to mount it. Raises MissingDisk."""
+    files, point = disk.world.files, disk.mount.point
+    device = files.device(point)
+    if device == files.device("/"):
+        what = f"the root file system ({point})"
+    elif device in taken:
+        what = f"the file system mounted at {point}, where another disk of this machine is"
+    else:
+        return
+    space = files.space(point)
+    raise MissingDisk(
+        f"it would be on {what}, with {human_bytes(space.free_bytes)} free of "
+        f"{human_bytes(space.total_bytes)}: mount a file system of its own there first; to add it "
+        "nevertheless: gfs disk add --force"
+    )
 
 
 def _owner(record: ServerRecord | None) -> tuple[str, str] | None:
@@ -350,7 +378,7 @@ def check_mount(disk: Disk, known: DiskRecord | None, found: ServerRecord | None
         disk.mount.point = known.mount
         raise MissingDisk(
             f"it was mounted at {known.mount}, and nothing is mounted there: mount it. To fill the "
-            f"file system of {now} instead, if that is what you want: gfs disk add --not-a-mount"
+            f"file system of {now} instead, if that is what you want: gfs disk add --force"
         )
 
 

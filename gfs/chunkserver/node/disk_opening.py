@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 import trio
@@ -126,19 +126,21 @@ class DiskOpening:
         found: dict[Disk, ServerRecord | None],
         *,
         may_be_new: bool = False,
-        may_be_unmounted: bool = False,
+        is_forced: bool = False,
+        taken: Collection[int] | None = None,
     ) -> None:
         """Lock and read the disks at the same time, then adopt them one by one.
 
         ``may_be_new``: an empty one may take the place of another, and a removed one is used
-        again; ``may_be_unmounted``: also where another one was mounted.
+        again. Not on the file systems that are ``taken``, nor on the root file system if that is
+        not None, nor where another one was mounted, unless ``is_forced``.
         """
         named: dict[str, Disk] = {disk.id: disk for disk in self._disks.used.values()}
         contents: dict[Disk, Contents] = {}
 
         async def read(disk: Disk, record: ServerRecord | None) -> None:
             with _fails(disk):
-                await disk.run(identity.take_disk, disk, record, may_be_unmounted)
+                await disk.run(identity.take_disk, disk, record, is_forced, taken)
                 contents[disk] = await disk.run(read_disk, disk)
 
         async with trio.open_nursery() as nursery:
@@ -153,7 +155,7 @@ class DiskOpening:
                     )
                     continue
                 with _fails(disk):
-                    if not may_be_unmounted:
+                    if not is_forced:
                         identity.check_mount(disk, known, record)
                     if is_removed or (may_be_new and record is None):
                         known = None

@@ -59,6 +59,8 @@ class DiskOrders:
         self._watch = DiskWatch(world, store.disks, server, opening)
         #: Held by the task that changes which disks there are.
         self._changing = trio.Lock()
+        #: Of the present order.
+        self._taken: Sequence[int] = ()
 
     async def run(self, tasks: Sequence[Task]) -> None:
         """Watch the disks, and run ``tasks`` for each that is used, for as long as it is."""
@@ -81,6 +83,7 @@ class DiskOrders:
         with deadline(ORDER_SECONDS, "end of the previous order"):
             await self._changing.acquire()
         try:
+            self._taken = order.taken
             await act(self, path)
             await self._opening.save()
         finally:
@@ -99,13 +102,14 @@ class DiskOrders:
         known = ", ".join(each.path for each in self._disks.reports())
         raise NotFound(f"this chunkserver has no disk {path}; it has {known}")
 
-    async def _add(self, path: str, may_be_unmounted: bool = False) -> None:
+    async def _add(self, path: str, is_forced: bool = False) -> None:
         if any(disk.path == path for disk in self._disks.used.values()):
             raise AlreadyExists(f"{path} is a disk of this chunkserver already")
-        await self._reopen(path, may_be_new=True, may_be_unmounted=may_be_unmounted)
+        own = [disk.mount.device for disk in self._disks.used.values()]
+        await self._reopen(path, may_be_new=True, is_forced=is_forced, taken=(*own, *self._taken))
 
-    async def _add_unmounted(self, path: str) -> None:
-        await self._add(path, may_be_unmounted=True)
+    async def _add_forced(self, path: str) -> None:
+        await self._add(path, is_forced=True)
 
     async def _retry(self, path: str) -> None:
         if path not in self._disks.down:
@@ -114,7 +118,11 @@ class DiskOrders:
         await self._reopen(path)
 
     async def _reopen(
-        self, path: str, may_be_new: bool = False, may_be_unmounted: bool = False
+        self,
+        path: str,
+        may_be_new: bool = False,
+        is_forced: bool = False,
+        taken: Sequence[int] | None = None,
     ) -> None:
         old, known = self._disks.down.get(path), self._server.at(path)
         if old is not None:
@@ -123,7 +131,7 @@ class DiskOrders:
         watched = set(self._opening.watched)
         try:
             found = await self._opening.look_at([path])
-            await self._opening.use(found, may_be_new=may_be_new, may_be_unmounted=may_be_unmounted)
+            await self._opening.use(found, may_be_new=may_be_new, is_forced=is_forced, taken=taken)
         except BaseException:
             for disk in self._opening.watched - watched:
                 disk.fail(FAILED, "the order to use it was cancelled")
@@ -210,7 +218,7 @@ class DiskOrders:
 
 _ACTS: dict[str, Callable[[DiskOrders, str], Awaitable[None]]] = {
     "add": DiskOrders._add,
-    "add-unmounted": DiskOrders._add_unmounted,
+    "add-unmounted": DiskOrders._add_forced,
     "retry": DiskOrders._retry,
     "drain": DiskOrders._drain,
     "undrain": DiskOrders._undrain,

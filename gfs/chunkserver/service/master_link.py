@@ -33,6 +33,7 @@ from gfs.config import split_addresses
 from gfs.diagnostics import event, request, request_of
 from gfs.errors import (
     DiskFailed,
+    ForeignPeer,
     GfsError,
     ProtocolError,
     StaleVersion,
@@ -175,6 +176,9 @@ class MasterLink:
     async def _session(self) -> None:
         node = self._node
         connection = await handshake.connect(node.world, self._address, node.identity)
+        if connection.peer_role == "chunkserver":
+            connection.close()
+            raise ForeignPeer("it is a chunkserver, not a master: give --master a master's address")
         self._is_master = connection.peer_role == "master"
         self._joined = trio.Event()
         rpc = Rpc(connection, self._take_orders)

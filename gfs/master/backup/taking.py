@@ -9,6 +9,7 @@ backup replaces the file, once it is complete.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -50,36 +51,46 @@ async def take_backup(
     path: str,
     retry_seconds: float = 30.0,
     waits: Callable[[bool], None] = lambda begins: None,
+    refused_seconds: float = math.inf,
 ) -> Point:
     """Make the backup at ``path``, or continue it: durable when this returns. Cancelled, or
     after an error, the last complete backup is there. ``waits`` is called with True when it begins
     to wait for a master, and with False when one serves.
 
-    Raises MasterUnavailable if none of ``masters`` serves: after ``retry_seconds``, or at once if
-    none may by then. Raises InvalidArgument if the file is damaged, in use, or of another
-    history, and OSError if it cannot be written.
+    Raises MasterUnavailable if none of ``masters`` serves: after ``retry_seconds``, after
+    ``refused_seconds`` in which all refused connections, or at once if none may serve by then.
+    Raises InvalidArgument if the file is damaged, in use, or of another history, and OSError if it
+    cannot be written.
     """
     identity = Identity("shadow", "backup", credentials)
     give_up = world.clock.monotonic() + retry_seconds
+    refused_since = world.clock.monotonic()
     waits(True)
     while True:
-        reasons, may_serve = [], False
+        reasons, may_serve, is_refused = [], False, True
+        last: Exception | None = None
         for address in masters:
             try:
                 rpc = await connect_master(world, address, identity, 0, refuse_all)
             except (ConnectionError, GfsError) as error:
-                reasons.append(f"{address}: {error}")
+                reasons.append(str(error) if address in str(error) else f"{address}: {error}")
+                last = error
                 may_serve |= isinstance(error, ConnectionError | Retryable)
+                is_refused &= isinstance(error, ConnectionRefusedError)
                 continue
             waits(False)
+            is_refused = False
             try:
                 return await _with(rpc, partial(_take, world, rpc, path))
             except ConnectionError as error:
                 waits(True)
                 reasons.append(f"{address}: {error}")
                 may_serve = True
-        if not may_serve or world.clock.monotonic() + PAUSE_SECONDS > give_up:
-            raise MasterUnavailable(f"no master gives a backup: {'; '.join(reasons)}")
+        then = world.clock.monotonic() + PAUSE_SECONDS
+        if not is_refused:
+            refused_since = then
+        if not may_serve or then > min(give_up, refused_since + refused_seconds):
+            raise MasterUnavailable(f"no master gives a backup: {'; '.join(reasons)}") from last
         await world.clock.sleep(PAUSE_SECONDS)
 
 

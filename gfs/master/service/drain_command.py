@@ -49,7 +49,7 @@ async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
         raise ReplicaUnavailable(
             f"chunkserver {server.id} is {server.state}: it reads all its disks when it is started"
         )
-    order = DiskOrder(0, server.id, request.path, request.action)
+    order = DiskOrder(0, server.id, request.path, request.action, _taken(master, server))
     try:
         reply, _ = await server.rpc.call(order, seconds=DISK_ORDER_SECONDS)
     except ConnectionError as error:
@@ -62,6 +62,17 @@ async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
         raise ProtocolError(f"{type(reply).__name__} as the answer to an order")
     master.membership.set_disks(server, reply.disks)
     return DiskOrderReply(id=0, disks=reply.disks)
+
+
+def _taken(master: Master, server: Server) -> list[int]:
+    """The file systems that disks of other servers on its machine are on."""
+    machine = server.address.rpartition(":")[0]
+    others = [
+        each
+        for each in master.replica_map.servers.by_id.values()
+        if each is not server and each.address.rpartition(":")[0] == machine
+    ]
+    return sorted({disk.device for each in others for disk in each.disks if disk.device})
 
 
 async def _drain(master: Master, server: Server, fewer_racks: bool) -> None:
