@@ -21,6 +21,7 @@ from gfs.cli.options import (
     PATH,
     Cluster,
     check_address,
+    check_parent,
     cluster_options,
     key_file,
     life_fd_option,
@@ -226,8 +227,6 @@ def export_records(cluster: Cluster, file: Path) -> None:
     For gfs control import, with other records (GFS_CONTROL_RECORDS). Stop all control planes
     first: later changes are not in FILE. Keep FILE as secret as the keys.
     """
-    from gfs.cli.local import check_parent
-
     with _packages():
         from control.cli import moving
     _records_directory(cluster)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from gfs.cli.local import check_parent
-from gfs.cli.options import PATH, Cluster, client_options, state_directory
+from gfs.cli.options import PATH, Cluster, check_parent, client_options, state_directory
 from gfs.cli.output import Output
 from gfs.cli.session import (
     check_runs,

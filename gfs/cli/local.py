@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gfs.cli.options import check_local_name
-from gfs.errors import GfsError, InvalidArgument, NotADirectory, NotFound
+from gfs.cli.options import check_directory, check_local_name, check_parent
+from gfs.errors import GfsError, InvalidArgument
 
 #: Directory entries read in one call to a worker thread.
 BATCH_ENTRIES = 256
@@ -185,21 +185,6 @@ def is_directory(path: str, *, wanted: bool) -> bool:
     if wanted:
         check_directory(path)
     return os.path.isdir(path)
-
-
-def check_directory(path: str) -> None:
-    """Refuse to write into a directory that does not exist, as ``cp`` does: it may be a mistyped
-    name. Raises NotFound or NotADirectory."""
-    if os.path.isdir(path):
-        return
-    if os.path.exists(path.rstrip("/")):
-        raise NotADirectory(f"{path}: is not a directory")
-    raise NotFound(f"{path}: no such directory on this machine: make it first (mkdir -p)")
-
-
-def check_parent(path: str | os.PathLike[str]) -> None:
-    """:func:`check_directory` for the directory that a file at ``path`` will be in."""
-    check_directory(os.path.dirname(path) or ".")
 
 
 def prepare_target(path: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gfs.errors import InvalidName, SettingsError
+from gfs.errors import InvalidName, NotADirectory, NotFound, SettingsError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -161,6 +161,21 @@ def check_addresses(option: str, addresses: str) -> None:
     """The items of a list separated by commas."""
     for address in addresses.split(","):
         check_address(option, address.strip())
+
+
+def check_directory(path: str) -> None:
+    """Refuse to write into a directory that does not exist, as ``cp`` does: it may be a mistyped
+    name. Raises NotFound or NotADirectory."""
+    if os.path.isdir(path):
+        return
+    if os.path.exists(path.rstrip("/")):
+        raise NotADirectory(f"{path}: is not a directory")
+    raise NotFound(f"{path}: no such directory on this machine: make it first (mkdir -p)")
+
+
+def check_parent(path: str | os.PathLike[str]) -> None:
+    """:func:`check_directory` for the directory that a file at ``path`` will be in."""
+    check_directory(os.path.dirname(path) or ".")
 
 
 def join(directory: str, name: str) -> str:

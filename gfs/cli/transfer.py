@@ -26,6 +26,7 @@ from gfs.cli.options import (
     Cluster,
     base_name,
     check_local_name,
+    check_parent,
     client_options,
     join,
     json_option,
@@ -442,7 +443,7 @@ class _Get:
             return
         if not self.recursive:
             raise IsADirectory(f"{source}: is a directory: use -r")
-        local.check_parent(target.rstrip("/"))
+        check_parent(target.rstrip("/"))
         await self._make_directory(batch, target)
         small = _SmallFiles()
         async with aclosing(client.walk(source)) as entries:
