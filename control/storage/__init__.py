@@ -40,7 +40,6 @@ from control.storage.unfinished import (
 from control.storage.versions import Version, Versions, id_of, is_marker
 
 __all__ = [
-    "all_in_pages",
     "CREATE",
     "DELETE",
     "PATH_BYTES_MAX",
@@ -60,6 +59,7 @@ __all__ = [
     "UploadRequest",
     "Version",
     "Versions",
+    "all_in_pages",
     "change_space",
     "check_path",
     "check_space_name",
