@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from elected import EtcdServer
@@ -88,7 +90,15 @@ class Machines:
         other.wait()  # the lost one may have led the others
         (lost,) = (m for m in other.ask("cluster/member/list")["members"] if m["name"] == name)
         other.ask("cluster/member/remove", ID=lost["ID"])
-        other.ask("cluster/member/add", peerURLs=[self._peers[name]])
+
+        def is_added() -> bool:
+            # Refused with 503 until all that are left have been connected for some seconds.
+            with suppress(HTTPError):
+                other.ask("cluster/member/add", peerURLs=[self._peers[name]])
+                return True
+            return False
+
+        wait_for(is_added, "etcd's new member")
         self._etcds[name] = self.etcd(name, "existing")
         self._etcds[name].wait()
 
