@@ -37,8 +37,10 @@ STEP_SECONDS = 0.020
 COUNTED_SECONDS = 0.005
 #: How old the CPU time at the beginning of a step may be.
 SAMPLE_SECONDS = 0.001
-#: How many long steps are logged in a minute; further ones are only counted.
+#: How many long steps are logged in a minute; further ones are only counted. Those that are
+#: much longer are counted apart, so that many of the others do not hide them.
 LINES_PER_MINUTE = 10
+MUCH_LONGER_SECONDS = 0.050
 
 #: The work of a task, for the log: its request, if there is one.
 _doing: ContextVar[object] = ContextVar("doing")
@@ -54,7 +56,7 @@ class Loop(trio.abc.Instrument):
         self._wall = self._computed = 0.0
         #: When the CPU time was last asked for, by the clock on the wall.
         self._sampled = 0.0
-        self._minute, self._lines = 0.0, 0
+        self._minute, self._lines = 0.0, [0, 0]
         self._context = copy_context()
         self._thread = 0
         self._collecting = 0.0
@@ -102,9 +104,10 @@ class Loop(trio.abc.Instrument):
 
     def _log(self, task: trio.lowlevel.Task, seconds: float) -> None:
         if perf_counter() > self._minute + 60:
-            self._minute, self._lines = perf_counter(), 0
-        self._lines += 1
-        if self._lines <= LINES_PER_MINUTE:
+            self._minute, self._lines = perf_counter(), [0, 0]
+        kind = seconds >= MUCH_LONGER_SECONDS
+        self._lines[kind] += 1
+        if self._lines[kind] <= LINES_PER_MINUTE:
             log.warning(
                 "%s held the event loop for %.0f ms, until %s",
                 self._context.get(_doing) or f"the task {task.name}",

@@ -77,8 +77,8 @@ class Parameters(ImmutableMultiDict[str, str]):
 
 
 class _Texts(dict[str, str]):
-    """Texts by name; reading one by its name checks its bound. To iterate over all of them does
-    not, so who does that counts what he keeps."""
+    """Texts by name; reading one by its name checks its bound. ``items()`` and ``values()`` do not,
+    so that code that wants several texts iterates over the names, and reads each by its name."""
 
     _checked = staticmethod(_header)
 

@@ -213,6 +213,8 @@ class Authority:
             text = data.decode()
         except UnicodeDecodeError:
             raise policies.malformed("the policy is not UTF-8") from None
+        if text.count('"') > 2 * policies.TEXTS_MAX:
+            raise policies.malformed(f"a policy has at most {policies.TEXTS_MAX} names and values")
         found = policies.parse(text, space.name)
         if found.is_public and self._block(space).public_policy:
             raise S3Error("AccessDenied", "the bucket's block allows no public policy")

@@ -21,6 +21,8 @@ BYTES_MAX = 2 * 1024 * 1024
 ELEMENTS_MAX = 8_000
 #: Quotes of its attributes and in its texts, where it has fewer elements.
 QUOTES_MAX = 20_000
+#: The longest text of an element: keys, ETags, times, names.
+TEXT_LETTERS_MAX = 4 * 1024
 #: So much is parsed in a millisecond.
 PIECE_BYTES = 8 * 1024
 
@@ -106,6 +108,8 @@ def parse(data: bytes, root: str, elements_max: int = ELEMENTS_MAX) -> ElementTr
         raise S3Error("MalformedXML", "the body is not the document that S3 has here") from None
     for element in found.iter():
         element.tag = element.tag.rpartition("}")[2]
+        if element.text is not None and len(element.text) > TEXT_LETTERS_MAX:
+            raise S3Error("MalformedXML", f"a text has more than {TEXT_LETTERS_MAX} characters")
     if found.tag != root:
         raise S3Error("MalformedXML", f"the document is {found.tag:.80}, and should be {root}")
     return found

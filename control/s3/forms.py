@@ -32,7 +32,7 @@ from control.s3.objects import Objects
 from control.s3.payload import Payload
 from control.s3.signature import Key, find
 from control.s3.tagging import tags_of
-from control.storage import FileBegins, FormReader, is_form
+from control.storage import PATH_BYTES_MAX, FileBegins, FormReader, is_form
 from gfs.blocks import KIB
 
 FIELDS_BYTES_MAX = 64 * KIB
@@ -123,6 +123,14 @@ def _text(value: object) -> str:
     return value
 
 
+def _key(text: str, filename: str) -> str:
+    """The key that a field names, with the file's name where it says so. Raises S3Error."""
+    key = text if len(text) > PATH_BYTES_MAX else text.replace("${filename}", filename)
+    if len(key.encode()) > PATH_BYTES_MAX:
+        raise S3Error("KeyTooLongError", f"a key has at most {PATH_BYTES_MAX} bytes")
+    return key
+
+
 class Forms:
     def __init__(self, objects: Objects, find: Finder, signer: Callable[[str, str], Key]) -> None:
         self._objects = objects
@@ -144,7 +152,7 @@ class Forms:
         fields = form.fields()
         if "key" not in fields:
             raise S3Error("InvalidArgument", "the form has no field named key")
-        fields["key"] = fields["key"].replace("${filename}", filename)
+        fields["key"] = _key(fields["key"], filename)
         access_key_id, principal = "", None
         if "policy" in fields:
             access_key_id, principal = self._verified(fields)
@@ -170,7 +178,7 @@ class Forms:
             fields["key"], fields, headers, None, None,
         )  # fmt: skip
         upload.access_key_id = access_key_id
-        upload.payload = Payload(form, headers, None, None, is_sized=False)
+        upload.payload = Payload(form, upload.headers, None, None, is_sized=False)
         return upload
 
     def _verified(self, fields: Mapping[str, str]) -> tuple[str, Principal]:

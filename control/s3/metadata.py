@@ -73,7 +73,7 @@ def of_request(headers: Mapping[str, str]) -> Metadata:
     kept.pop("content-encoding", None)
     if codings:
         kept["content-encoding"] = ", ".join(codings)
-    user = {n.removeprefix(USER): _sent(v) for n, v in headers.items() if n.startswith(USER)}
+    user = {name.removeprefix(USER): _sent(headers[name]) for name in headers if _is_user(name)}
     kept = {name: _sent(value) for name, value in kept.items()}
     found = Metadata(type=_sent(headers.get("content-type", "")), headers=kept, user=user)
     if not all(map(is_value, (*user, *user.values(), *kept.values(), found.type))):
@@ -81,6 +81,10 @@ def of_request(headers: Mapping[str, str]) -> Metadata:
         raise S3Error("InvalidArgument", "a header has control characters")
     attributes(found)
     return found
+
+
+def _is_user(name: str) -> bool:
+    return name.startswith(USER)
 
 
 def is_value(text: str) -> bool:

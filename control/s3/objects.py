@@ -477,12 +477,12 @@ class Objects:
         entry = await self.find(space, key, version)
         for name, value in _named(space, entry).items():
             call.answers[name.replace("x-amz-", "x-amz-copy-source-")] = value
-        conditions = {
-            name.removeprefix("x-amz-copy-source-"): _quoted(value) if "match" in name else value
-            for name, value in call.headers.items()
-            if name.startswith("x-amz-copy-source-if-")
-        }
-        verdict = conditional.judge(lambda name: conditions.get(name.lower()), _validators(entry))
+
+        def condition(name: str) -> str | None:
+            value = call.headers.get(f"x-amz-copy-source-{name.lower()}")
+            return value if value is None or "Match" not in name else _quoted(value)
+
+        verdict = conditional.judge(condition, _validators(entry))
         if verdict is not conditional.Verdict.GO:
             raise S3Error("PreconditionFailed", "the source is not as the conditions say")
         return (bucket, key), entry

@@ -23,6 +23,11 @@ from control.s3.errors import S3Error
 LETTERS_MAX = 20 * 1024
 STATEMENTS_MAX = 100
 PATTERN_LETTERS_MAX = 2048
+#: Names and values of a document that is stored. One that was stored by an earlier release may
+#: have more.
+TEXTS_MAX = 2000
+#: The longest address, with a zone.
+ADDRESS_LETTERS_MAX = 64
 ARN = "arn:aws:s3:::"
 VERSIONS = ("2012-10-17", "2008-10-17")
 _FIELDS = frozenset({"Sid", "Effect", "Principal", "Action", "Resource", "Condition"})
@@ -37,6 +42,7 @@ _KEYS = frozenset(
 )  # fmt: skip
 _KEYS_STARTS = ("s3:existingobjecttag/", "s3:requestobjecttag/", "s3:x-amz-")
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: The value of a condition's key in a request; None if it has none.
 Values = Callable[[str], str | None]
 
@@ -68,34 +74,48 @@ class Condition(NamedTuple):
 def _is_any(operator: str, wanted: tuple[str, ...], found: str) -> bool:
     """Whether a value is one of those that are wanted. The answer is kept: a request about a
     thousand keys has the same referrer, address and action for each of them."""
-    test = _OPERATORS[operator]
-    return any(test(text, found) for text in wanted)
+    return _OPERATORS[operator](wanted, found)
 
 
-def _is_within(network: str, address: str) -> bool:
+def _is_like_any(patterns: tuple[str, ...], text: str) -> bool:
+    return any(fits(pattern, text) for pattern in patterns)
+
+
+def _is_within_any(networks: tuple[str, ...], text: str) -> bool:
     try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
+        address = ipaddress.ip_address(text[:ADDRESS_LETTERS_MAX])
     except ValueError:
         return False
+    return any(address in network for network in _parsed(networks))
 
 
-def _is_some_place(network: str) -> bool:
+@lru_cache(256)
+def _parsed(networks: tuple[str, ...]) -> list[Network]:
+    return [ipaddress.ip_network(network, strict=False) for network in networks]
+
+
+def _is_some_place(network: Network) -> bool:
     """Whether these addresses are not half of the world: S3 draws the line here as well."""
-    found = ipaddress.ip_network(network, strict=False)
-    return found.is_private or found.prefixlen >= (8 if found.version == 4 else 32)
+    return network.is_private or network.prefixlen >= (8 if network.version == 4 else 32)
 
 
-_OPERATORS: dict[str, Callable[[str, str], bool]] = {
-    "stringequals": lambda text, found: text == found,
-    "stringequalsignorecase": lambda text, found: text.casefold() == found.casefold(),
-    "stringlike": lambda text, found: fits(text, found),
-    "bool": lambda text, found: text.lower() == found.lower(),
-    "ipaddress": _is_within,
+#: Each folds or parses the value of the request once, however many are wanted.
+_OPERATORS: dict[str, Callable[[tuple[str, ...], str], bool]] = {
+    "stringequals": lambda wanted, found: found in wanted,
+    "stringequalsignorecase": lambda wanted, found: found.casefold() in map(str.casefold, wanted),
+    "stringlike": _is_like_any,
+    "bool": lambda wanted, found: found.lower() in map(str.lower, wanted),
+    "ipaddress": _is_within_any,
 }
 _NAMES = frozenset(
     {*_OPERATORS, "stringnotequals", "stringnotequalsignorecase", "stringnotlike", "notipaddress",
      "null"}
 )  # fmt: skip
+
+
+def _is_of_some_place(condition: Condition) -> bool:
+    is_sure = condition.operator == "ipaddress" and not condition.if_exists
+    return is_sure and all(map(_is_some_place, _parsed(condition.wanted)))
 
 
 class Statement(NamedTuple):
@@ -109,11 +129,7 @@ class Statement(NamedTuple):
     @property
     def is_public(self) -> bool:
         """Whether it lets everybody do something, wherever he is."""
-        is_near = any(
-            c.operator == "ipaddress" and not c.if_exists and all(map(_is_some_place, c.wanted))
-            for c in self.conditions
-        )
-        return self.allows and "*" in self.who and not is_near
+        return self.allows and "*" in self.who and not any(map(_is_of_some_place, self.conditions))
 
     def is_about(self, who: Who, action: str, resource: str) -> bool:
         """Whether it may fit: its conditions are not looked at."""
@@ -128,10 +144,8 @@ class Statement(NamedTuple):
 
 class Policy(NamedTuple):
     statements: tuple[Statement, ...]
-
-    @property
-    def is_public(self) -> bool:
-        return any(each.is_public for each in self.statements)
+    #: Whether a statement lets everybody do something, wherever he is.
+    is_public: bool
 
     def about(self, who: Who, action: str, resource: str) -> list[Statement]:
         return [each for each in self.statements if each.is_about(who, action, resource)]
@@ -174,12 +188,11 @@ def _is_at(piece: str, text: str, start: int) -> bool:
 def _find(piece: str, text: str, start: int, end: int) -> int:
     """Return the first place between ``start`` and ``end`` where a piece matches; -1: nowhere.
 
-    A search that begins again at each place costs the product of both lengths, if the text
-    nearly matches everywhere. Here bit ``i`` of a number says whether place ``start + i`` may
-    still be it, and each character of the piece clears those bits whose text has another one.
+    A search that begins again at each place, as that of ``str.find`` in a short text, costs the
+    product of both lengths if the text nearly matches everywhere. Here bit ``i`` of a number says
+    whether place ``start + i`` may still be it, and each character of the piece clears those bits
+    whose text has another one.
     """
-    if "?" not in piece:
-        return text.find(piece, start, end)
     places = end - start - len(piece) + 1
     if places <= 0:
         return -1
@@ -224,7 +237,8 @@ def parse(text: str, bucket: str) -> Policy:
     statements = [statements] if isinstance(statements, dict) else statements
     if not isinstance(statements, list) or not 1 <= len(statements) <= STATEMENTS_MAX:
         raise malformed(f"a policy has 1 to {STATEMENTS_MAX} statements")
-    return Policy(tuple(_statement(each, bucket) for each in statements))
+    made = tuple(_statement(each, bucket) for each in statements)
+    return Policy(made, any(each.is_public for each in made))
 
 
 def malformed(message: str) -> S3Error:
@@ -318,9 +332,8 @@ def _truth(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _check_networks(texts: Iterable[str]) -> None:
+def _check_networks(texts: tuple[str, ...]) -> None:
     try:
-        for text in texts:
-            ipaddress.ip_network(text, strict=False)
+        _parsed(texts)
     except ValueError:
         raise malformed("an address is like 10.0.0.0/8") from None

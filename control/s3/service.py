@@ -425,8 +425,8 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         raise S3Error(
             "InvalidToken", "access keys have no session token here: leave out AWS_SESSION_TOKEN"
         )
-    for name, value in headers.items():
-        if NOT_OFFERED.fullmatch(name) and value.lower() != "false":
+    for name in headers:
+        if NOT_OFFERED.fullmatch(name) and headers[name].lower() != "false":
             raise S3Error("NotImplemented", f"the header {name} is not offered")
     if headers.get("x-amz-storage-class", "STANDARD") != "STANDARD":
         raise S3Error("InvalidStorageClass", "there is one storage class, STANDARD")

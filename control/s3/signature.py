@@ -91,7 +91,7 @@ def find(headers: Mapping[str, str], query: Mapping[str, str]) -> Signed | None:
         return _from_header(authorization, headers)
     if "X-Amz-Signature" in query or "X-Amz-Algorithm" in query:
         return _from_query(query)
-    if "AWSAccessKeyId" in query:  # the service has found it first, unless it is not to
+    if "AWSAccessKeyId" in query:  # the service asks signature2 first, where it is switched on
         raise S3Error(
             "InvalidRequest", f"signatures are of {ALGORITHM} alone: version 2 is switched off here"
         )

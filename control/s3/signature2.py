@@ -118,6 +118,7 @@ def presigned(method: str, resource: bytes, query: bytes, headers: Headers) -> P
     _check(pairs)
     if not _expires.fullmatch(found.get("Expires", "")):
         raise S3Error("AccessDenied", "Expires must be a time in seconds since 1970")
+    _check_payload(dict(headers), found)
     in_query = {name: found[name].strip(" \t") for name in found if _is_header(name)}
     lines = _signed_headers(in_query, headers)
     text = b"\n".join(
@@ -138,6 +139,17 @@ def presigned(method: str, resource: bytes, query: bytes, headers: Headers) -> P
         options={name: value for name, value in pairs if name in SUBRESOURCES},
         headers=headers_of(in_query) | standard,
     )
+
+
+def _check_payload(headers: Mapping[str, str], query: Mapping[str, str]) -> None:
+    """Raises S3Error for a body that is signed or framed: a URL is made before there is a body."""
+    for said in (headers, query):
+        if said.get("x-amz-content-sha256", UNSIGNED) != UNSIGNED or "aws-chunked" in said.get(
+            "content-encoding", ""
+        ):
+            raise S3Error(
+                "InvalidRequest", "send the body of a presigned URL as it is, without its SHA-256"
+            )
 
 
 def _is_header(name: str) -> bool:

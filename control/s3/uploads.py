@@ -31,6 +31,7 @@ import trio
 from msgspec.structs import replace
 
 from control.api import Control, NoSuchThing, RecordsFailed, Response
+from control.api.internals import HeaderTexts
 from control.s3 import metadata as stored
 from control.s3.buckets import Buckets, xml
 from control.s3.call import S3Call
@@ -275,7 +276,9 @@ class Uploads:
 
     async def complete(self, call: S3Call) -> Response:
         # A checksum in its headers is that of the object, and not that of the document.
-        headers = {n: v for n, v in call.headers.items() if not n.startswith(PREFIX)}
+        headers = HeaderTexts(call.headers)
+        for name in [name for name in headers if name.startswith(PREFIX)]:
+            del headers[name]
         call.payload = Payload(aiter(call.request.body), headers, call.signed, call.signer)
         root = await call.document("CompleteMultipartUpload", BYTES_MAX, 6 * PARTS_MAX)
         if len(root) <= INLINE_PARTS_MAX:

@@ -86,6 +86,8 @@ def _where(disks: Iterable[Disk], path: str) -> str:
     for each in disks:
         if each.path == path.rstrip("/"):
             room = f"{human_bytes(each.free_bytes)} free of {human_bytes(each.total_bytes)}"
+            if not each.mount:  # a chunkserver of an earlier release does not say
+                return f"{each.path} has {room}"
             kind = "root file system" if each.mount == "/" else "file system mounted at"
             return f"{each.path} is on the {kind} {each.mount}, with {room}"
     raise NotFound(f"{path} is not a disk of this chunkserver: gfs status --disks")

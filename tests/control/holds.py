@@ -2,7 +2,7 @@
 request held it fails.
 
 The control plane itself logs each step of a task that computes for long, by the CPU time of its
-thread (``control.app.loop``), so a busy machine adds nothing. Of a process the log is read, of an
+thread (``control.app.loop``), so a busy machine adds little. Of a process the log is read, of an
 application in the test's own process its logger. The client of a test may compute for long.
 """
 

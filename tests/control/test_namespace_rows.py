@@ -70,7 +70,7 @@ async def test_a_namespace_that_is_deleted_leaves_no_rows(cluster: Cluster, door
 
 
 async def test_rows_that_an_earlier_release_has_left_are_deleted(cluster: Cluster) -> None:
-    """And no others: a bucket keeps its documents, one that is made meanwhile, too."""
+    """And no others: a bucket that is there keeps its documents."""
     async with running(cluster.state, modules=(CheapAuth, Storage, S3)) as server:
         module = next(each for each in server.app.modules if isinstance(each, S3))
         records = server.app.control.records

@@ -3,7 +3,7 @@
 The names of all headers and parameters that the application reads are found while it reads them:
 each read goes through ``control.http.texts``. So a reader that is added is tested as well. Every
 name is sent what is much to look at: as long as is read of it, and longer. What one step of a task
-computes is told by the thread's CPU time, to which no other process adds.
+computes is told by the thread's CPU time, to which other processes add little.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from checks import ok
 from harness import Cluster
 from holds import HOLD_SECONDS
 from http_served import connected
+from raw import FORM_END, FORM_TYPE, form_part
 from s3_client import done, s3_of
 from share import share
 
@@ -41,7 +42,7 @@ from control.paths import PARAMETER
 from control.s3 import S3
 from control.s3.documents import BYTES_MAX, PIECE_BYTES, QUOTES_MAX, parse
 from control.s3.errors import S3Error
-from control.s3.policy import ARN, LETTERS_MAX
+from control.s3.policy import ARN, LETTERS_MAX, TEXTS_MAX
 from control.storage import Storage
 
 pytestmark = [pytest.mark.real, pytest.mark.thin]
@@ -362,6 +363,56 @@ def takes(subresource: str, root: str) -> bool:
              "publicAccessBlock": "PublicAccessBlockConfiguration",
              "": "CreateBucketConfiguration"}  # fmt: skip
     return roots.get(subresource) == root
+
+
+def statement(bucket: str, **fields: Any) -> dict[str, Any]:
+    about = [f"{ARN}{bucket}", f"{ARN}{bucket}/*"]
+    return {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": about, **fields}
+
+
+#: Statements that need much for each request, as many texts as a policy may have.
+COSTLY: dict[str, dict[str, Any]] = {
+    "networks of a referrer": {"Condition": {"IpAddress": {"aws:Referer": ["::"] * 1900}}},
+    "networks": {"Condition": {"NotIpAddress": {"aws:SourceIp": ["::1"] * 1900}}},
+    "other letters": {"Condition": {"StringEqualsIgnoreCase": {"aws:Referer": ["ab"] * 1900}}},
+    "truths": {"Condition": {"Bool": {"aws:Referer": ["ab"] * 1900}}},
+    "nearly everywhere": {
+        "Condition": {"StringLike": {"aws:Referer": [f"*{'a' * 50}b{'a' * 50}*"] * 150}}
+    },
+    "resources": {"Resource": [f"{ARN}*/*{'a' * 40}b{'a' * 40}*"] * 150},
+    "actions": {"Action": ["s3:*a?b"] * 1500},
+}
+
+
+@pytest.mark.parametrize("case", COSTLY)
+async def test_a_stranger_asks_where_a_policy_needs_much(asker: Asker, case: str) -> None:
+    costly = statement(BUCKET, Effect="Deny", **COSTLY[case])
+    found = {"Version": "2012-10-17", "Statement": [statement(BUCKET), costly]}
+    body = json.dumps(found, separators=(",", ":")).encode()
+    assert body.count(b'"') > TEXTS_MAX or len(body) > LETTERS_MAX // 2
+    async with s3_of(asker.server) as call:
+        await call("PUT", BUCKET)
+        done(await call("PUT", BUCKET, {"policy": ""}, body))
+        for text in ("a" * 4096, ":" * 4096, "é" * 2048, "." * 4096):
+            for key in ("key", "/".join(["a" * 250] * 4)):
+                await asker.ask("GET", f"/{BUCKET}/{key}", {}, {"Referer": text})
+        done(await call("DELETE", BUCKET, {"policy": ""}))
+
+
+async def test_the_fields_of_a_form_over_s3(asker: Asker) -> None:
+    """Of anybody, also its key, into which the name of the file is put."""
+    async with s3_of(asker.server) as call:
+        await call("PUT", BUCKET)
+        done(await call("PUT", BUCKET, {"policy": ""}, policy(BUCKET)))
+        headers = {"Content-Type": FORM_TYPE}
+        names = ["key", "acl", "policy", "tagging", "success_action_redirect", "x-amz-meta-a"]
+        for name in [*names, "x-amz-signature", "x-amz-checksum-crc32", "content-type", "expires"]:
+            for fill in [*FILLS, "${filename}"]:
+                text = (fill * (LONG_BYTES // len(fill.encode()))).encode()
+                fields = {"key": b"key", name: text}
+                parts = b"".join(form_part(field, value) for field, value in fields.items())
+                file = form_part("file", b"x", "f" * 4000)
+                await asker.ask("POST", f"/{BUCKET}", {}, headers, parts + file + FORM_END)
 
 
 async def test_a_stranger_asks_about_a_thousand_keys_and_a_hundred_headers(asker: Asker) -> None:
